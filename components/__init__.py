@@ -1,0 +1,1 @@
+"""The pipeline's custom TFX components, one folder each: component.py (spec and constructor) and executor.py."""

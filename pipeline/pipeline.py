@@ -1,0 +1,188 @@
+"""The pipeline, top to bottom: from tables to a gated model in the folder that TF Serving watches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+
+from tfx.components import ImportSchemaGen, SchemaGen, StatisticsGen, Trainer, Transform
+from tfx.dsl.components.base import base_node
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
+
+from components.baseline_resolver.component import BaselineResolver
+from components.baseline_resolver.versions import latest_version
+from components.evaluator.component import Evaluator
+from components.example_validator.component import ExampleValidator
+from components.interaction_example_gen.component import InteractionExampleGen
+from components.interaction_example_gen.tables import fingerprint as tables_fingerprint
+from components.pusher.component import Pusher
+from components.scann_index_builder.component import ScannIndexBuilder
+from components.servable_validator.component import ServableValidator
+from modules.evaluation import eval_config
+from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, Columns
+from pipeline import runs
+from pipeline.config import Config
+from pipeline.fingerprint import code
+
+
+def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
+    """The whole pipeline for one configuration.
+
+    What TFX's cache key cannot see (the content of the tables, the code behind an import path) reaches every stage that
+    depends on it as a parameter, so that a change re-executes exactly those stages and those below them.
+    """
+    columns = Columns(
+        user=config.tables.interactions.user,
+        item=config.tables.interactions.item,
+        timestamp=config.tables.interactions.timestamp,
+    )
+    stamp = _stamp(config)
+
+    # Tables → examples: joined, split, each row with the history that was known at its time.
+    example_gen = InteractionExampleGen(
+        tables=config.tables,
+        split=config.split,
+        features=config.features,
+        evaluation=config.evaluation,
+        serving=config.serving,
+        fingerprint=tables_fingerprint(config.tables),
+        code=code("components.interaction_example_gen.executor"),
+    )
+    examples = example_gen.outputs["examples"]
+
+    # Statistics, schema, and a stop in words when the data are not what the schema says.
+    statistics_gen = StatisticsGen(examples=examples)
+    schema_gen = _schema_gen(config, statistics_gen)
+    schema = schema_gen.outputs["schema"]
+    example_validator = ExampleValidator(
+        statistics=statistics_gen.outputs["statistics"],
+        schema=schema,
+        features=config.features,
+        exclude_splits=[CATALOGUE],
+        code=code("components.example_validator.executor"),
+    )
+
+    # Vocabularies and normalizers, learned on the training period; the graph travels into the servable.
+    transform = Transform(
+        examples=examples,
+        schema=schema,
+        preprocessing_fn="modules.preprocessing.preprocessing_fn",
+        splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN, VALIDATION], transform=[TRAIN, VALIDATION, CATALOGUE]),
+        custom_config={
+            "features": config.features.model_dump_json(),
+            "columns": columns.model_dump_json(),
+            "code": code("modules.preprocessing"),
+        },
+        disable_statistics=True,
+    )
+    transform.add_upstream_node(example_validator)
+
+    # The two towers.
+    trainer = Trainer(
+        run_fn="modules.trainer.run_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema,
+        train_args=trainer_pb2.TrainArgs(splits=[TRAIN]),
+        eval_args=trainer_pb2.EvalArgs(splits=[VALIDATION]),
+        custom_config={
+            "features": config.features.model_dump_json(),
+            "columns": columns.model_dump_json(),
+            "model": config.model.model_dump_json(),
+            "training": config.training.model_dump_json(),
+            "checkpoint_root": os.path.join(config.root, "checkpoints"),
+            "code": code("modules.trainer"),
+        },
+    )
+
+    # The embedded catalogue, its index, and the one servable that is evaluated, validated, pushed and served.
+    index_builder = ScannIndexBuilder(
+        model=trainer.outputs["model"],
+        examples=examples,
+        features=config.features,
+        columns=columns,
+        index=config.index,
+        serving=config.serving,
+        evaluation=config.evaluation,
+        name=config.name,
+        code=code("components.scann_index_builder.executor"),
+    )
+    servable = index_builder.outputs["servable"]
+
+    # The two gates.
+    baseline_resolver = BaselineResolver(
+        push_destination=config.push_destination,
+        pipeline_stamp=stamp,
+        baseline_version=latest_version(config.push_destination, excluding_stamp=stamp),
+    )
+    evaluator = Evaluator(
+        examples=examples,
+        model=servable,
+        baseline_model=baseline_resolver.outputs["baseline"],
+        example_splits=[EVAL],
+        eval_config=eval_config(config.evaluation, config.features.history),
+        code=code("components.evaluator.executor", "modules.evaluation"),
+    )
+    servable_validator = ServableValidator(
+        servable=servable,
+        report=index_builder.outputs["report"],
+        serving=config.serving,
+        code=code("components.servable_validator.executor"),
+    )
+
+    pusher = Pusher(
+        model=servable,
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=servable_validator.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=config.push_destination)
+        ),
+        pipeline_stamp=stamp,
+    )
+
+    return tfx_pipeline.Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=config.root,
+        components=[
+            example_gen,
+            statistics_gen,
+            schema_gen,
+            example_validator,
+            transform,
+            trainer,
+            index_builder,
+            baseline_resolver,
+            evaluator,
+            servable_validator,
+            pusher,
+        ],
+        enable_cache=True,
+        metadata_connection_config=runs.connection(config),
+        beam_pipeline_args=list(config.beam.options),
+    )
+
+
+def _schema_gen(config: Config, statistics_gen: StatisticsGen) -> base_node.BaseNode:
+    """The curated schema if the configuration names one, else the schema of this run's training data."""
+    if config.data_schema.path is None:
+        return SchemaGen(
+            statistics=statistics_gen.outputs["statistics"], infer_feature_shape=False, exclude_splits=[CATALOGUE]
+        )
+    # ImportSchemaGen's cache key holds the path alone, so the path has to change with the content.
+    with open(config.data_schema.path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()[:16]
+    staged = os.path.join(config.root, "schemas", digest, "schema.pbtxt")
+    if not os.path.exists(staged):
+        os.makedirs(os.path.dirname(staged), exist_ok=True)
+        shutil.copyfile(config.data_schema.path, staged + ".partial")
+        os.replace(staged + ".partial", staged)
+    return ImportSchemaGen(schema_file=staged)
+
+
+def _stamp(config: Config) -> str:
+    """Identifies what a pushed model was made from: configuration, data and code."""
+    what = config.model_dump_json(exclude={"output", "metadata", "beam"}) + tables_fingerprint(config.tables)
+    what += code("modules.trainer", "modules.preprocessing", "components.scann_index_builder.executor")
+    return hashlib.sha256(what.encode()).hexdigest()[:16]

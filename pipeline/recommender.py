@@ -1,0 +1,278 @@
+"""The pushed model on this machine: requests made from the tables, answers with titles, top-K for every user."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.baseline_resolver.versions import versions
+from components.interaction_example_gen.tables import read_table
+from modules.errors import UserError
+from modules.features import MISSING_TIMESTAMP, Feature, History, Timestamp, dtype, is_list
+from pipeline.config import Config
+
+BATCH = 256
+_OUTPUT_SCHEMA = pa.schema(
+    [("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32()),
+     ("model_version", pa.int64())]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of an answer."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asks: raw values by query column, and the history, oldest first."""
+
+    values: Mapping[str, Any]
+    history: Sequence[str]
+
+
+class Recommender:
+    """The newest pushed version and the tables that its requests are made from.
+
+    Args:
+        config: The configuration that the model was made with.
+
+    Raises:
+        UserError: Nothing has been pushed, or the pushed model wants columns that the configuration does not describe.
+    """
+
+    def __init__(self, config: Config) -> None:
+        destination = config.push_destination
+        pushed = versions(destination)
+        if not pushed:
+            raise UserError(f"no model in {destination}: nothing has been pushed yet; start with `twotower run`")
+        self.version = int(pushed[-1])
+        self._config = config
+        self._columns = config.tables.interactions
+        # TensorFlow takes seconds to import; whoever asked for a model that is not there need not wait for it.
+        import tensorflow as tf
+
+        path = os.path.join(destination, pushed[-1])
+        with open(os.path.join(path, "assets.extra", "servable.json"), encoding="utf-8") as file:
+            self.servable = json.load(file)
+        if self.servable["layer"] == "scann":
+            import scann  # noqa: F401  (registers its TensorFlow ops)
+        self._model = tf.saved_model.load(path)
+        self._features = {f.column: f for f in config.features.query}
+        wanted = self._model.signatures["serving_default"].structured_input_signature[1]
+        unknown = sorted(set(wanted) - set(self._features))
+        if unknown:
+            raise UserError(
+                f"version {self.version} asks for {unknown[0]!r}, which the configuration does not describe; "
+                "use the configuration it was made with, or run the pipeline again"
+            )
+        self._wanted = {column: self._features[column] for column in wanted}
+
+    def request(
+        self, user: str | None, *, history: Sequence[str] | None = None, values: Mapping[str, Any] | None = None
+    ) -> Request:
+        """What the tables know of one user: attributes and history; both empty for an unknown one.
+
+        Args:
+            user: The user's id; None for an anonymous request.
+            history: Items instead of those in the interactions table, oldest first.
+            values: Values that replace or complete the attributes, by column.
+        """
+        found: dict[str, Any] = {}
+        tables = self._config.tables
+        if user is not None:
+            found[self._columns.user] = user
+            if tables.users is not None:
+                wanted = [c for c in self._wanted if c != tables.users.id]
+                users = read_table(tables.users.path, [tables.users.id, *wanted], optional=wanted)
+                rows = users.filter(pc.equal(users[tables.users.id].cast(pa.string()), user)).to_pylist()
+                found |= rows[0] if rows else {}
+                found[self._columns.user] = user
+            if history is None:
+                history = self._histories({user}).get(user, [])
+        return Request({**found, **(values or {})}, list(history or []))
+
+    def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
+        """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
+        tables = self._config.tables
+        attributes: dict[str, dict[str, Any]] = {}
+        if tables.users is not None:
+            wanted = [c for c in self._wanted if c != tables.users.id]
+            table = read_table(tables.users.path, [tables.users.id, *wanted], optional=wanted)
+            attributes = {str(row[tables.users.id]): row for row in table.to_pylist()}
+        histories = self._histories(None if users is None else set(users))
+        everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
+        for user in everyone:
+            yield user, Request({**attributes.get(user, {}), self._columns.user: user}, histories.get(user, []))
+
+    def recommend(
+        self,
+        requests: Sequence[Request],
+        *,
+        exclude: Sequence[str] = (),
+        filters: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The answers to some requests, best first, at most `serving.k` items each.
+
+        Args:
+            requests: B requests.
+            exclude: Items to leave out of every answer, beside the request's own history.
+            filters: Required values by filter column; an item must have one of them for each column.
+
+        Raises:
+            UserError: A filter column is not one of `serving.filter_columns`.
+        """
+        import tensorflow as tf
+
+        inputs = {column: tf.constant(self._column(f, requests)) for column, f in self._wanted.items()}
+        signature = "recommend_excluding" if exclude or filters else "serving_default"
+        if exclude or filters:
+            inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
+        if filters:
+            signature = "recommend_filtered"
+            known = self._config.serving.filter_columns
+            for column in filters:
+                if column not in known:
+                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
+                                    "add the column to serving.filter_columns and run again")  # fmt: skip
+            for column in known:
+                values = list(filters.get(column, []))
+                inputs[f"filter_{column}"] = tf.constant(
+                    [values] * len(requests), tf.string, [len(requests), len(values)]
+                )
+        return self._answers(self._model.signatures[signature](**inputs))
+
+    def similar(self, items: Sequence[str]) -> list[list[Recommendation]]:
+        """The nearest items of each item; none for an unknown one."""
+        import tensorflow as tf
+
+        return self._answers(self._model.signatures["similar_items"](item_id=tf.constant(list(items))))
+
+    def write_batch(self, path: str, k: int, users: Sequence[str] | None = None) -> int:
+        """Writes the top k of every user (or of a list) as Parquet, a batch of users at a time; history left out.
+
+        Args:
+            path: The file; it appears whole or not at all.
+            k: At most `serving.k` of the model.
+
+        Returns:
+            The number of users.
+
+        Raises:
+            UserError: k is larger than the model's answers, or the file cannot be written.
+        """
+        if not 1 <= k <= self.servable["k"]:
+            raise UserError(f"--k {k}: version {self.version} answers with 1 to {self.servable['k']} items; "
+                            "raise serving.k and run again for more")  # fmt: skip
+        partial = f"{path}.partial"
+        count = 0
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            with pq.ParquetWriter(partial, _OUTPUT_SCHEMA) as writer:
+                batch: list[tuple[str, Request]] = []
+                for pair in self.requests(users):
+                    batch.append(pair)
+                    if len(batch) == BATCH:
+                        writer.write_table(self._rows(batch, k))
+                        count += len(batch)
+                        batch = []
+                if batch:
+                    writer.write_table(self._rows(batch, k))
+                    count += len(batch)
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)
+        return count
+
+    def _rows(self, batch: Sequence[tuple[str, Request]], k: int) -> pa.Table:
+        answers = self.recommend([request for _, request in batch])
+        rows = [(user, r) for (user, _), answer in zip(batch, answers, strict=True) for r in answer[:k]]
+        return pa.table(
+            [
+                [user for user, _ in rows],
+                [r.rank for _, r in rows],
+                [r.item_id for _, r in rows],
+                [r.score for _, r in rows],
+                [self.version] * len(rows),
+            ],
+            schema=_OUTPUT_SCHEMA,
+        )
+
+    def _answers(self, outputs: Mapping[str, Any]) -> list[list[Recommendation]]:
+        ids, scores = outputs["item_id"].numpy(), outputs["score"].numpy()
+        column = self._config.tables.items.title
+        titles = outputs[column].numpy() if column in outputs else np.full_like(ids, b"")
+        return [
+            [
+                Recommendation(rank + 1, item.decode(), title.decode(), float(score))
+                for rank, (item, title, score) in enumerate(zip(*row, strict=True))
+                if item
+            ]
+            for row in zip(ids, titles, scores, strict=True)
+        ]
+
+    def _column(self, feature: Feature, requests: Sequence[Request]) -> np.ndarray:
+        """One input of the signature, [B] or [B, L] padded with ""."""
+        if is_list(feature):
+            lists = [
+                list(r.history) if isinstance(feature, History) else _strings(r.values.get(feature.column))
+                for r in requests
+            ]
+            width = max(map(len, lists), default=0)
+            return np.array([row + [""] * (width - len(row)) for row in lists], object).reshape(len(lists), width)
+        values = [r.values.get(feature.column) for r in requests]
+        if isinstance(feature, Timestamp):
+            now = int(time.time())
+            return np.array([now if v is None else int(v) for v in values] or [MISSING_TIMESTAMP], np.int64)
+        if dtype(feature) == "float32":
+            return np.array([math.nan if v is None else _number(feature, v) for v in values], np.float32)
+        return np.array(["" if v is None else str(v) for v in values], object)
+
+    def _histories(self, users: set[str] | None) -> dict[str, list[str]]:
+        """Items by user, oldest first; equal times keep the table's order."""
+        columns = self._columns
+        table = read_table(columns.path, [columns.user, columns.item, columns.timestamp])
+        user, item = table[columns.user].cast(pa.string()), table[columns.item].cast(pa.string())
+        table = pa.table({"user": user, "item": item, "time": table[columns.timestamp]})
+        if users is not None:
+            table = table.filter(pc.is_in(table["user"], pa.array(sorted(users), pa.string())))
+        table = table.append_column("order", pa.array(np.arange(len(table))))
+        table = table.sort_by([("time", "ascending"), ("order", "ascending")])
+        histories: dict[str, list[str]] = {}
+        for who, what in zip(table["user"].to_pylist(), table["item"].to_pylist(), strict=True):
+            histories.setdefault(who, []).append(what)
+        return histories
+
+
+def _strings(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def _number(feature: Feature, value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"{feature.column}: expected a number, not {value!r}") from None

@@ -1,0 +1,178 @@
+"""What ran: runs, their stages and artifacts, read from the ML Metadata store."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_metadata
+from ml_metadata.proto import metadata_store_pb2
+
+from modules.errors import UserError
+from pipeline.config import Config
+
+_STATES = {
+    metadata_store_pb2.Execution.COMPLETE: "done",
+    metadata_store_pb2.Execution.CACHED: "cached",
+    metadata_store_pb2.Execution.FAILED: "failed",
+    metadata_store_pb2.Execution.CANCELED: "canceled",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One input or output of a stage."""
+
+    id: int
+    key: str
+    type: str
+    uri: str
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One component's execution in a run."""
+
+    name: str
+    state: str
+    """done, cached, failed, canceled, or unfinished: it runs, or the run was killed in it."""
+    seconds: float
+    inputs: tuple[Artifact, ...]
+    outputs: tuple[Artifact, ...]
+
+    def output(self, key: str) -> Artifact | None:
+        return next((a for a in self.outputs if a.key == key), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline."""
+
+    id: str
+    started: datetime.datetime
+    stages: tuple[Stage, ...] = field(default=())
+
+    def stage(self, name: str) -> Stage | None:
+        return next((s for s in self.stages if s.name == name), None)
+
+    @property
+    def state(self) -> str:
+        if any(s.state == "failed" for s in self.stages):
+            return "failed"
+        # Pusher is the last stage; a run that never came to it was killed, or runs.
+        last = self.stage("Pusher")
+        return "done" if last is not None and last.state in ("done", "cached") else "unfinished"
+
+
+def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
+    """How to reach the ML Metadata store: SQLite below the output root, or a server."""
+    store = config.metadata
+    password = os.environ.get(store.password_env, "") if store.password_env else ""
+    if store.kind == "mysql":
+        return metadata_store_pb2.ConnectionConfig(
+            mysql=metadata_store_pb2.MySQLDatabaseConfig(
+                host=store.host, port=store.port or 3306, database=store.database, user=store.user, password=password
+            )
+        )
+    if store.kind == "postgresql":
+        return metadata_store_pb2.ConnectionConfig(
+            postgresql=metadata_store_pb2.PostgreSQLDatabaseConfig(
+                host=store.host, port=str(store.port or 5432), dbname=store.database, user=store.user, password=password
+            )
+        )
+    path = os.path.join(config.root, "metadata.sqlite")
+    return metadata_store_pb2.ConnectionConfig(
+        sqlite=metadata_store_pb2.SqliteMetadataSourceConfig(
+            filename_uri=path, connection_mode=metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
+        )
+    )
+
+
+def read_runs(config: Config, last: int | None = None) -> list[Run]:
+    """The runs of a configuration's pipeline, newest first.
+
+    Raises:
+        UserError: There is no metadata store yet, or it cannot be reached.
+    """
+    how = connection(config)
+    if how.HasField("sqlite") and not os.path.exists(how.sqlite.filename_uri):
+        raise UserError(f"nothing has run yet: {how.sqlite.filename_uri} does not exist; start with `twotower run`")
+    try:
+        store = ml_metadata.MetadataStore(how)
+        contexts = store.get_children_contexts_by_context(
+            store.get_context_by_type_and_name("pipeline", config.name).id
+        )
+    except (ml_metadata.errors.StatusError, RuntimeError) as error:
+        raise UserError(f"the metadata store cannot be read: {' '.join(str(error).split())}") from None
+    contexts.sort(key=lambda c: c.create_time_since_epoch, reverse=True)
+    return [_read_run(store, context, config.name) for context in contexts[:last]]
+
+
+def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Context, pipeline: str) -> Run:
+    executions = sorted(store.get_executions_by_context(context.id), key=lambda e: e.id)
+    types = {t.id: t.name for t in store.get_artifact_types()}
+    events = store.get_events_by_execution_ids([e.id for e in executions]) if executions else []
+    artifacts = {a.id: a for a in store.get_artifacts_by_id(sorted({e.artifact_id for e in events}))}
+    of_execution: dict[tuple[int, bool], list[Artifact]] = defaultdict(list)
+    for event in events:
+        artifact = artifacts[event.artifact_id]
+        is_output = event.type == metadata_store_pb2.Event.OUTPUT
+        of_execution[event.execution_id, is_output].append(
+            Artifact(
+                id=artifact.id,
+                key=event.path.steps[0].key if event.path.steps else "",
+                type=types[artifact.type_id],
+                uri=artifact.uri,
+                properties={
+                    key: _value(value)
+                    for values in (artifact.properties, artifact.custom_properties)
+                    for key, value in values.items()
+                },
+            )
+        )
+    stages = []
+    for execution in executions:
+        nodes = [c.name for c in store.get_contexts_by_execution(execution.id) if c.name.startswith(f"{pipeline}.")]
+        stages.append(
+            Stage(
+                name=nodes[0].removeprefix(f"{pipeline}.") if nodes else execution.name,
+                state=_STATES.get(execution.last_known_state, "unfinished"),
+                seconds=(execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
+                inputs=tuple(of_execution[execution.id, False]),
+                outputs=tuple(of_execution[execution.id, True]),
+            )
+        )
+    started = datetime.datetime.fromtimestamp(context.create_time_since_epoch / 1000).astimezone()
+    return Run(id=context.name, started=started, stages=tuple(stages))
+
+
+def _value(value: metadata_store_pb2.Value) -> Any:
+    kind = value.WhichOneof("value")
+    return getattr(value, kind) if kind else None
+
+
+def read_json(artifact: Artifact | None, name: str) -> dict[str, Any]:
+    """A JSON file of an artifact; empty when the stage did not get so far."""
+    if artifact is None:
+        return {}
+    try:
+        with open(os.path.join(artifact.uri, name), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def lineage(run: Run) -> Sequence[tuple[str, str, str]]:
+    """(stage, input artifact, stage that made it) for everything a run read."""
+    made_by = {artifact.id: stage.name for stage in run.stages for artifact in stage.outputs}
+    return [
+        (stage.name, f"{artifact.key} #{artifact.id}", made_by.get(artifact.id, "an earlier run"))
+        for stage in run.stages
+        for artifact in stage.inputs
+    ]

@@ -1,0 +1,174 @@
+"""The end of a run in one table: data, quality beside most-popular, index, gates, what was pushed, the costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config
+from pipeline.runs import Run, read_json
+
+PROTOCOLS = {
+    "temporal": "temporal split: the latest interactions are judged",
+    "random": "random split: flattering, for comparison with papers",
+    "leave_last_out": "leave-last-out: each user's last item is judged",
+    "column": "the data set's own split",
+}
+
+
+def summarize(
+    config: Config, run: Run, *, seconds: float | None = None, peak_bytes: int | None = None
+) -> dict[str, Any]:
+    """Everything a person or a script wants to know of a run, as plain data."""
+    examples = _output(run, "InteractionExampleGen", "examples")
+    evaluation = read_json(_output(run, "Evaluator", "evaluation"), "metrics.json")
+    report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
+    training = read_json(_output(run, "Trainer", "model_run"), "training.json")
+    infra = _output(run, "ServableValidator", "blessing")
+    pushed = _output(run, "Pusher", "pushed_model")
+    gates = {}
+    if evaluation:
+        gates["Evaluator"] = {"blessed": not evaluation["failures"], "reasons": evaluation["failures"]}
+    if infra is not None:
+        blessed = infra.properties.get("blessing_status") == "INFRA_BLESSED"
+        reasons = [r for r in str(infra.properties.get("reasons", "")).split("\n") if r]
+        gates["ServableValidator"] = {"blessed": blessed, "reasons": reasons}
+    return {
+        "run": run.id,
+        "state": run.state,
+        "protocol": PROTOCOLS[config.split.strategy],
+        "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
+        "training": training,
+        "metrics": evaluation.get("slices", {}),
+        "index": report,
+        "gates": gates,
+        "pushed": pushed.properties.get("pushed_destination") if pushed and pushed.properties.get("pushed") else None,
+        "stages": [{"name": s.name, "state": s.state, "seconds": round(s.seconds, 2)} for s in run.stages],
+        "seconds": seconds,
+        "peak_memory_bytes": peak_bytes,
+    }
+
+
+def _output(run: Run, stage: str, key: str) -> Any:
+    found = run.stage(stage)
+    return found.output(key) if found else None
+
+
+def render(summary: dict[str, Any], console: Console) -> None:
+    """Prints what `summarize` gave."""
+    table = Table(
+        title=f"run {summary['run']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    data = summary["data"]
+    if data:
+        table.add_row("data", _counts(data))
+    table.add_row("protocol", f"{summary['protocol']}; the whole catalogue is ranked, seen items are left out")
+    training = summary["training"]
+    if training.get("epochs"):
+        table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s")
+    index = summary["index"]
+    if index:
+        table.add_row("index", _index(index))
+    for gate, verdict in summary["gates"].items():
+        reasons = "; ".join(verdict["reasons"])
+        table.add_row(gate, "[green]blessed[/]" if verdict["blessed"] else f"[red]refused[/]: {reasons}")
+    if summary["pushed"]:
+        table.add_row("pushed", os.path.relpath(summary["pushed"]))
+    elif summary["gates"]:
+        table.add_row("pushed", "[red]nothing[/]; what was served before stays")
+    stages = [s for s in summary["stages"] if s["state"] != "cached"]
+    cached = len(summary["stages"]) - len(stages)
+    words = ", ".join(f"{s['name']} {s['seconds']:.1f}" for s in stages)
+    table.add_row("seconds", words + (f"{'; ' if words else ''}{cached} stages cached" if cached else ""))
+    if summary["seconds"] is not None:
+        table.add_row("in all", f"{summary['seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+    console.print()
+    console.print(table)
+    overall = summary["metrics"].get("Overall", {})
+    if overall:
+        console.print()
+        console.print(_quality(overall))
+
+
+def _counts(data: dict[str, int]) -> str:
+    parts = [f"{data[k]:,} {k}" for k in ("interactions", "users", "items") if k in data]
+    rows = [
+        f"{data[k]:,} {k.removeprefix('rows_')}" for k in ("rows_train", "rows_validation", "rows_eval") if k in data
+    ]
+    dropped = [f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if ("unknown" in k or "dropped" in k) and v]
+    return ", ".join(parts) + (f" → {' + '.join(rows)} rows" if rows else "") + "".join(f"; {d}" for d in dropped)
+
+
+def _index(index: dict[str, Any]) -> str:
+    chosen = index["chosen"]
+    name = f"{chosen['layer']}/{chosen['strategy']}"
+    latency = chosen["latency_ms"]["single"]
+    return (
+        f"{name}, recall@{index['recall_k']} {chosen['recall']:.3f} (target {index['recall_target']}), "
+        f"one query {latency['p50']:.2f} ms p50, {latency['p99']:.2f} ms p99"
+    )
+
+
+def _quality(overall: dict[str, float]) -> Table:
+    table = Table(title="quality on eval", title_justify="left")
+    table.add_column("k", justify="right")
+    shown = (
+        "ndcg",
+        "recall",
+        "precision",
+        "recall_with_seen",
+        "coverage",
+        "popular_share",
+        "popular_ndcg",
+        "popular_recall",
+    )
+    for name in shown:
+        table.add_column(
+            name.replace("popular_ndcg", "most-popular ndcg").replace("popular_recall", "most-popular recall")
+        )
+    for k in sorted({int(name.partition("@")[2]) for name in overall if "@" in name}):
+        table.add_row(str(k), *(f"{overall[f'{name}@{k}']:.4f}" if f"{name}@{k}" in overall else "" for name in shown))
+    return table
+
+
+def render_runs(found: Sequence[Run], outcomes: Sequence[dict[str, Any]], console: Console) -> None:
+    """One line per run: when, how it ended, what it measured, what it pushed."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("run", "state", "stages", "quality", "index recall", "pushed"):
+        table.add_column(name)
+    for run, outcome in zip(found, outcomes, strict=True):
+        overall = outcome["metrics"].get("Overall", {})
+        best = next((f"{name} {value:.4f}" for name, value in overall.items() if name.startswith("ndcg@")), "")
+        executed = sum(s.state != "cached" for s in run.stages)
+        recall = outcome["index"].get("chosen", {}).get("recall")
+        refused = [gate for gate, verdict in outcome["gates"].items() if not verdict["blessed"]]
+        version = os.path.basename(outcome["pushed"]) if outcome["pushed"] else ""
+        table.add_row(
+            run.id,
+            run.state,
+            f"{executed} run, {len(run.stages) - executed} cached",
+            best,
+            "" if recall is None else f"{recall:.3f}",
+            version or (f"refused by {' and '.join(refused)}" if refused else ""),
+        )
+    console.print(table)
+
+
+def render_lineage(run: Run, console: Console) -> None:
+    """What each stage of a run read, and who had made it."""
+    table = Table(title="lineage", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("stage", "state", "read", "made by"):
+        table.add_column(name)
+    made_by = {artifact.id: stage.name for stage in run.stages for artifact in stage.outputs}
+    for stage in run.stages:
+        reads = [f"{a.key} #{a.id}" for a in stage.inputs] or [""]
+        makers = [made_by.get(a.id, "an earlier run") for a in stage.inputs] or [""]
+        table.add_row(stage.name, stage.state, ", ".join(reads), ", ".join(dict.fromkeys(makers)))
+    console.print()
+    console.print(table)
