@@ -1,4 +1,4 @@
-"""The feature specification: one description that drives Transform, both towers, the signatures and the schema checks."""
+"""The feature specification: one description that drives Transform, both towers, signatures and schema checks."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Log1p(_Column):
 class Timestamp(_Column):
     """The time of the request, in seconds since 1970 (UTC).
 
-    Encodes to `<column>_cyclic` float32 [B, 4] (sine and cosine of the hour of the day, then of the day of the week) and
+    Encodes to `<column>_cyclic` float32 [B, 4] (sine and cosine of the time of the day, then of the week) and
     `<column>_bucket` int64 [B] (0 missing, then 1 … buckets: quantiles of the training period).
     """
 
@@ -168,10 +168,22 @@ class Features(Settings):
             raise ValueError("history belongs to the query tower")
         if sum(isinstance(f, History) for f in self.query) > 1:
             raise ValueError("there can be one history feature")
-        reserved = [c for c in columns if c in (RELEVANT, WEIGHT, LABEL) or c.startswith(SLICE_PREFIX)]
+        # "examples" is the input of the servable's `evaluate`, which TFMA would confuse with a column of that name.
+        own = (RELEVANT, WEIGHT, LABEL, "examples")
+        reserved = [c for c in columns if c in own or c.startswith(SLICE_PREFIX)]
         if reserved:
             raise ValueError(f"column {reserved[0]!r} has a name that the pipeline uses itself; rename it")
         return self
+
+    @property
+    def encodings(self) -> Features:
+        """The same without the sizes of embeddings, which only the towers depend on."""
+
+        def strip(feature: Feature) -> Feature:
+            sized = "dimension" in type(feature).model_fields
+            return feature.model_copy(update={"dimension": 1}) if sized else feature
+
+        return Features(query=tuple(map(strip, self.query)), candidate=tuple(map(strip, self.candidate)))
 
     @property
     def history(self) -> History | None:

@@ -56,12 +56,12 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
     item = _item_feature(features, columns)
     items = _strings(inputs[columns.item])
     item_vocabulary = tft.vocabulary(
-        items, vocab_filename=ITEM_VOCABULARY, frequency_threshold=item.min_count, top_k=item.max_size
+        items, vocab_filename=ITEM_VOCABULARY, frequency_threshold=_threshold(item), top_k=item.max_size
     )
     tft.vocabulary(
         items,
         vocab_filename=_ITEM_FREQUENCY,
-        frequency_threshold=item.min_count,
+        frequency_threshold=_threshold(item),
         top_k=item.max_size,
         store_frequency=True,
     )
@@ -81,7 +81,7 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
                 vocabulary = tft.vocabulary(
                     values,
                     vocab_filename=vocabulary_name(feature),
-                    frequency_threshold=feature.min_count,
+                    frequency_threshold=_threshold(feature),
                     top_k=feature.max_size,
                 )
             outputs[feature.column] = _lookup(values, vocabulary, feature.oov_buckets)
@@ -94,7 +94,7 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
             vocabulary = tft.vocabulary(
                 tokens,
                 vocab_filename=vocabulary_name(feature),
-                frequency_threshold=feature.min_count,
+                frequency_threshold=_threshold(feature),
                 top_k=feature.max_size,
             )
             outputs[feature.column] = _lookup(tokens, vocabulary, feature.oov_buckets)
@@ -218,6 +218,11 @@ def _item_feature(features: Features, columns: Columns) -> Vocabulary:
         if feature.column == columns.item and isinstance(feature, Vocabulary):
             return feature
     return Vocabulary(column=columns.item)
+
+
+def _threshold(feature: Vocabulary | Text) -> int | None:
+    """Transform warns of a threshold that every value reaches."""
+    return feature.min_count if feature.min_count > 1 else None
 
 
 def _sparse(values: tf.Tensor | tf.SparseTensor) -> tf.SparseTensor:

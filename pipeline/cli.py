@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -85,9 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _console() -> Console:
+    """The person's terminal; a pipe or a file gets lines that are wide enough for a table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     config = load(options.config, options.overrides)
+    from components.baseline_resolver.versions import latest_version
     from components.interaction_example_gen.tables import check_tables
 
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
@@ -104,7 +111,9 @@ def _run(options: argparse.Namespace) -> int:
             pipeline = create_pipeline(config)
             pipeline.enable_cache = not options.no_cache
             os.makedirs(config.root, exist_ok=True)
-            run_id = local_runner.run(pipeline, terminal)
+            # Somebody who emptied the push destination wants it filled, whatever was pushed there before.
+            uncached = [] if latest_version(config.push_destination) else ["Pusher"]
+            run_id = local_runner.run(pipeline, terminal, uncached)
     except UserError:
         raise
     except OSError as error:
@@ -123,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(outcome))
     else:
-        summary.render(outcome, Console(highlight=False))
+        summary.render(outcome, _console())
     return 0 if outcome["pushed"] else 1
 
 
@@ -138,7 +147,13 @@ def _data(options: argparse.Namespace) -> int:
     from pipeline.datasets import movielens_100k
 
     outcome = movielens_100k.prepare(options.output)
-    print(json.dumps(outcome.as_dict()) if options.json else outcome.text())
+    if options.json:
+        print(json.dumps(dataclasses.asdict(outcome)))
+        return 0
+    how = f"fetched from {outcome.source}" if outcome.source else "already there"
+    counts = f"{outcome.interactions:,} interactions, {outcome.users:,} users, {outcome.items:,} items"
+    print(f"MovieLens-100K in {outcome.directory} ({how}): {counts}")
+    print(outcome.licence)
     return 0
 
 
@@ -189,7 +204,7 @@ def _show(options: argparse.Namespace, answer: Sequence[Any], version: int, note
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for r in answer:
         table.add_row(str(r.rank), r.item_id, r.title, f"{r.score:.3f}")
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     console.print(f"model version {version}{'; ' if note else ''}{note}")
     return 0
@@ -226,7 +241,7 @@ def _runs(options: argparse.Namespace) -> int:
             outcome["lineage"] = runs.lineage(chosen[0])
             print(json.dumps(outcome))
         else:
-            console = Console(highlight=False)
+            console = _console()
             summary.render(outcome, console)
             summary.render_lineage(chosen[0], console)
         return 0
@@ -234,7 +249,7 @@ def _runs(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(outcomes))
     else:
-        summary.render_runs(found[: options.last], outcomes, Console(highlight=False))
+        summary.render_runs(found[: options.last], outcomes, _console())
     return 0
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TextIO
 
 from rich.console import Console
@@ -124,12 +124,13 @@ class PeakMemory(threading.Thread):
         return self.bytes
 
 
-def run(pipeline: object, stream: TextIO) -> str:
+def run(pipeline: object, stream: TextIO, uncached: Collection[str] = ()) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
 
     Args:
         pipeline: What `create_pipeline` returns.
         stream: Where progress goes.
+        uncached: Stages that execute whatever the metadata store remembers of them.
 
     Returns:
         The run's id in the metadata store.
@@ -164,6 +165,8 @@ def run(pipeline: object, stream: TextIO) -> str:
             try:
                 for node in pipeline.nodes:
                     node_id = node.pipeline_node.node_info.id
+                    if node_id in uncached:
+                        node.pipeline_node.execution_options.caching_options.enable_cache = False
                     with progress.stage(node_id) as outcome:
                         info = launcher.Launcher(
                             pipeline_node=node.pipeline_node,

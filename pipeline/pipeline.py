@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+from typing import Any
 
-from tfx.components import ImportSchemaGen, SchemaGen, StatisticsGen, Trainer, Transform
+# TFX first: it supplies a module that TFDV 1.16 looks for in tfx-bsl, which no longer has it.
+import tfx.components  # noqa: F401
+
+# isort: split
+import tensorflow_data_validation as tfdv
+from tfx.components import SchemaGen, StatisticsGen, Trainer, Transform
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
@@ -21,7 +29,7 @@ from components.pusher.component import Pusher
 from components.scann_index_builder.component import ScannIndexBuilder
 from components.servable_validator.component import ServableValidator
 from modules.evaluation import eval_config
-from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, Columns
+from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, WEIGHT, Columns
 from pipeline import runs
 from pipeline.config import Config
 from pipeline.fingerprint import code
@@ -52,14 +60,19 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
     )
     examples = example_gen.outputs["examples"]
 
-    # Statistics, schema, and a stop in words when the data are not what the schema says.
-    statistics_gen = StatisticsGen(examples=examples)
+    # Statistics, schema, and a stop in words when the data are not what the schema says. What the pipeline itself adds
+    # for the Evaluator (slices, the items that count as hits) is none of the schema's business.
+    described = {f.column for f in (*config.features.query, *config.features.candidate)}
+    described |= {columns.user, columns.item, columns.timestamp, WEIGHT}
+    statistics_gen = StatisticsGen(
+        examples=examples, stats_options=tfdv.StatsOptions(feature_allowlist=sorted(described))
+    )
     schema_gen = _schema_gen(config, statistics_gen)
     schema = schema_gen.outputs["schema"]
     example_validator = ExampleValidator(
         statistics=statistics_gen.outputs["statistics"],
         schema=schema,
-        features=config.features,
+        features=config.features.encodings,
         exclude_splits=[CATALOGUE],
         code=code("components.example_validator.executor"),
     )
@@ -71,11 +84,13 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
         preprocessing_fn="modules.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN, VALIDATION], transform=[TRAIN, VALIDATION, CATALOGUE]),
         custom_config={
-            "features": config.features.model_dump_json(),
+            "features": config.features.encodings.model_dump_json(),
             "columns": columns.model_dump_json(),
             "code": code("modules.preprocessing"),
         },
         disable_statistics=True,
+        # The analyzer cache is for pipelines that read many spans again; here it would double the Beam graph.
+        disable_analyzer_cache=True,
     )
     transform.add_upstream_node(example_validator)
 
@@ -122,7 +137,7 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
         model=servable,
         baseline_model=baseline_resolver.outputs["baseline"],
         example_splits=[EVAL],
-        eval_config=eval_config(config.evaluation, config.features.history),
+        eval_config=eval_config(config.evaluation, config.features.history.column if config.features.history else None),
         code=code("components.evaluator.executor", "modules.evaluation"),
     )
     servable_validator = ServableValidator(
@@ -182,7 +197,15 @@ def _schema_gen(config: Config, statistics_gen: StatisticsGen) -> base_node.Base
 
 
 def _stamp(config: Config) -> str:
-    """Identifies what a pushed model was made from: configuration, data and code."""
-    what = config.model_dump_json(exclude={"output", "metadata", "beam"}) + tables_fingerprint(config.tables)
-    what += code("modules.trainer", "modules.preprocessing", "components.scann_index_builder.executor")
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
+    """Identifies what makes a servable: data, code, and the part of the configuration that it depends on."""
+    what: dict[str, Any] = {
+        "config": config.model_dump(
+            mode="json", include={"tables", "split", "features", "model", "training", "index", "serving"}
+        ),
+        "tables": tables_fingerprint(config.tables),
+        "code": code("modules.trainer", "components.interaction_example_gen.executor",
+                     "components.scann_index_builder.executor"),
+    }  # fmt: skip
+    # A limit on latency decides whether a servable is pushed, not what it is.
+    del what["config"]["serving"]["latency_p99_ms"]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

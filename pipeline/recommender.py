@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.baseline_resolver.versions import versions
-from components.interaction_example_gen.tables import read_table
+from components.baseline_resolver.versions import latest_version
+from components.interaction_example_gen import columns, tables
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, Timestamp, dtype, is_list
 from pipeline.config import Config
@@ -61,16 +60,19 @@ class Recommender:
 
     def __init__(self, config: Config) -> None:
         destination = config.push_destination
-        pushed = versions(destination)
-        if not pushed:
+        newest = latest_version(destination)
+        if not newest:
             raise UserError(f"no model in {destination}: nothing has been pushed yet; start with `twotower run`")
-        self.version = int(pushed[-1])
+        self.version = int(newest)
         self._config = config
-        self._columns = config.tables.interactions
+        self._interactions = config.tables.interactions
+        self._plan = tables.check_tables(
+            config.tables, config.split, config.features, config.evaluation, config.serving
+        )
         # TensorFlow takes seconds to import; whoever asked for a model that is not there need not wait for it.
         import tensorflow as tf
 
-        path = os.path.join(destination, pushed[-1])
+        path = os.path.join(destination, newest)
         with open(os.path.join(path, "assets.extra", "servable.json"), encoding="utf-8") as file:
             self.servable = json.load(file)
         if self.servable["layer"] == "scann":
@@ -97,31 +99,20 @@ class Recommender:
             values: Values that replace or complete the attributes, by column.
         """
         found: dict[str, Any] = {}
-        tables = self._config.tables
         if user is not None:
-            found[self._columns.user] = user
-            if tables.users is not None:
-                wanted = [c for c in self._wanted if c != tables.users.id]
-                users = read_table(tables.users.path, [tables.users.id, *wanted], optional=wanted)
-                rows = users.filter(pc.equal(users[tables.users.id].cast(pa.string()), user)).to_pylist()
-                found |= rows[0] if rows else {}
-                found[self._columns.user] = user
+            found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
                 history = self._histories({user}).get(user, [])
         return Request({**found, **(values or {})}, list(history or []))
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
-        tables = self._config.tables
-        attributes: dict[str, dict[str, Any]] = {}
-        if tables.users is not None:
-            wanted = [c for c in self._wanted if c != tables.users.id]
-            table = read_table(tables.users.path, [tables.users.id, *wanted], optional=wanted)
-            attributes = {str(row[tables.users.id]): row for row in table.to_pylist()}
-        histories = self._histories(None if users is None else set(users))
+        wanted = None if users is None else set(users)
+        attributes, histories = self._attributes(wanted), self._histories(wanted)
         everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
         for user in everyone:
-            yield user, Request({**attributes.get(user, {}), self._columns.user: user}, histories.get(user, []))
+            values = {**attributes.get(user, {}), self._interactions.user: user}
+            yield user, Request(values, histories.get(user, []))
 
     def recommend(
         self,
@@ -222,7 +213,7 @@ class Recommender:
     def _answers(self, outputs: Mapping[str, Any]) -> list[list[Recommendation]]:
         ids, scores = outputs["item_id"].numpy(), outputs["score"].numpy()
         column = self._config.tables.items.title
-        titles = outputs[column].numpy() if column in outputs else np.full_like(ids, b"")
+        titles = outputs[column].numpy() if column is not None and column in outputs else np.full_like(ids, b"")
         return [
             [
                 Recommendation(rank + 1, item.decode(), title.decode(), float(score))
@@ -247,28 +238,55 @@ class Recommender:
             return np.array([now if v is None else int(v) for v in values] or [MISSING_TIMESTAMP], np.int64)
         if dtype(feature) == "float32":
             return np.array([math.nan if v is None else _number(feature, v) for v in values], np.float32)
-        return np.array(["" if v is None else str(v) for v in values], object)
+        return np.array(["" if v is None else _string(v) for v in values], object)
+
+    def _attributes(self, users: set[str] | None) -> dict[str, dict[str, Any]]:
+        """What the users table says, by user and column; everybody's for None."""
+        table = self._config.tables.users
+        if table is None:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for batch in _batches("users", table.path, [table.id, *(c.source for c in self._plan.users)]):
+            values = [(c.name, columns.cells(batch, c)[0]) for c in self._plan.users]
+            for row, user in enumerate(_decoded(columns.ids(batch.column(table.id)))):
+                if users is None or user in users:
+                    found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
+        return found
 
     def _histories(self, users: set[str] | None) -> dict[str, list[str]]:
         """Items by user, oldest first; equal times keep the table's order."""
-        columns = self._columns
-        table = read_table(columns.path, [columns.user, columns.item, columns.timestamp])
-        user, item = table[columns.user].cast(pa.string()), table[columns.item].cast(pa.string())
-        table = pa.table({"user": user, "item": item, "time": table[columns.timestamp]})
-        if users is not None:
-            table = table.filter(pc.is_in(table["user"], pa.array(sorted(users), pa.string())))
-        table = table.append_column("order", pa.array(np.arange(len(table))))
-        table = table.sort_by([("time", "ascending"), ("order", "ascending")])
-        histories: dict[str, list[str]] = {}
-        for who, what in zip(table["user"].to_pylist(), table["item"].to_pylist(), strict=True):
-            histories.setdefault(who, []).append(what)
-        return histories
+        names = self._interactions
+        found: dict[str, list[tuple[int, str]]] = {}
+        for batch in _batches("interactions", names.path, [names.user, names.item, names.timestamp]):
+            who, what = (_decoded(columns.ids(batch.column(c))) for c in (names.user, names.item))
+            when, _, _ = columns.seconds(batch.column(names.timestamp))
+            for user, item, time_ in zip(who, what, when.tolist(), strict=True):
+                if users is None or user in users:
+                    found.setdefault(user, []).append((time_, item))
+        # The sort is stable, so equal times stay in the order in which they were read.
+        return {user: [item for _, item in sorted(pairs, key=lambda pair: pair[0])] for user, pairs in found.items()}
+
+
+def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for number, file in enumerate(tables.files(table, path)):
+        for part in tables.parts(number, file):
+            for _, batch in tables.read(part, names):
+                yield batch
+
+
+def _decoded(values: Sequence[bytes | None]) -> list[str]:
+    return ["" if value is None else value.decode() for value in values]
 
 
 def _strings(value: Any) -> list[str]:
     if value is None:
         return []
-    return [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [_string(v) for v in values]
+
+
+def _string(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _number(feature: Feature, value: Any) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from components.evaluator import summary as evaluation_summary
 from pipeline.config import Config
 from pipeline.runs import Run, read_json
 
@@ -25,7 +26,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Everything a person or a script wants to know of a run, as plain data."""
     examples = _output(run, "InteractionExampleGen", "examples")
-    evaluation = read_json(_output(run, "Evaluator", "evaluation"), "metrics.json")
+    evaluation = read_json(_output(run, "Evaluator", "evaluation"), evaluation_summary.FILE_NAME)
     report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
     training = read_json(_output(run, "Trainer", "model_run"), "training.json")
     infra = _output(run, "ServableValidator", "blessing")
@@ -43,7 +44,12 @@ def summarize(
         "protocol": PROTOCOLS[config.split.strategy],
         "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
         "training": training,
-        "metrics": evaluation.get("slices", {}),
+        "metrics": evaluation.get("metrics", {}),
+        "baseline": {
+            "version": evaluation.get("baseline_version", ""),
+            "note": evaluation.get("baseline_note", ""),
+            "metrics": evaluation.get("baseline_metrics", {}).get("overall", {}),
+        },
         "index": report,
         "gates": gates,
         "pushed": pushed.properties.get("pushed_destination") if pushed and pushed.properties.get("pushed") else None,
@@ -90,7 +96,7 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("in all", f"{summary['seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
     console.print()
     console.print(table)
-    overall = summary["metrics"].get("Overall", {})
+    overall = summary["metrics"].get("overall", {})
     if overall:
         console.print()
         console.print(_quality(overall))
@@ -115,25 +121,27 @@ def _index(index: dict[str, Any]) -> str:
     )
 
 
+_SHOWN = (
+    ("ndcg", "NDCG"),
+    ("popular_ndcg", "  most popular"),
+    ("recall", "recall"),
+    ("popular_recall", "  most popular"),
+    ("precision", "precision"),
+    ("recall_with_seen", "recall, seen items ranked too"),
+    ("coverage", "share of the catalogue shown"),
+    ("popular_share", "share of popular items"),
+)
+
+
 def _quality(overall: dict[str, float]) -> Table:
-    table = Table(title="quality on eval", title_justify="left")
-    table.add_column("k", justify="right")
-    shown = (
-        "ndcg",
-        "recall",
-        "precision",
-        "recall_with_seen",
-        "coverage",
-        "popular_share",
-        "popular_ndcg",
-        "popular_recall",
-    )
-    for name in shown:
-        table.add_column(
-            name.replace("popular_ndcg", "most-popular ndcg").replace("popular_recall", "most-popular recall")
-        )
-    for k in sorted({int(name.partition("@")[2]) for name in overall if "@" in name}):
-        table.add_row(str(k), *(f"{overall[f'{name}@{k}']:.4f}" if f"{name}@{k}" in overall else "" for name in shown))
+    table = Table(title="quality on eval", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric")
+    ks = sorted({int(name.partition("@")[2]) for name in overall if "@" in name})
+    for k in ks:
+        table.add_column(f"@{k}", justify="right")
+    for name, words in _SHOWN:
+        values = [overall.get(f"{name}@{k}") for k in ks]
+        table.add_row(words, *("" if value is None else f"{value:.4f}" for value in values))
     return table
 
 
@@ -143,7 +151,7 @@ def render_runs(found: Sequence[Run], outcomes: Sequence[dict[str, Any]], consol
     for name in ("run", "state", "stages", "quality", "index recall", "pushed"):
         table.add_column(name)
     for run, outcome in zip(found, outcomes, strict=True):
-        overall = outcome["metrics"].get("Overall", {})
+        overall = outcome["metrics"].get("overall", {})
         best = next((f"{name} {value:.4f}" for name, value in overall.items() if name.startswith("ndcg@")), "")
         executed = sum(s.state != "cached" for s in run.stages)
         recall = outcome["index"].get("chosen", {}).get("recall")

@@ -1,0 +1,1 @@
+"""BaselineResolver: the last pushed model, found in the push destination itself."""

@@ -1,0 +1,71 @@
+"""Brings the newest pushed version into the run's artifacts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from absl import logging
+from tfx import types
+from tfx.dsl.components.base import base_executor
+from tfx.types import artifact_utils
+from tfx.utils import io_utils, path_utils
+
+from components.baseline_resolver import versions
+
+PUSH_DESTINATION_KEY = "push_destination"
+PIPELINE_STAMP_KEY = "pipeline_stamp"
+BASELINE_VERSION_KEY = "baseline_version"
+BASELINE_KEY = "baseline"
+PRESENT_PROPERTY = "present"
+
+
+class Executor(base_executor.BaseExecutor):
+    """Executor of the BaselineResolver."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Resolves the baseline.
+
+        Args:
+            input_dict: Empty.
+            output_dict: `baseline`: the Model artifact.
+            exec_properties: The component's parameters.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        baseline = artifact_utils.get_single_instance(output_dict[BASELINE_KEY])
+        destination = exec_properties[PUSH_DESTINATION_KEY]
+        version = exec_properties.get(BASELINE_VERSION_KEY) or ""
+        # A version can be deleted between the pipeline's construction and its run.
+        if not version or not versions.is_complete(os.path.join(destination, version)):
+            version = versions.latest_version(destination, exec_properties[PIPELINE_STAMP_KEY])
+
+        baseline.set_int_custom_property(PRESENT_PROPERTY, int(bool(version)))
+        baseline.set_string_custom_property(versions.VERSION_PROPERTY, version)
+        if version:
+            source = os.path.join(destination, version)
+            logging.info("The baseline is %s.", source)
+            _bring(source, path_utils.serving_model_dir(baseline.uri))
+        else:
+            logging.info("Nothing to compare with has been pushed to %s.", destination)
+
+
+def _bring(source: str, target: str) -> None:
+    """The artifact holds the model itself, so that lineage outlives the version in the push destination."""
+    if versions.is_remote(source) or versions.is_remote(target):
+        io_utils.copy_dir(source, target)
+    else:
+        shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A pushed version never changes, so a second name for its files is as good as a copy, and costs no space."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)

@@ -1,0 +1,126 @@
+"""Runs the stock Evaluator with the baseline, or without it when there is none that can be compared with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+from tensorflow_model_analysis.proto import config_pb2
+from tfx import types
+from tfx.components.evaluator import executor as stock
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.types import standard_component_specs as keys
+from tfx.utils import io_utils, path_utils, proto_utils
+
+from components.baseline_resolver.versions import VERSION_PROPERTY
+from components.evaluator import summary
+from modules import evaluation
+
+# Queries that a baseline must answer before it is compared with.
+_TRIAL_SIZE = 8
+
+
+class Executor(stock.Executor):
+    """Executor of the Evaluator."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Evaluates as the stock executor does, then writes the summary.
+
+        Args:
+            input_dict: As for the stock executor; `baseline_model` may be an artifact without a model.
+            output_dict: As for the stock executor.
+            exec_properties: As for the stock executor; eval_config is that of modules/evaluation.py.
+        """
+        _register_ops(_servable(input_dict[keys.MODEL_KEY]))
+        version, note = "", "no baseline"
+        if input_dict.get(keys.BASELINE_MODEL_KEY):
+            note = self.WhyNotComparable(input_dict, exec_properties)
+            version = _version(input_dict[keys.BASELINE_MODEL_KEY])
+        if note:
+            logging.info("Evaluating without a baseline: %s.", note)
+            version = ""
+            input_dict = {key: artifacts for key, artifacts in input_dict.items() if key != keys.BASELINE_MODEL_KEY}
+        super().Do(input_dict, output_dict, exec_properties)
+
+        uri = artifact_utils.get_single_uri(output_dict[keys.EVALUATION_KEY])
+        found = summary.Summary(
+            metrics=_without_nan(evaluation.read_metrics(uri)),
+            baseline_metrics=_without_nan(evaluation.read_metrics(uri, baseline=True)),
+            failures=evaluation.validation_failures(uri),
+            baseline_version=version,
+            baseline_note=note,
+        )
+        io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), found.to_json())
+
+    def WhyNotComparable(self, input_dict: dict[str, list[types.Artifact]], exec_properties: dict[str, Any]) -> str:
+        """Why the baseline cannot be compared with, in words; "" when it can.
+
+        A pushed model may be older than the present features or signatures. It is tried on a few of the very queries,
+        because TFMA would meet its failure inside Beam and end the run.
+        """
+        path = _servable(input_dict[keys.BASELINE_MODEL_KEY])
+        if not fileio.exists(os.path.join(path, "saved_model.pb")):
+            return "nothing has been pushed yet"
+        pushed = f"version {_version(input_dict[keys.BASELINE_MODEL_KEY])} in the push destination"
+        try:
+            _register_ops(path)
+            model = tf.saved_model.load(path)
+            if evaluation.SIGNATURE not in model.signatures:
+                return f"{pushed} has no `{evaluation.SIGNATURE}` signature"
+            answer = model.signatures[evaluation.SIGNATURE](tf.constant(_some_queries(input_dict), tf.string))
+        except Exception as error:  # whatever keeps an old model from answering must not keep a new one from its gates
+            return f"{pushed} does not answer today's queries: {str(error).strip().splitlines()[0]}"
+        missing = [name for name in evaluation.OUTPUTS if name not in answer]
+        if missing:
+            return f"{pushed} does not answer `{missing[0]}`"
+        asked, answered = _largest_k(exec_properties), answer["classes"].shape[1]
+        if answered < asked:
+            return f"{pushed} answers {answered} items, and {asked} are evaluated"
+        return ""
+
+
+def _servable(artifacts: list[types.Artifact]) -> str:
+    return path_utils.serving_model_path(artifact_utils.get_single_uri(artifacts))
+
+
+def _version(artifacts: list[types.Artifact]) -> str:
+    return artifact_utils.get_single_instance(artifacts).get_string_custom_property(VERSION_PROPERTY)
+
+
+def _register_ops(servable: str) -> None:
+    """ScaNN's ops must be known before a servable of the `scann` layer is loaded; others do without the import."""
+    with fileio.open(os.path.join(servable, "saved_model.pb"), "rb") as file:
+        if b"Scann>" in file.read():
+            importlib.import_module("scann")
+
+
+def _some_queries(input_dict: dict[str, list[types.Artifact]]) -> list[bytes]:
+    """The first serialized examples of the eval split."""
+    [uri] = artifact_utils.get_split_uris(input_dict[keys.EXAMPLES_KEY], "eval")
+    files = fileio.glob(io_utils.all_files_pattern(uri))
+    return list(tf.data.TFRecordDataset(files, compression_type="GZIP").take(_TRIAL_SIZE).as_numpy_iterator())
+
+
+def _largest_k(exec_properties: dict[str, Any]) -> int:
+    config = config_pb2.EvalConfig()
+    proto_utils.json_to_proto(exec_properties[keys.EVAL_CONFIG_KEY], config)
+    return max(k for spec in config.metrics_specs for metric in spec.metrics for k in json.loads(metric.config)["k"])
+
+
+def _without_nan(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """JSON has no NaN."""
+    return {
+        name: {metric: None if math.isnan(value) else value for metric, value in of_slice.items()}
+        for name, of_slice in metrics.items()
+    }

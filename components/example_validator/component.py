@@ -1,0 +1,66 @@
+"""The stock ExampleValidator, with an executor that stops the run at anomalies."""
+
+from __future__ import annotations
+
+from tfx import types
+from tfx.components.example_validator import component as stock
+from tfx.dsl.components.base import executor_spec
+from tfx.types import component_spec, standard_artifacts
+from tfx.types import standard_component_specs as keys
+from tfx.utils import json_utils
+
+from components.example_validator import executor
+from modules.features import Features
+
+_CODE_KEY = "code"
+
+
+class ExampleValidatorSpec(keys.ExampleValidatorSpec):
+    """The stock interface, the feature specification and the code's fingerprint."""
+
+    PARAMETERS = {
+        **keys.ExampleValidatorSpec.PARAMETERS,
+        executor.FEATURES_KEY: component_spec.ExecutionParameter(type=str, optional=True),
+        _CODE_KEY: component_spec.ExecutionParameter(type=str, optional=True),
+    }
+
+
+class ExampleValidator(stock.ExampleValidator):
+    """Validates statistics against the schema, and the schema against the feature specification.
+
+    Outputs:
+      - `anomalies`: ExampleAnomalies, without any: the component fails when there are some.
+    """
+
+    SPEC_CLASS = ExampleValidatorSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self,
+        statistics: types.BaseChannel,
+        schema: types.BaseChannel,
+        exclude_splits: list[str] | None = None,
+        features: Features | None = None,
+        code: str = "",
+    ):
+        """Construct an ExampleValidator.
+
+        Args:
+            statistics: ExampleStatistics.
+            schema: Schema.
+            exclude_splits: Splits that the schema does not describe, such as the catalogue.
+            features: What the towers read; the schema must have all of it.
+            code: Fingerprint of the executor's code, which TFX's cache does not see.
+        """
+        parameters = {executor.FEATURES_KEY: features.model_dump_json()} if features else {}
+        # Past the stock constructor, which knows only its own parameters.
+        super(stock.ExampleValidator, self).__init__(
+            spec=ExampleValidatorSpec(
+                statistics=statistics,
+                schema=schema,
+                exclude_splits=json_utils.dumps(exclude_splits or []),
+                anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
+                code=code,
+                **parameters,
+            )
+        )

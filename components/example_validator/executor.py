@@ -1,0 +1,199 @@
+"""Runs the stock ExampleValidator and says in words what it found."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tfx import types
+from tfx.components.example_validator import executor as stock
+from tfx.dsl.io import fileio
+from tfx.proto.orchestration import execution_result_pb2
+from tfx.types import artifact_utils
+from tfx.types import standard_component_specs as keys
+from tfx.utils import io_utils
+
+from modules import schema as schemas
+from modules.errors import UserError
+from modules.features import Features
+
+FEATURES_KEY = "features"
+
+# Longer lists of allowed values are cut.
+_VALUES_SHOWN = 10
+
+
+class Executor(stock.Executor):
+    """Executor of the ExampleValidator."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> execution_result_pb2.ExecutorOutput:
+        """Validates as the stock executor does, then fails if there are anomalies.
+
+        Args:
+            input_dict: As for the stock executor.
+            output_dict: As for the stock executor.
+            exec_properties: As for the stock executor, and `features`: modules.features.Features as JSON.
+
+        Raises:
+            UserError: The schema does not describe the features, or the data is not what the schema says.
+        """
+        schema = io_utils.SchemaReader().read(
+            io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict[keys.SCHEMA_KEY]))
+        )
+        if exec_properties.get(FEATURES_KEY):
+            mismatches = schemas.mismatches(schema, Features.model_validate_json(exec_properties[FEATURES_KEY]))
+            if mismatches:
+                raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
+
+        result = super().Do(input_dict, output_dict, exec_properties)
+        found: dict[str, list[str]] = {}
+        anomalies = artifact_utils.get_single_instance(output_dict[keys.ANOMALIES_KEY])
+        for split in artifact_utils.decode_split_names(anomalies.split_names):
+            for words in in_words(_read(anomalies, split), schema):
+                found.setdefault(words, []).append(split)
+        if found:
+            by_splits: dict[str, list[str]] = {}
+            for words, splits in found.items():
+                by_splits.setdefault(", ".join(splits), []).append(words)
+            sentences = ". ".join(f"anomalies in {splits}: {'; '.join(words)}" for splits, words in by_splits.items())
+            raise UserError(f"{sentences}; correct the tables or the schema")
+        return result
+
+
+def in_words(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> list[str]:
+    """Each anomaly of a split as `feature: what was expected; what came`. Mere warnings are logged."""
+    # TFDV leaves it at this flag, and the stock executor takes a split without a single example for a valid one.
+    if anomalies.data_missing:
+        return ["no examples"]
+    result = [_sentence(reason.description) for reason in anomalies.dataset_anomaly_info.reason]
+    features = {feature.name: feature for feature in schema.feature}
+    for key, info in sorted(anomalies.anomaly_info.items()):
+        name = ".".join(info.path.step) or key
+        kinds = {reason.type for reason in info.reason}
+        dropped = set()
+        # A feature that is absent here and there has no shape either; that it is absent says all.
+        if len(kinds) > 1:
+            dropped.add(anomalies_pb2.AnomalyInfo.INVALID_FEATURE_SHAPE)
+        # Text that is no number is said with an example of it.
+        if kinds & {
+            anomalies_pb2.AnomalyInfo.FLOAT_TYPE_STRING_NOT_FLOAT,
+            anomalies_pb2.AnomalyInfo.INT_TYPE_NOT_INT_STRING,
+        }:
+            dropped.add(anomalies_pb2.AnomalyInfo.UNEXPECTED_DATA_TYPE)
+        for reason in info.reason:
+            if reason.type in dropped:
+                continue
+            words = f"{name}: {_clause(reason, features.get(name), schema)}"
+            if info.severity == anomalies_pb2.AnomalyInfo.WARNING:
+                logging.warning("Schema warning: %s", words)
+            else:
+                result.append(words)
+    return result
+
+
+def _read(artifact: types.Artifact, split: str) -> anomalies_pb2.Anomalies:
+    path = os.path.join(artifact_utils.get_split_uri([artifact], split), stock.DEFAULT_FILE_NAME)
+    with fileio.open(path, "rb") as file:
+        return anomalies_pb2.Anomalies.FromString(file.read())
+
+
+def _clause(
+    reason: anomalies_pb2.AnomalyInfo.Reason, feature: schema_pb2.Feature | None, schema: schema_pb2.Schema
+) -> str:
+    write = _CLAUSES.get(reason.type)
+    return (write(reason.description, feature, schema) if write else None) or _sentence(reason.description)
+
+
+def _sentence(description: str) -> str:
+    return " ".join(description.split()).rstrip(".")
+
+
+# How TFDV's descriptions become words. A function gives None where the description is not as it knows it.
+
+
+def _unexpected_values(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    got = re.findall(r"(.+?) \(([~<]?)([\d.]+)%\)(?:, |\.\s*$)", description.partition("schema: ")[2])
+    if not got:
+        return None
+    domain = list(feature.string_domain.value)
+    domain += [value for each in schema.string_domain if each.name == feature.domain for value in each.value]
+    allowed = ", ".join(domain[:_VALUES_SHOWN])
+    if len(domain) > _VALUES_SHOWN:
+        allowed += f", … ({len(domain)} values)"
+    signs = {"~": "about ", "<": "less than ", "": ""}
+    came = ", ".join(f'"{value}" ({signs[sign]}{percent} % of values)' for value, sign, percent in got)
+    return f"expected one of {allowed}; got {came}"
+
+
+def _low_fraction(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    match = re.search(r"minimum fraction = ([\d.]+), actual = ([\d.]+)", description)
+    if not match:
+        return None
+    least, actual = (100 * float(share) for share in match.groups())
+    expected = "in every example" if least == 100 else f"in at least {least:.6g} % of the examples"
+    return f"expected {expected}; is in {actual:.6g} %"
+
+
+def _data_type(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    match = re.search(r"type: (\w+) but got (\w+)", description)
+    if not match:
+        return None
+    kinds = {"INT": "whole numbers", "FLOAT": "numbers with decimals", "STRING": "text", "BYTES": "text"}
+    expected, got = (kinds.get(kind, kind) for kind in match.groups())
+    return f"expected {expected}; got {got}"
+
+
+def _not_a_number(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    match = re.search(r'such as "(.*)"', description)
+    kind = "numbers" if feature.type == schema_pb2.FLOAT else "whole numbers"
+    return f'expected {kind}; got text such as "{match[1]}"' if match else None
+
+
+def _out_of_range(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    match = re.search(r": *(\S+?) *([<>]) *([-+\d.einf]+?)(?:[(\s]|\.?\s*$)", description)
+    if not match:
+        return None
+    value, sign, bound = match.groups()
+    return f"expected at {'least' if sign == '<' else 'most'} {bound}; got {value}"
+
+
+def _integer_out_of_range(description: str, feature: schema_pb2.Feature, schema: schema_pb2.Schema) -> str | None:
+    # Here TFDV does not say the bound.
+    match = re.search(r"(small|large) value: (-?\d+)", description)
+    if not match:
+        return None
+    small, domain = match[1] == "small", feature.int_domain
+    return f"expected at {f'least {domain.min}' if small else f'most {domain.max}'}; got {match[2]}"
+
+
+def _constant(words: str) -> Callable[..., str]:
+    return lambda description, feature, schema: words
+
+
+_CLAUSES: dict[int, Callable[..., str | None]] = {
+    anomalies_pb2.AnomalyInfo.ENUM_TYPE_UNEXPECTED_STRING_VALUES: _unexpected_values,
+    anomalies_pb2.AnomalyInfo.FEATURE_TYPE_LOW_FRACTION_PRESENT: _low_fraction,
+    anomalies_pb2.AnomalyInfo.UNEXPECTED_DATA_TYPE: _data_type,
+    anomalies_pb2.AnomalyInfo.FLOAT_TYPE_STRING_NOT_FLOAT: _not_a_number,
+    anomalies_pb2.AnomalyInfo.INT_TYPE_NOT_INT_STRING: _not_a_number,
+    anomalies_pb2.AnomalyInfo.FLOAT_TYPE_SMALL_FLOAT: _out_of_range,
+    anomalies_pb2.AnomalyInfo.FLOAT_TYPE_BIG_FLOAT: _out_of_range,
+    anomalies_pb2.AnomalyInfo.INT_TYPE_SMALL_INT: _integer_out_of_range,
+    anomalies_pb2.AnomalyInfo.INT_TYPE_BIG_INT: _integer_out_of_range,
+    anomalies_pb2.AnomalyInfo.FLOAT_TYPE_HAS_NAN: _constant("expected numbers; got NaN"),
+    anomalies_pb2.AnomalyInfo.FLOAT_TYPE_HAS_INF: _constant("expected finite numbers; got infinity"),
+    anomalies_pb2.AnomalyInfo.SCHEMA_MISSING_COLUMN: _constant("expected in the data; is in no example"),
+    anomalies_pb2.AnomalyInfo.SCHEMA_NEW_COLUMN: _constant("not expected, the schema does not have it; got a column"),
+    anomalies_pb2.AnomalyInfo.INVALID_FEATURE_SHAPE: _constant(
+        "expected the same number of values in every example; got different numbers"
+    ),
+}

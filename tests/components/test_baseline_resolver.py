@@ -1,0 +1,147 @@
+"""The BaselineResolver on real push destinations."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+from tfx.types import standard_artifacts
+from tfx.utils import path_utils
+
+from components.baseline_resolver import executor, versions
+from components.baseline_resolver.component import BaselineResolver
+
+
+@pytest.fixture(params=["local", "remote"])
+def destination(request, tmp_path):
+    """A folder, and one of a file system that only TensorFlow knows."""
+    if request.param == "local":
+        return str(tmp_path / "served")
+    return f"ram://{tmp_path.name}/served"
+
+
+def write(path, content):
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(content)
+
+
+def push(destination, version, stamp=None, whole=True):
+    folder = os.path.join(destination, version)
+    write(os.path.join(folder, "variables", "variables.index"), version)
+    if stamp is not None:
+        write(os.path.join(folder, versions.STAMP), stamp)
+    if whole:
+        write(os.path.join(folder, "saved_model.pb"), f"model {version}")
+
+
+def test_nothing_has_been_pushed(destination):
+    assert versions.versions(destination) == []
+    assert versions.latest_version(destination) == ""
+
+
+def test_the_newest_version_is_the_highest_number(destination):
+    for version in ("9", "10", "2"):
+        push(destination, version, stamp="s")
+    push(destination, "11", stamp="s", whole=False)
+    push(destination, ".staging-host-1-2-ab", stamp="s")
+    push(destination, "12.bak", stamp="s")
+    assert versions.versions(destination) == [2, 9, 10, 11]
+    assert versions.latest_version(destination) == "10"
+
+
+def test_a_run_is_not_compared_with_its_own_model(destination):
+    push(destination, "1", stamp="yesterday")
+    push(destination, "2")
+    push(destination, "3", stamp="today")
+    assert versions.latest_version(destination, excluding_stamp="today") == "2"
+    assert versions.latest_version(destination, excluding_stamp="tomorrow") == "3"
+    assert versions.latest_version(destination) == "3"
+
+
+@pytest.fixture
+def resolve(tmp_path):
+    """Runs the executor; returns the Model artifact."""
+
+    def run(destination, stamp="today", version=""):
+        baseline = standard_artifacts.Model()
+        baseline.uri = str(tmp_path / "baseline")
+        os.makedirs(baseline.uri, exist_ok=True)
+        executor.Executor().Do(
+            {},
+            {executor.BASELINE_KEY: [baseline]},
+            {
+                executor.PUSH_DESTINATION_KEY: destination,
+                executor.PIPELINE_STAMP_KEY: stamp,
+                executor.BASELINE_VERSION_KEY: version,
+            },
+        )
+        return baseline
+
+    return run
+
+
+def served_by(baseline):
+    with open(os.path.join(path_utils.serving_model_path(baseline.uri), "saved_model.pb")) as file:
+        return file.read()
+
+
+def test_without_a_pushed_model_the_artifact_is_empty(resolve, tmp_path):
+    baseline = resolve(str(tmp_path / "served"))
+    assert baseline.get_int_custom_property("present") == 0
+    assert baseline.get_string_custom_property("version") == ""
+    assert os.listdir(baseline.uri) == []
+
+
+def test_the_artifact_holds_the_model_even_when_the_version_is_deleted(resolve, tmp_path):
+    served = str(tmp_path / "served")
+    push(served, "1", stamp="yesterday")
+    push(served, "2", stamp="today")
+    baseline = resolve(served)
+    assert baseline.get_int_custom_property("present") == 1
+    assert baseline.get_string_custom_property("version") == "1"
+    tf.io.gfile.rmtree(os.path.join(served, "1"))
+    assert served_by(baseline) == "model 1"
+    assert os.path.exists(os.path.join(baseline.uri, "Format-Serving", "variables", "variables.index"))
+
+
+def test_the_version_that_was_resolved_before_the_run_is_kept(resolve, tmp_path):
+    served = str(tmp_path / "served")
+    for version in ("1", "2"):
+        push(served, version, stamp="yesterday")
+    assert served_by(resolve(served, version="1")) == "model 1"
+
+
+def test_a_version_that_was_deleted_meanwhile_is_resolved_anew(resolve, tmp_path):
+    served = str(tmp_path / "served")
+    push(served, "1", stamp="yesterday")
+    assert served_by(resolve(served, version="2")) == "model 1"
+
+
+def test_where_hard_links_are_refused_it_copies(resolve, tmp_path, monkeypatch):
+    def refused(source, target):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", refused)
+    push(str(tmp_path / "served"), "1")
+    assert served_by(resolve(str(tmp_path / "served"))) == "model 1"
+
+
+def test_the_baseline_is_part_of_the_cache_key():
+    resolver = BaselineResolver(push_destination="served/model", pipeline_stamp="today", baseline_version="1")
+    assert resolver.exec_properties == {
+        "push_destination": "served/model",
+        "pipeline_stamp": "today",
+        "baseline_version": "1",
+    }
+    assert resolver.outputs["baseline"].type is standard_artifacts.Model
+
+
+def test_looking_for_a_version_imports_neither_tfx_nor_tensorflow(tmp_path):
+    code = (
+        "import sys; from components.baseline_resolver.versions import latest_version; "
+        f"assert latest_version({str(tmp_path)!r}) == ''; "
+        "assert not {'tfx', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,285 @@
+"""The Evaluator on real artifacts: a SavedModel with an `evaluate` signature, TFRecord examples, TFMA between them."""
+
+import os
+import random
+
+import pytest
+import tensorflow as tf
+from tfx import types
+from tfx.components.evaluator import constants
+from tfx.types import standard_artifacts
+from tfx.types import standard_component_specs as keys
+from tfx.utils import proto_utils
+
+from components.evaluator import executor, summary
+from components.evaluator.component import Evaluator
+from modules import evaluation
+from modules.settings import Evaluation, Slice
+
+ITEMS = [b"i%d" % number for number in range(20)]
+POPULAR = ITEMS[:2]
+"""The catalogue's most popular 10 %."""
+K = (2, 5)
+
+
+class Servable(tf.Module):
+    """Answers everybody with one ranking, without what they have seen."""
+
+    def __init__(self, ranking, width=5):
+        super().__init__()
+        self.ranking, self.popular, self.width = tf.constant(ranking), tf.constant(ITEMS), width
+
+    def unseen(self, ranking, history):
+        seen = tf.reduce_any(ranking[None, :, None] == history[:, None, :], axis=2)
+        order = tf.argsort(tf.cast(seen, tf.int32), axis=1, stable=True)
+        left = tf.reduce_sum(tf.cast(~seen, tf.int32), axis=1, keepdims=True)
+        return tf.where(tf.range(len(ranking))[None, :] < left, tf.gather(ranking, order), "")[:, : self.width]
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+    def evaluate(self, examples):
+        parsed = tf.io.parse_example(examples, {"history": tf.io.VarLenFeature(tf.string)})
+        history = tf.sparse.to_dense(parsed["history"], default_value="")
+        history = tf.pad(history, [[0, 0], [0, 1]], constant_values="")
+        batch = tf.shape(examples)[0]
+        classes = self.unseen(self.ranking, history)
+        return {
+            "classes": classes,
+            "scores": tf.zeros_like(classes, tf.float32),
+            "classes_with_seen": tf.tile(self.ranking[None, : self.width], [batch, 1]),
+            "popular": self.unseen(self.popular, history),
+            "head": tf.cast(tf.reduce_any(classes[:, :, None] == tf.constant(POPULAR), axis=2), tf.float32),
+            "catalogue_size": tf.fill([batch], float(len(ITEMS))),
+        }
+
+
+def query(history, relevant, gender):
+    def of(values):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+    columns = {"user_id": of([b"u"]), "relevant_items": of(relevant), "slice_gender": of([gender])}
+    if history:
+        columns["history"] = of(history)
+    return tf.train.Example(features=tf.train.Features(feature=columns))
+
+
+def random_queries():
+    """People who like the last items of the catalogue, which are the least popular."""
+    rng = random.Random(3)
+    return [
+        (
+            rng.sample(ITEMS, rng.choice([0, 0, 3, 19])),
+            rng.sample(ITEMS[8:], rng.randint(1, 4)),
+            rng.choice([b"F", b"M"]),
+        )
+        for _ in range(40)
+    ]
+
+
+@pytest.fixture(scope="session")
+def queries():
+    return random_queries()
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory, queries):
+    artifact = standard_artifacts.Examples()
+    artifact.uri = str(tmp_path_factory.mktemp("examples"))
+    artifact.split_names = '["eval"]'
+    folder = os.path.join(artifact.uri, "Split-eval")
+    os.makedirs(folder)
+    path = os.path.join(folder, "data_tfrecord-00000-of-00001.gz")
+    with tf.io.TFRecordWriter(path, "GZIP") as writer:
+        for one in queries:
+            writer.write(query(*one).SerializeToString())
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    made = {}
+
+    def make(ranking, version="", width=5, signature="evaluate"):
+        key = (tuple(ranking), version, width, signature)
+        if key not in made:
+            artifact = standard_artifacts.Model()
+            artifact.uri = str(tmp_path_factory.mktemp("model"))
+            servable = Servable(ranking, width)
+            folder = os.path.join(artifact.uri, "Format-Serving")
+            tf.saved_model.save(servable, folder, signatures={signature: servable.evaluate})
+            artifact.set_string_custom_property("version", version)
+            made[key] = artifact
+        return made[key]
+
+    return make
+
+
+GOOD = ITEMS[::-1]
+"""Begins with what people like."""
+SO_SO = [*ITEMS[12:], *ITEMS[:12]]
+BAD = ITEMS
+"""The most popular items."""
+
+
+@pytest.fixture
+def evaluate(tmp_path, examples):
+    """Runs the executor; returns the blessing and the evaluation artifact's folder."""
+
+    def run(candidate, settings, baseline=None, history="history"):
+        blessing, found = standard_artifacts.ModelBlessing(), standard_artifacts.ModelEvaluation()
+        blessing.uri, found.uri = str(tmp_path / "blessing"), str(tmp_path / "evaluation")
+        os.makedirs(blessing.uri)
+        inputs = {keys.EXAMPLES_KEY: [examples], keys.MODEL_KEY: [candidate]}
+        if baseline:
+            inputs[keys.BASELINE_MODEL_KEY] = [baseline]
+        executor.Executor().Do(
+            inputs,
+            {keys.EVALUATION_KEY: [found], keys.BLESSING_KEY: [blessing]},
+            {
+                keys.EVAL_CONFIG_KEY: proto_utils.proto_to_json(evaluation.eval_config(settings, history)),
+                keys.EXAMPLE_SPLITS_KEY: "null",
+            },
+        )
+        return blessing, found.uri
+
+    return run
+
+
+def is_blessed(blessing):
+    value = blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY)
+    assert os.path.exists(os.path.join(blessing.uri, "BLESSED" if value else "NOT_BLESSED"))
+    return value == constants.BLESSED_VALUE
+
+
+def oracle(queries, ranking, k):
+    """Recall, NDCG and coverage of one fixed ranking, by hand."""
+    import math
+
+    recalls, gains, shown = [], [], set()
+    for history, relevant, _ in queries:
+        answer = [item for item in ranking if item not in history][:k]
+        shown |= set(answer)
+        wanted = set(relevant) - set(history)
+        if not wanted:
+            continue
+        recalls.append(len(wanted & set(answer)) / len(wanted))
+        dcg = sum(1 / math.log2(place + 2) for place, item in enumerate(answer) if item in wanted)
+        gains.append(dcg / sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted)))))
+    return {
+        "recall": sum(recalls) / len(recalls),
+        "ndcg": sum(gains) / len(gains),
+        "coverage": len(shown) / len(ITEMS),
+        "queries": len(recalls),
+    }
+
+
+def test_metrics_by_slice_and_a_blessing(evaluate, model, queries):
+    settings = Evaluation(k=K, slices=(Slice(column="gender"),), floors={"recall@5": 0.1}, max_regression={})
+    blessing, uri = evaluate(model(GOOD), settings)
+
+    assert is_blessed(blessing)
+    metrics = evaluation.read_metrics(uri)
+    assert list(metrics) == ["overall", "gender=F", "gender=M"]
+    for name, some in (
+        ("overall", queries),
+        ("gender=F", [one for one in queries if one[2] == b"F"]),
+        ("gender=M", [one for one in queries if one[2] == b"M"]),
+    ):
+        for k in K:
+            wanted = oracle(some, GOOD, k)
+            for metric in ("recall", "ndcg", "coverage"):
+                assert metrics[name][f"{metric}@{k}"] == pytest.approx(wanted[metric]), (name, metric, k)
+            assert metrics[name][f"popular_ndcg@{k}"] == pytest.approx(oracle(some, ITEMS, k)["ndcg"])
+        assert metrics[name]["queries"] == oracle(some, GOOD, 2)["queries"]
+    assert evaluation.read_metrics(uri, baseline=True) == {}
+    assert evaluation.validation_failures(uri) == []
+    found = summary.read(uri)
+    assert found.metrics == metrics
+    assert (found.failures, found.baseline_version, found.baseline_note) == ([], "", "no baseline")
+
+
+def test_below_a_floor_and_not_above_the_most_popular_items(evaluate, model, queries):
+    settings = Evaluation(k=K, floors={"recall@5": 0.9}, max_regression={})
+    blessing, uri = evaluate(model(BAD), settings)
+
+    assert not is_blessed(blessing)
+    recall, ndcg = oracle(queries, BAD, 5)["recall"], oracle(queries, BAD, 2)["ndcg"]
+    assert sorted(evaluation.validation_failures(uri)) == [
+        f"ndcg@2 is {ndcg:.4g}, the most popular items reach {ndcg:.4g} (short by 0)",
+        f"recall@5 is {recall:.4g}, floor 0.9 (short by {0.9 - recall:.2g})",
+    ]
+    assert summary.read(uri).failures == evaluation.validation_failures(uri)
+
+
+def test_worse_than_the_pushed_model(evaluate, model, queries):
+    settings = Evaluation(k=K, max_regression={"ndcg@2": 0.1})
+    blessing, uri = evaluate(model(SO_SO), settings, baseline=model(GOOD, version="17"))
+
+    assert not is_blessed(blessing)
+    ours, before = oracle(queries, SO_SO, 2)["ndcg"], oracle(queries, GOOD, 2)["ndcg"]
+    assert ours < before
+    assert evaluation.validation_failures(uri) == [
+        f"ndcg@2 is {ours:.4g}, the last pushed model has {before:.4g} ({(ours - before) / before:+.1%}, allowed 10.0%)"
+    ]
+    assert evaluation.read_metrics(uri, baseline=True)["overall"]["ndcg@2"] == pytest.approx(before)
+    assert evaluation.read_metrics(uri)["overall"]["ndcg@2"] == pytest.approx(ours)
+    assert summary.read(uri).baseline_version == "17"
+
+
+def test_better_than_the_pushed_model(evaluate, model):
+    blessing, uri = evaluate(
+        model(GOOD), Evaluation(k=K, max_regression={"ndcg@2": 0.0}), baseline=model(SO_SO, version="17")
+    )
+    assert is_blessed(blessing)
+    assert summary.read(uri).baseline_note == ""
+
+
+def test_a_pushed_model_that_scored_nothing_does_not_block_a_better_one(evaluate, model):
+    settings = Evaluation(k=K, max_regression={"recall@2": 0.1})
+    blessing, uri = evaluate(model(GOOD), settings, baseline=model([b"discontinued"] * 5, version="17"))
+    assert evaluation.read_metrics(uri, baseline=True)["overall"]["recall@2"] == 0
+    assert is_blessed(blessing)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "note"),
+    [
+        ("empty", "nothing has been pushed yet"),
+        ("signature", "version 17 in the push destination has no `evaluate` signature"),
+        ("width", "version 17 in the push destination answers 2 items, and 5 are evaluated"),
+        ("torn", "version 17 in the push destination does not answer today's queries: "),
+    ],
+)
+def test_a_baseline_that_cannot_be_compared_counts_as_none(evaluate, model, tmp_path, wrong, note):
+    if wrong == "signature":
+        baseline = model(GOOD, version="17", signature="serving_default")
+    elif wrong == "width":
+        baseline = model(GOOD, version="17", width=2)
+    else:
+        baseline = standard_artifacts.Model()
+        baseline.uri = str(tmp_path / "baseline")
+        os.makedirs(baseline.uri)
+        if wrong == "torn":
+            os.makedirs(os.path.join(baseline.uri, "Format-Serving"))
+            with open(os.path.join(baseline.uri, "Format-Serving", "saved_model.pb"), "wb") as file:
+                file.write(b"torn")
+            baseline.set_string_custom_property("version", "17")
+    blessing, uri = evaluate(model(GOOD), Evaluation(k=K, max_regression={"ndcg@2": 0.0}), baseline=baseline)
+    assert is_blessed(blessing)
+    found = summary.read(uri)
+    assert found.baseline_note.startswith(note)
+    assert found.baseline_version == ""
+    assert found.baseline_metrics == {}
+
+
+def test_the_component_takes_what_the_executor_reads():
+    component = Evaluator(
+        examples=types.Channel(type=standard_artifacts.Examples),
+        model=types.Channel(type=standard_artifacts.Model),
+        baseline_model=types.Channel(type=standard_artifacts.Model),
+        eval_config=evaluation.eval_config(Evaluation(), None),
+        example_splits=["eval"],
+        code="abc",
+    )
+    assert component.exec_properties["code"] == "abc"
+    assert component.executor_spec.executor_class is executor.Executor
+    assert component.outputs["blessing"].type is standard_artifacts.ModelBlessing

@@ -1,0 +1,206 @@
+"""The ExampleValidator on real statistics and schemas: what the person reads when the data is not as agreed."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import tfx.components  # noqa: F401  it stands in for a module that TFDV misses, so it comes first
+
+# isort: split
+import tensorflow_data_validation as tfdv
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx import types
+from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import standard_component_specs as keys
+from tfx.utils import io_utils, json_utils
+
+from components.example_validator import executor
+from components.example_validator.component import ExampleValidator
+from modules import schema as schemas
+from modules.errors import UserError
+from modules.features import Bucketized, Features, Hash, History, Normalized, Timestamp, Vocabulary
+
+ROWS = 200
+FEATURES = Features(
+    query=(
+        Vocabulary(column="gender"),
+        Normalized(column="age"),
+        Timestamp(column="timestamp"),
+    ),
+    candidate=(Vocabulary(column="item_id"),),
+)
+
+
+def table():
+    return pd.DataFrame(
+        {
+            "gender": ["F", "M"] * (ROWS // 2),
+            "age": np.arange(ROWS, dtype=np.float32) % 60 + 18,
+            "timestamp": np.arange(ROWS) + 1_600_000_000,
+            "item_id": [f"item {i}" for i in range(ROWS)],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def agreed():
+    """The schema that a person has curated."""
+    schema = tfdv.infer_schema(tfdv.generate_statistics_from_dataframe(table()))
+    tfdv.get_feature(schema, "age").float_domain.CopyFrom(schema_pb2.FloatDomain(min=0, max=120, disallow_nan=True))
+    tfdv.set_domain(schema, "timestamp", schema_pb2.IntDomain(min=0, max=4102444800))
+    return schema
+
+
+@pytest.fixture
+def validate(tmp_path, agreed):
+    """Runs the executor over the tables of some splits; returns the anomalies artifact."""
+
+    def run(splits, schema=None, features=FEATURES, exclude=()):
+        statistics, schemas_, anomalies = (
+            standard_artifacts.ExampleStatistics(),
+            standard_artifacts.Schema(),
+            standard_artifacts.ExampleAnomalies(),
+        )
+        for artifact, name in ((statistics, "statistics"), (schemas_, "schema"), (anomalies, "anomalies")):
+            artifact.uri = str(tmp_path / name)
+        statistics.split_names = artifact_utils.encode_split_names(list(splits))
+        for split, frame in splits.items():
+            made = tfdv.generate_statistics_from_dataframe(frame)
+            folder = artifact_utils.get_split_uri([statistics], split)
+            os.makedirs(folder)
+            io_utils.write_bytes_file(os.path.join(folder, "FeatureStats.pb"), made.SerializeToString())
+        io_utils.write_pbtxt_file(os.path.join(schemas_.uri, "schema.pbtxt"), schema or agreed)
+        executor.Executor().Do(
+            {keys.STATISTICS_KEY: [statistics], keys.SCHEMA_KEY: [schemas_]},
+            {keys.ANOMALIES_KEY: [anomalies]},
+            {
+                keys.EXCLUDE_SPLITS_KEY: json_utils.dumps(list(exclude)),
+                executor.FEATURES_KEY: features.model_dump_json() if features else None,
+            },
+        )
+        return anomalies
+
+    return run
+
+
+def refusal(validate, *arguments, **named):
+    with pytest.raises(UserError) as error:
+        validate(*arguments, **named)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_data_as_agreed_passes(validate):
+    anomalies = validate({"train": table(), "eval": table()})
+    assert artifact_utils.decode_split_names(anomalies.split_names) == ["train", "eval"]
+    assert anomalies.get_json_value_custom_property("blessed") == {"train": 1, "eval": 1}
+
+
+def spoiled(**columns):
+    return table().assign(**columns)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (
+            spoiled(gender=["F", "M"] * 98 + ["X", "X", "X", "other, or none"]),
+            'gender: expected one of F, M; got "X" (about 1 % of values), "other, or none" (less than 1 % of values)',
+        ),
+        (spoiled(age=np.float32([-3] + [30] * 199)), "age: expected at least 0; got -3"),
+        (spoiled(age=np.float32([30] * 199 + [400.5])), "age: expected at most 120; got 400.5"),
+        (spoiled(age=["thirty"] * ROWS), 'age: expected numbers; got text such as "thirty"'),
+        (spoiled(timestamp=[-5] + [1_600_000_000] * 199), "timestamp: expected at least 0; got -5"),
+        (
+            spoiled(timestamp=[2**33] + [1_600_000_000] * 199),
+            "timestamp: expected at most 4102444800; got 8589934592",
+        ),
+        (spoiled(age=np.arange(ROWS) % 60), "age: expected numbers with decimals; got whole numbers"),
+        (spoiled(timestamp=["noon"] * ROWS), 'timestamp: expected whole numbers; got text such as "noon"'),
+        (spoiled(gender=["F"] * 150 + [None] * 50), "gender: expected in every example; is in 75 %"),
+        (table().drop(columns="gender"), "gender: expected in the data; is in no example"),
+        (spoiled(mood=["good"] * ROWS), "mood: not expected, the schema does not have it; got a column"),
+    ],
+    ids=["value", "low", "high", "text", "early", "late", "whole", "type", "sparse", "gone", "new"],
+)
+def test_an_anomaly_stops_the_run_in_words(validate, bad, words):
+    message = refusal(validate, {"train": table(), "eval": bad})
+    assert message == f"anomalies in eval: {words}; correct the tables or the schema"
+
+
+def test_all_anomalies_come_in_one_line_grouped_by_split(validate):
+    bad = spoiled(gender=["X"] * ROWS)
+    worse = bad.assign(age=np.float32([-3] * ROWS))
+    message = refusal(validate, {"train": bad, "validation": table(), "eval": worse})
+    assert message == (
+        'anomalies in train, eval: gender: expected one of F, M; got "X" (about 100 % of values). '
+        "anomalies in eval: age: expected at least 0; got -3; correct the tables or the schema"
+    )
+
+
+def test_an_empty_split_is_an_anomaly(validate):
+    assert refusal(validate, {"train": table(), "eval": table()[:0]}) == (
+        "anomalies in eval: no examples; correct the tables or the schema"
+    )
+
+
+def test_a_long_list_of_allowed_values_is_cut(validate, agreed):
+    schema = schema_pb2.Schema()
+    schema.CopyFrom(agreed)
+    tfdv.set_domain(schema, "gender", schema_pb2.StringDomain(name="many", value=[f"v{i}" for i in range(30)]))
+    message = refusal(validate, {"train": table()}, schema=schema)
+    assert "gender: expected one of v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, … (30 values); got " in message
+
+
+def test_excluded_splits_are_not_looked_at(validate):
+    validate({"train": table(), "catalogue": table()[["item_id"]]}, exclude=["catalogue"])
+
+
+def test_a_schema_that_lacks_a_feature_or_has_it_as_something_else(validate):
+    features = Features(
+        query=(Vocabulary(column="age"), Normalized(column="income"), History()),
+        candidate=(Vocabulary(column="item_id"),),
+    )
+    assert refusal(validate, {"train": table()}, features=features) == (
+        "schema: age: expected BYTES for its encoding vocabulary; is FLOAT; "
+        "income: expected FLOAT for its encoding normalized; is not there; "
+        "history: expected BYTES for its encoding history; is not there; correct the schema or the features"
+    )
+
+
+@pytest.mark.parametrize(
+    ("feature", "kind"),
+    [
+        (Vocabulary(column="a"), schema_pb2.BYTES),
+        (Hash(column="a", buckets=4), schema_pb2.BYTES),
+        (Normalized(column="a"), schema_pb2.FLOAT),
+        (Bucketized(column="a", buckets=4), schema_pb2.FLOAT),
+        (Timestamp(column="a"), schema_pb2.INT),
+    ],
+)
+def test_the_type_that_an_encoding_needs(feature, kind):
+    features = Features(query=(feature,), candidate=(Vocabulary(column="item_id"),))
+    for other in (schema_pb2.BYTES, schema_pb2.FLOAT, schema_pb2.INT):
+        schema = schema_pb2.Schema(
+            feature=[
+                schema_pb2.Feature(name="a", type=other),
+                schema_pb2.Feature(name="item_id", type=schema_pb2.BYTES),
+            ]
+        )
+        assert bool(schemas.mismatches(schema, features)) == (other != kind)
+
+
+def test_the_component_carries_features_and_code_as_parameters():
+    component = ExampleValidator(
+        statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+        schema=types.Channel(type=standard_artifacts.Schema),
+        features=FEATURES,
+        exclude_splits=["catalogue"],
+        code="abc",
+    )
+    assert Features.model_validate_json(component.exec_properties["features"]) == FEATURES
+    assert component.exec_properties["code"] == "abc"
+    assert json_utils.loads(component.exec_properties["exclude_splits"]) == ["catalogue"]
+    assert component.executor_spec.executor_class is executor.Executor

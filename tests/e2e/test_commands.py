@@ -1,0 +1,149 @@
+"""What a person does after a run: recommend, similar, batch, runs, schema."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import world
+from e2e_runs import Small, twotower, versions
+
+pytestmark = pytest.mark.slow
+
+
+def history(user: int) -> list[str]:
+    return [str(r["item_id"]) for r in world.interactions() if r["user_id"] == user]
+
+
+def items(small: Small, *arguments: str) -> list[dict]:
+    outcome = twotower("recommend", "--config", small.config_path, *arguments)
+    assert outcome.code == 0, outcome.errors
+    return outcome.answer["items"]
+
+
+def test_a_known_user_gets_titles_of_the_own_taste_and_nothing_seen(small: Small):
+    answer = items(small, "--user", "42", "--k", "5")
+    assert len(answer) == 5
+    assert not {r["item_id"] for r in answer} & set(history(42))
+    taste = world.TASTES[(42 - 1) % 4]
+    assert sum(r["title"].startswith(taste) for r in answer) >= 4
+    assert [r["score"] for r in answer] == sorted((r["score"] for r in answer), reverse=True)
+
+
+def test_an_unknown_user_with_a_history_gets_that_taste(small: Small):
+    drama = [str(i + 1) for i in range(world.ITEMS) if world.TASTES[i % 4] == "Drama"][:6]
+    answer = items(small, "--user", "nobody", "--history", ",".join(drama), "--k", "5")
+    assert sum(r["title"].startswith("Drama") for r in answer) >= 4
+    assert not {r["item_id"] for r in answer} & set(drama)
+
+
+def test_an_anonymous_request_gets_an_answer(small: Small):
+    outcome = twotower("recommend", "--config", small.config_path, "--k", "20")
+    assert outcome.code == 0 and len(outcome.answer["items"]) == 20
+    outcome = twotower("recommend", "--config", small.config_path, "--user", "stranger")
+    assert outcome.code == 0 and "has no history" in outcome.answer["note"]
+
+
+def test_exclude_and_filter(small: Small):
+    first = [r["item_id"] for r in items(small, "--user", "7", "--k", "3")]
+    rest = [r["item_id"] for r in items(small, "--user", "7", "--exclude", ",".join(first), "--k", "10")]
+    assert not set(first) & set(rest)
+    war = items(small, "--user", "7", "--filter", "genres=War", "--k", "5")
+    assert len(war) == 5 and all(r["title"].startswith("War") for r in war)
+
+
+def test_similar_items_share_the_genre_and_leave_out_the_item(small: Small):
+    outcome = twotower("similar", "--config", small.config_path, "--item", "1", "--k", "5")
+    assert outcome.code == 0, outcome.errors
+    assert "1" not in {r["item_id"] for r in outcome.answer["items"]}
+    assert sum(r["title"].startswith("Action") for r in outcome.answer["items"]) >= 4
+
+
+def test_batch_writes_every_users_top_k(small: Small, tmp_path: Path):
+    output = tmp_path / "top.parquet"
+    outcome = twotower("batch", "--config", small.config_path, "--k", "7", "--output", str(output))
+    assert outcome.code == 0, outcome.errors
+    table = pq.read_table(output)
+    assert table.column_names == ["user_id", "rank", "item_id", "score", "model_version"]
+    rows = table.to_pylist()
+    assert len(rows) == world.USERS * 7
+    assert {str(r["model_version"]) for r in rows} <= set(versions(small.folder))
+    by_user: dict[str, list[dict]] = {}
+    for row in rows:
+        by_user.setdefault(row["user_id"], []).append(row)
+    for user in ("1", "42", "160"):
+        assert [r["rank"] for r in by_user[user]] == list(range(1, 8))
+        assert not {r["item_id"] for r in by_user[user]} & set(history(int(user)))
+        # The same question, asked alone, has the same answer.
+        assert [r["item_id"] for r in by_user[user]] == [r["item_id"] for r in items(small, "--user", user, "--k", "7")]
+
+
+def test_batch_for_a_list_of_users(small: Small, tmp_path: Path):
+    users = tmp_path / "users.txt"
+    users.write_text("3\n\nstranger\n")
+    output = tmp_path / "new folder" / "top.parquet"
+    arguments = ["batch", "--config", small.config_path, "--k", "2", "--output", str(output), "--users", str(users)]
+    assert twotower(*arguments).answer["users"] == 2
+    assert pq.read_table(output)["user_id"].to_pylist() == ["3", "3", "stranger", "stranger"]
+
+
+def test_runs_has_metrics_and_lineage(small: Small):
+    listed = twotower("runs", "--config", small.config_path)
+    assert listed.code == 0 and listed.answer
+    run = next(r for r in listed.answer if r["run"] == small.outcome.answer["run"])
+    assert run["metrics"] == small.outcome.answer["metrics"] and run["pushed"] == small.outcome.answer["pushed"]
+    shown = twotower("runs", "--config", small.config_path, run["run"]).answer
+    read = {(stage, maker) for stage, _, maker in shown["lineage"]}
+    assert {("Trainer", "Transform"), ("ScannIndexBuilder", "Trainer"), ("Evaluator", "ScannIndexBuilder")} <= read
+
+
+def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
+    path = tmp_path / "schema.pbtxt"
+    assert twotower("schema", "--config", small.config_path, "--output", str(path)).code == 0
+    text = path.read_text()
+    assert 'name: "gender"' in text
+    # A schema that knows of no women: the data are not what it says, and nothing is trained.
+    path.write_text(text.replace('value: "F"', ""))
+    outcome = twotower("run", "--config", small.config_path, "--set", f"schema.path={path}")
+    assert outcome.code == 2
+    assert "gender" in outcome.errors and "F" in outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["recommend", "--user", "1", "--k", "21"], "raise serving.k"),
+        (["recommend", "--user", "1", "--k", "0"], "1 to 20"),
+        (["recommend", "--user", "1", "--filter", "colour=red"], "filters by genres"),
+        (["recommend", "--feature", "age"], "expected column=value"),
+        (["recommend", "--feature", "age=old"], "expected a number"),
+        (["similar", "--item", "none"], "no such item"),
+        (["batch", "--output", "/proc/nothing/top.parquet"], "cannot be written"),
+        (["batch", "--output", "x.parquet", "--users", "none.txt"], "none.txt"),
+        (["runs", "no-such-run"], "not in the metadata store"),
+        (["recommend", "--set", "output.push=elsewhere"], "nothing has been pushed yet"),
+        (["runs", "--set", "output.root=elsewhere"], "nothing has run yet"),
+    ],
+)
+def test_a_mistake_is_one_line(small: Small, arguments: list[str], words: str):
+    if arguments[0] == "batch" and "--k" not in arguments:
+        arguments = [*arguments, "--k", "5"]
+    outcome = twotower(arguments[0], "--config", small.config_path, *arguments[1:])
+    assert outcome.code == 2
+    assert words in outcome.errors and outcome.errors.count("\n") == 1 and "Traceback" not in outcome.errors
+
+
+def test_a_fresh_process_answers(small: Small):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "recommend", "--json", "--config", small.config_path, "--user", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert len(answer["items"]) == 10
+    assert done.stderr == ""

@@ -1,0 +1,140 @@
+"""A whole run: what comes out, what a second run re-uses, what a change re-executes, what a refusal leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import world
+from e2e_runs import Small, executed, twotower, versions
+
+from pipeline import fingerprint
+
+pytestmark = pytest.mark.slow
+
+FROM_TRAINER = {"Trainer", "ScannIndexBuilder", "BaselineResolver", "Evaluator", "ServableValidator", "Pusher"}
+FROM_TRANSFORM = FROM_TRAINER | {"Transform"}
+FROM_TABLES = FROM_TRANSFORM | {"InteractionExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator"}
+
+
+def test_the_model_has_learned_the_world(small: Small):
+    metrics = small.outcome.answer["metrics"]["overall"]
+    # A user has 20 films of the own taste, 14 interactions, and nine in ten stay in it: five guesses inside the
+    # remaining ones find the next film far more often than five of the most popular films of everybody.
+    assert metrics["recall@5"] > 2 * metrics["popular_recall@5"]
+    assert metrics["recall@20"] > 0.6
+    assert {"slice_gender:F", "slice_gender:M"} <= {name.replace("=", ":") for name in small.outcome.answer["metrics"]}
+
+
+def test_it_is_pushed_as_tf_serving_wants_it(small: Small):
+    (version,) = versions(small.folder)
+    pushed = Path(small.outcome.answer["pushed"])
+    assert pushed == small.folder / "served" / "small-world" / version
+    assert (pushed / "saved_model.pb").exists()
+    assert (pushed / "assets.extra" / "tf_serving_warmup_requests").stat().st_size > 0
+    assert small.outcome.answer["gates"]["Evaluator"]["blessed"]
+    assert small.outcome.answer["gates"]["ServableValidator"]["blessed"]
+
+
+def test_the_same_run_again_executes_nothing(small: Small):
+    before = versions(small.folder)
+    outcome = twotower("run", "--config", small.config_path)
+    assert outcome.code == 0, outcome.errors
+    assert executed(small.config_path) == set()
+    assert versions(small.folder) == before
+    assert outcome.answer["pushed"] == small.outcome.answer["pushed"]
+    assert outcome.answer["metrics"] == small.outcome.answer["metrics"]
+
+
+# Every change is one that leaves the model able to pass, but is not refused for being too close to the baseline.
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.learning_rate=0.021", FROM_TRAINER),
+        ("model.dimension=17", FROM_TRAINER),
+        ("features.query.age.dimension=9", FROM_TRAINER),
+        ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM),
+        ("serving.k=21", FROM_TRAINER - {"Trainer"}),
+        ("evaluation.floors={ndcg@5: 0.01}", {"Evaluator", "Pusher"}),
+        ("serving.latency_p99_ms=5000", {"ServableValidator", "Pusher"}),
+    ],
+)
+def test_a_changed_setting_executes_what_depends_on_it(small: Small, override: str, expected: set[str]):
+    outcome = twotower("run", "--config", small.config_path, "--set", override, "--set", "evaluation.max_regression={}")
+    assert outcome.code == 0, outcome.errors
+    # Without a limit to regression the Evaluator's question is another one, too.
+    assert executed(small.config_path) - {"BaselineResolver", "Evaluator", "Pusher"} == expected - {
+        "BaselineResolver", "Evaluator", "Pusher"
+    }  # fmt: skip
+
+
+def test_a_changed_table_executes_everything(small: Small, tmp_path: Path):
+    table = small.folder / "items.parquet"
+    original = table.read_bytes()
+    rows = pq.read_table(table).to_pylist()
+    rows[3]["title"] = "Another title"
+    try:
+        pq.write_table(pa.Table.from_pylist(rows), table)
+        outcome = twotower("run", "--config", small.config_path)
+        assert outcome.code == 0, outcome.errors
+        assert executed(small.config_path) == FROM_TABLES
+    finally:
+        table.write_bytes(original)
+
+
+def test_a_changed_module_executes_what_imports_it(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for package in ("components", "modules"):
+        shutil.copytree(fingerprint._ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "modules/two_tower.py", "a") as file:
+        file.write("\n# another version\n")
+    monkeypatch.setattr(fingerprint, "_ROOT", tmp_path)
+    outcome = twotower("run", "--config", small.config_path)
+    assert outcome.code == 0, outcome.errors
+    assert executed(small.config_path) == FROM_TRAINER
+
+
+def test_a_model_below_a_floor_is_not_pushed_and_the_old_one_stays(small: Small):
+    before = versions(small.folder)
+    outcome = twotower("run", "--config", small.config_path, "--set", "evaluation.floors={ndcg@5: 0.99}")
+    assert outcome.code == 1
+    assert outcome.answer["pushed"] is None
+    assert versions(small.folder) == before
+    (reason,) = outcome.answer["gates"]["Evaluator"]["reasons"]
+    assert "ndcg@5" in reason and "0.99" in reason
+    assert twotower("recommend", "--config", small.config_path, "--user", "1").code == 0
+
+
+def test_a_slow_servable_is_not_pushed(small: Small):
+    before = versions(small.folder)
+    outcome = twotower("run", "--config", small.config_path, "--set", "serving.latency_p99_ms=0.0001")
+    assert outcome.code == 1
+    assert versions(small.folder) == before
+    assert not outcome.answer["gates"]["ServableValidator"]["blessed"]
+    assert "0.0001" in " ".join(outcome.answer["gates"]["ServableValidator"]["reasons"])
+
+
+def test_a_much_worse_model_loses_to_the_baseline(small: Small):
+    before = versions(small.folder)
+    outcome = twotower(
+        "run", "--config", small.config_path, "--set", "training.epochs=1", "--set", "training.learning_rate=0.000001",
+        "--set", "evaluation.beat_popularity=false",
+    )  # fmt: skip
+    assert outcome.code == 1
+    assert versions(small.folder) == before
+    assert any("baseline" in r or "last pushed" in r for r in outcome.answer["gates"]["Evaluator"]["reasons"])
+
+
+def test_a_users_own_csv_tables_with_another_split(tmp_path: Path):
+    world.write_csv(tmp_path)
+    path = world.write_config(
+        tmp_path, "csv", split={"strategy": "temporal", "validation": 0.15, "eval": 0.15}, name="own-data"
+    )
+    outcome = twotower("run", "--config", path, "--set", "evaluation.history=rolling")
+    assert outcome.code == 0, outcome.errors
+    metrics = outcome.answer["metrics"]["overall"]
+    assert metrics["recall@5"] > 1.5 * metrics["popular_recall@5"]
+    answer = twotower("recommend", "--config", path, "--user", "5", "--filter", "genres=Drama").answer
+    assert answer["items"] and all(r["title"].startswith("Drama") for r in answer["items"])

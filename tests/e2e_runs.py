@@ -1,0 +1,51 @@
+"""Running commands in this process, so that TFX is imported once, and looking at what they left."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import cli, config, runs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one command ended."""
+
+    code: int
+    answer: Any
+    errors: str
+
+
+def twotower(*arguments: str) -> Outcome:
+    """Runs one command with --json, as a shell would."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([arguments[0], "--json", *arguments[1:]])
+    text = out.getvalue().strip()
+    return Outcome(code, json.loads(text) if text else None, err.getvalue())
+
+
+def executed(config_path: str, *overrides: str) -> set[str]:
+    """Stages of the last run that the metadata store does not have as cached."""
+    run = runs.read_runs(config.load(config_path, overrides), last=1)[0]
+    assert {s.state for s in run.stages} <= {"done", "cached"}
+    return {s.name for s in run.stages if s.state != "cached"}
+
+
+def versions(folder: Path) -> list[str]:
+    destination = folder / "served" / "small-world"
+    return sorted(p.name for p in destination.iterdir() if p.name.isdigit()) if destination.exists() else []
+
+
+@dataclass(frozen=True)
+class Small:
+    """A finished run over the small world."""
+
+    folder: Path
+    config_path: str
+    outcome: Outcome

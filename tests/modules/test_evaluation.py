@@ -1,0 +1,153 @@
+"""The retrieval metrics against plain Python, one query and one list at a time."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import tensorflow_model_analysis as tfma
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modules import evaluation
+from modules.settings import Evaluation, Slice, metric_names
+
+CUTS = [1, 3, 5]
+
+
+def dcg(ranking, relevant, k):
+    return sum(1 / math.log2(place + 1) for place, item in enumerate(ranking[:k], start=1) if item in relevant)
+
+
+def expected(query, k):
+    """The metrics of one query, straight from their definitions; absent where it does not count."""
+    relevant = set(query["relevant"]) - set(query["history"])
+    result = {}
+    if relevant:
+        found = set(query["classes"][:k]) & relevant
+        popular = set(query["popular"][:k]) & relevant
+        best = sum(1 / math.log2(place + 1) for place in range(1, min(k, len(relevant)) + 1))
+        result = {
+            f"recall@{k}": len(found) / len(relevant),
+            f"precision@{k}": len(found) / k,
+            f"hit_rate@{k}": 1.0 if found else 0.0,
+            f"ndcg@{k}": dcg(query["classes"], relevant, k) / best,
+            f"popular_ndcg@{k}": dcg(query["popular"], relevant, k) / best,
+            f"popular_recall@{k}": len(popular) / len(relevant),
+            f"ndcg_lift@{k}": (dcg(query["classes"], relevant, k) - dcg(query["popular"], relevant, k)) / best,
+            "mrr": next((1 / p for p, item in enumerate(query["classes"], start=1) if item in relevant), 0.0),
+        }
+    if query["relevant"]:
+        found = set(query["classes_with_seen"][:k]) & set(query["relevant"])
+        result[f"recall_with_seen@{k}"] = len(found) / len(set(query["relevant"]))
+        result[f"precision_with_seen@{k}"] = len(found) / k
+    if query["classes"]:
+        top = query["classes"][:k]
+        result[f"popular_share@{k}"] = sum(item in query["top_items"] for item in top) / len(top)
+    return result
+
+
+def outputs(query, width=6):
+    """The servable's answer to one query: padded with ""."""
+
+    def padded(items):
+        return np.array([*items, *[b""] * (width - len(items))], object)
+
+    head = [float(item in query["top_items"]) for item in query["classes"]]
+    return {
+        "classes": padded(query["classes"]),
+        "classes_with_seen": padded(query["classes_with_seen"]),
+        "popular": padded(query["popular"]),
+        "head": np.array([*head, *[1.0] * (width - len(head))], np.float32),
+        "catalogue_size": np.float32(12),
+    }
+
+
+def random_query(rng):
+    catalogue = [b"i%d" % i for i in range(12)]
+    history = rng.sample(catalogue, rng.randint(0, 11))
+    unseen = [item for item in catalogue if item not in history]
+    return {
+        "history": history,
+        "relevant": rng.sample(catalogue, rng.randint(0, 5)),
+        "classes": rng.sample(unseen, min(len(unseen), 6)),
+        "classes_with_seen": rng.sample(catalogue, 6),
+        "popular": unseen[:6],
+        "top_items": set(catalogue[:2]),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_one_query_is_measured_by_the_definitions(seed):
+    query = random_query(random.Random(seed))
+    measured = evaluation.measure(outputs(query), query["relevant"], query["history"], CUTS)
+    values = dict(zip(evaluation.mean_names(CUTS), measured.values, strict=True))
+    wanted = {name: value for k in CUTS for name, value in expected(query, k).items()}
+    assert {name for name, value in values.items() if not np.isnan(value)} == set(wanted)
+    for name, value in wanted.items():
+        assert values[name] == pytest.approx(value), name
+
+
+def test_an_item_that_is_answered_twice_counts_once():
+    assert evaluation.hits([b"a", b"a", b"b"], [b"a", b"b"]).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_averages_over_queries_and_covers_over_all(parts):
+    """The combiner's mean of many queries, merged from parts, is the mean of the definitions."""
+    rng = random.Random(7)
+    queries = [random_query(rng) for _ in range(60)]
+    combiner = evaluation._Average(CUTS, "")
+    accumulators = []
+    for part in range(parts):
+        sums = combiner.create_accumulator()
+        for query in queries[part::parts]:
+            sums = combiner.add_input(
+                sums, evaluation.measure(outputs(query), query["relevant"], query["history"], CUTS)
+            )
+        accumulators.append(sums)
+    result = {
+        key.name: value for key, value in combiner.extract_output(combiner.merge_accumulators(accumulators)).items()
+    }
+
+    for k in CUTS:
+        singles = [expected(query, k) for query in queries]
+        for name in {name for single in singles for name in single}:
+            of_queries = [single[name] for single in singles if name in single]
+            assert result[name] == pytest.approx(sum(of_queries) / len(of_queries)), name
+        shown = {item for query in queries for item in query["classes"][:k]}
+        assert result[f"coverage@{k}"] == pytest.approx(len(shown) / 12)
+    assert result["queries"] == sum(bool(set(q["relevant"]) - set(q["history"])) for q in queries)
+
+
+def test_names_are_those_that_the_configuration_knows():
+    combiner = evaluation._Average(CUTS, "")
+    names = {key.name for key in combiner.extract_output(combiner.create_accumulator())}
+    assert set(metric_names(tuple(CUTS))) == names - {"queries", *(f"ndcg_lift@{k}" for k in CUTS)}
+
+
+def test_config_gates_the_whole_and_not_its_slices():
+    config = evaluation.eval_config(
+        Evaluation(
+            k=(5, 3),
+            slices=(Slice(column="gender"),),
+            floors={"recall@5": 0.25},
+            max_regression={"ndcg@3": 0.1, "popular_share@3": 0.2},
+        ),
+        history="history",
+    )
+    thresholds = tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
+    assert all(not spec.feature_keys for gates in thresholds.values() for spec, _ in gates)
+    bounds = {(key.name, key.is_diff): gates[0][1] for key, gates in thresholds.items()}
+    assert bounds["recall@5", False].lower_bound.value == 0.25
+    assert bounds["ndcg_lift@3", False].lower_bound.value > 0
+    assert bounds["ndcg@3", True].relative.value == -0.1
+    assert bounds["popular_share@3", True].relative.value == 0.2
+    assert bounds["queries", False].lower_bound.value == 1
+    assert [list(spec.feature_keys) for spec in config.slicing_specs] == [[], ["slice_gender"]]
+
+
+def test_there_is_always_a_gate_for_without_one_the_evaluator_blesses_nothing():
+    config = evaluation.eval_config(Evaluation(beat_popularity=False, max_regression={}), history=None)
+    assert tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
