@@ -1,0 +1,1 @@
+"""ScannIndexBuilder: the embedded catalogue, its tuned index, and the servable around it."""

@@ -1,0 +1,258 @@
+"""Embeds the catalogue on Beam, has the index built and tuned, and writes the servable and the IndexReport."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from absl import logging
+from tfx import types
+from tfx.dsl.components.base import base_beam_executor
+from tfx.dsl.io import fileio
+from tfx.types import artifact_utils
+from tfx.utils import io_utils, path_utils
+
+from components.scann_index_builder import tuning
+from components.scann_index_builder.tuning import Queries
+from modules import servable
+from modules.errors import UserError
+from modules.features import CATALOGUE, EVAL, VALIDATION, Columns, Features
+from modules.preprocessing import requests_from_examples
+from modules.servable import Catalogue, Description, Servable
+from modules.settings import Evaluation, Index, Serving
+
+MODEL_KEY, EXAMPLES_KEY = "model", "examples"
+SERVABLE_KEY, REPORT_KEY = "servable", "report"
+FEATURES_KEY, COLUMNS_KEY, INDEX_KEY = "features", "columns", "index"
+SERVING_KEY, EVALUATION_KEY, NAME_KEY, CODE_KEY = "serving", "evaluation", "name", "code"
+
+_BATCH = 512
+_MAX_QUERIES = 1000
+# Queries are taken evenly from this many records of each file, so that a large split is not read whole.
+_RECORDS_PER_FILE = 20_000
+_RETURN, _FILTER = "return:", "filter:"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    features: Features
+    columns: Columns
+    index: Index
+    serving: Serving
+    evaluation: Evaluation
+
+    @classmethod
+    def of(cls, exec_properties: dict[str, Any]) -> _Settings:
+        return cls(
+            Features.model_validate_json(exec_properties[FEATURES_KEY]),
+            Columns.model_validate_json(exec_properties[COLUMNS_KEY]),
+            Index.model_validate_json(exec_properties[INDEX_KEY]),
+            Serving.model_validate_json(exec_properties[SERVING_KEY]),
+            Evaluation.model_validate_json(exec_properties[EVALUATION_KEY]),
+        )
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Executor of ScannIndexBuilder."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Builds the servable.
+
+        Args:
+            input_dict: `model` (the Trainer's export) and `examples` (splits catalogue, validation and eval).
+            output_dict: `servable` (SavedModel under Format-Serving) and `report` (`tuning.Report` as JSON).
+            exec_properties: JSON of the settings, the model's name, and a stamp of the code.
+
+        Raises:
+            UserError: The catalogue cannot be served (`servable.check`), or a split has no examples.
+        """
+        settings = _Settings.of(exec_properties)
+        model_path = path_utils.serving_model_path(artifact_utils.get_single_uri(input_dict[MODEL_KEY]))
+        examples = input_dict[EXAMPLES_KEY]
+        try:
+            catalogue = self.EmbedCatalogue(examples, model_path, settings)
+            servable.check(catalogue, settings.features, settings.serving)
+            model = _load(model_path)
+            records = {split: _sample(examples, split) for split in (VALIDATION, EVAL)}
+            queries = {split: _queries(model, r, catalogue, settings) for split, r in records.items()}
+            index, effort, report = tuning.build_index(
+                catalogue.vectors, queries[VALIDATION], queries[EVAL], settings.index, settings.serving.k
+            )
+            description = Description(
+                model=exec_properties[NAME_KEY],
+                k=settings.serving.k,
+                evaluation_k=max(settings.evaluation.k),
+                layer=report.chosen.layer,
+                strategy=report.chosen.strategy,
+                partitions_to_search=effort.partitions_to_search,
+                reorder=effort.reorder,
+                catalogue_size=len(catalogue.item_ids),
+                dimension=report.dimension,
+                query_columns=tuple(f.column for f in settings.features.query),
+                history_column=settings.features.history.column if settings.features.history else None,
+                exclude_history=settings.serving.exclude_history,
+                return_columns=settings.serving.return_columns,
+                filter_columns=settings.serving.filter_columns,
+                signatures={},
+            )
+            items = _sample(examples, CATALOGUE, at_most=32)
+            warmup = servable.warmup_requests(
+                catalogue, settings.features, settings.serving, settings.columns.item, records[EVAL], items
+            )
+            path = path_utils.serving_model_dir(artifact_utils.get_single_uri(output_dict[SERVABLE_KEY]))
+            with tempfile.TemporaryDirectory() as assets:
+                built = Servable(
+                    model, catalogue, index, settings.features, settings.serving, max(settings.evaluation.k), assets
+                )
+                servable.save(built, path, description, warmup)
+        finally:
+            # Runs of a whole pipeline share one process.
+            _load.cache_clear()
+        report_artifact = artifact_utils.get_single_instance(output_dict[REPORT_KEY])
+        io_utils.write_string_file(
+            os.path.join(report_artifact.uri, tuning.REPORT_FILE), report.model_dump_json(indent=2)
+        )
+        report_artifact.set_float_custom_property("recall", report.chosen.recall)
+        report_artifact.set_int_custom_property("target_met", int(report.target_met))
+        logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
+
+    def EmbedCatalogue(self, examples: list[types.Artifact], model_path: str, settings: _Settings) -> Catalogue:
+        """Every item of the catalogue split with its vector, in the order of popularity."""
+        folder = os.path.join(self._get_tmp_dir(), "embedded_catalogue")
+        embed = _Embed(model_path, settings.features, settings.columns.item, settings.serving)
+        [uri] = artifact_utils.get_split_uris(examples, CATALOGUE)
+        with self._make_beam_pipeline() as pipeline:
+            _ = (
+                pipeline
+                | "Read" >> beam.io.ReadFromTFRecord(io_utils.all_files_pattern(uri))
+                | "Batch" >> beam.BatchElements(min_batch_size=_BATCH, max_batch_size=2 * _BATCH)
+                | "Embed" >> beam.ParDo(embed)
+                | "Write" >> beam.io.WriteToParquetBatched(os.path.join(folder, "items"), schema=embed.schema())
+            )
+        try:
+            return _read_catalogue(folder, settings.serving)
+        finally:
+            if fileio.exists(folder):
+                fileio.rmtree(folder)
+
+
+class _Embed(beam.DoFn):
+    """Batches of serialized catalogue examples → tables with ids, vectors, popularity and the columns of an answer."""
+
+    def __init__(self, model_path: str, features: Features, item_column: str, serving: Serving) -> None:
+        self._model_path = model_path
+        self._features = features
+        self._item_column = item_column
+        self._serving = serving
+
+    def setup(self) -> None:
+        self._model = _load(self._model_path)
+
+    def schema(self) -> pa.Schema:
+        return pa.schema(
+            [("item_id", pa.string()), ("vector", pa.binary()), ("popularity", pa.float32())]
+            + [(_RETURN + column, pa.string()) for column in self._serving.return_columns]
+            + [(_FILTER + column, pa.list_(pa.string())) for column in self._serving.filter_columns]
+        )
+
+    def process(self, batch: list[bytes]) -> Iterator[pa.Table]:
+        requests = servable.candidate_requests(tf.constant(batch, tf.string), self._features, self._item_column)
+        embedded = self._model.signatures["candidate_embedding"](**requests)
+        examples = [tf.train.Example.FromString(record) for record in batch]
+        columns: list[Any] = [
+            [servable.joined(_values(example, self._item_column)) for example in examples],
+            [vector.tobytes() for vector in embedded["embedding"].numpy()],
+            embedded["popularity"].numpy(),
+        ]
+        columns += [[servable.joined(_values(e, c)) for e in examples] for c in self._serving.return_columns]
+        columns += [[_values(e, c) for e in examples] for c in self._serving.filter_columns]
+        schema = self.schema()
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        yield pa.Table.from_arrays(arrays, schema=schema)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(model_path: str) -> Any:
+    """The embedding model, once per process: Beam's in-process runner and the rest of the executor share it."""
+    return tf.saved_model.load(model_path)
+
+
+def _values(example: tf.train.Example, column: str) -> list[str]:
+    """A column's values as strings, whatever their type; 3.0 is "3"."""
+    feature = example.features.feature[column]
+    if feature.HasField("bytes_list"):
+        return [value.decode("utf-8", "replace") for value in feature.bytes_list.value]
+    if feature.HasField("int64_list"):
+        return [str(value) for value in feature.int64_list.value]
+    return [f"{value:.7g}" for value in feature.float_list.value]
+
+
+def _read_catalogue(folder: str, serving: Serving) -> Catalogue:
+    tables = []
+    for path in sorted(fileio.glob(os.path.join(folder, "items*"))):
+        with fileio.open(path, "rb") as file:
+            tables.append(pq.read_table(pa.BufferReader(file.read())))
+    table = pa.concat_tables(tables) if tables else None
+    if table is None or not len(table):
+        return Catalogue([], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), {}, {})
+    vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(len(table), -1)
+    return Catalogue(
+        table["item_id"].to_pylist(),
+        vectors,
+        table["popularity"].to_numpy(),
+        {column: table[_RETURN + column].to_pylist() for column in serving.return_columns},
+        {column: table[_FILTER + column].to_pylist() for column in serving.filter_columns},
+    ).by_popularity()
+
+
+def _sample(examples: list[types.Artifact], split: str, at_most: int = _MAX_QUERIES) -> list[bytes]:
+    """Serialized examples of a split, evenly from its files.
+
+    Raises:
+        UserError: There are none.
+    """
+    [uri] = artifact_utils.get_split_uris(examples, split)
+    files = sorted(fileio.glob(io_utils.all_files_pattern(uri)))
+    records: list[bytes] = []
+    for file in files:
+        dataset = tf.data.TFRecordDataset(file, compression_type="GZIP" if file.endswith(".gz") else "")
+        records += dataset.take(max(at_most, _RECORDS_PER_FILE)).as_numpy_iterator()
+    if not records:
+        raise UserError(f"split {split!r} has no examples; choose another split or add interactions")
+    chosen = np.linspace(0, len(records) - 1, min(at_most, len(records))).round().astype(int)
+    return [records[number] for number in chosen]
+
+
+def _queries(model: Any, records: Sequence[bytes], catalogue: Catalogue, settings: _Settings) -> Queries:
+    """Query vectors of examples, and the rows of what each has seen."""
+    rows = {item_id.encode(): row for row, item_id in enumerate(catalogue.item_ids)}
+    history = settings.features.history
+    vectors: list[np.ndarray] = []
+    seen: list[list[int]] = []
+    for start in range(0, len(records), _BATCH):
+        examples = tf.constant(list(records[start : start + _BATCH]), tf.string)
+        requests = requests_from_examples(examples, settings.features.query)
+        vectors.append(model.signatures["query_embedding"](**requests)["embedding"].numpy())
+        if history is not None and settings.serving.exclude_history:
+            items = requests[history.column].numpy()
+            seen += [list({rows[item] for item in of_query if item in rows}) for of_query in items]
+        else:
+            seen += [[]] * len(vectors[-1])
+    excluded = np.full((len(seen), max(map(len, seen))), -1, np.int32)
+    for number, of_query in enumerate(seen):
+        excluded[number, : len(of_query)] = of_query
+    return Queries(np.concatenate(vectors), excluded)

@@ -1,0 +1,1 @@
+"""ServableValidator: a fresh process loads the servable and replays its warm-up requests; blesses what behaves."""

@@ -1,0 +1,148 @@
+"""A small embedding model whose vectors are known to numpy, and a catalogue and queries that go with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from modules.features import Columns, Features
+from modules.servable import Catalogue
+
+COLUMNS = Columns(user="user_id", item="item_id", timestamp="timestamp")
+FEATURES = Features.model_validate(
+    {
+        "query": [{"encoding": "vocabulary", "column": "user_id"}, {"encoding": "history", "max_length": 3}],
+        "candidate": [
+            {"encoding": "vocabulary", "column": "item_id"},
+            {"encoding": "vocabulary", "column": "genres", "multivalued": True},
+        ],
+    }
+)
+GENRES = ("Action", "Comedy", "Drama", "Très rare")
+DIMENSION = 8
+
+
+class World:
+    """Users, items and their vectors.
+
+    A query is the user's vector, plus the mean vector of the three newest known items of the history. An unknown user
+    has the vector 0.1. The more popular of two items has the smaller number, but for ties.
+    """
+
+    def __init__(self, items: int, users: int = 30, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        centres = generator.normal(size=(max(1, items // 15), DIMENSION))
+        self.items = [f"i{number}" for number in range(items)]
+        self.users = [f"u{number}" for number in range(users)]
+        noise = generator.normal(0, 0.3, (items, DIMENSION))
+        self.item_vectors = (centres[generator.integers(len(centres), size=items)] + noise).astype(np.float32)
+        self.user_vectors = generator.normal(size=(users, DIMENSION)).astype(np.float32)
+        self.popularity = (np.arange(items, 0, -1) // 2).astype(np.float32)
+        self.titles = [f"Title {number}, é" for number in range(items)]
+        # The last genre has one item in a hundred.
+        self.genres = [[GENRES[n % 3]] + ([GENRES[3]] if n % 100 == 7 else []) for n in range(items)]
+        self.histories = [
+            list(generator.choice(self.items, size=min(items // 2, number % 12), replace=False))
+            for number in range(users)
+        ]
+
+    def query(self, user: str, history: list[str]) -> np.ndarray:
+        """[D]: what `query_embedding` answers."""
+        vector = self.user_vectors[self.users.index(user)] if user in self.users else np.full(DIMENSION, 0.1)
+        known = [self.item_vectors[self.items.index(i)] for i in history if i in self.items][-3:]
+        return (vector + np.mean(known, axis=0) if known else vector).astype(np.float32)
+
+    def catalogue(self) -> Catalogue:
+        return Catalogue(
+            self.items,
+            self.item_vectors,
+            self.popularity,
+            {"title": self.titles, "genres": ["|".join(values) for values in self.genres]},
+            {"genres": self.genres},
+        ).by_popularity()
+
+    def query_example(self, user: int) -> bytes:
+        values = {"user_id": [self.users[user]], "history": self.histories[user], "relevant_items": [self.items[0]]}
+        return _example({name: [v.encode() for v in value] for name, value in values.items()})
+
+    def item_example(self, item: int) -> bytes:
+        values = {"item_id": [self.items[item]], "title": [self.titles[item]], "genres": self.genres[item]}
+        return _example({name: [v.encode() for v in value] for name, value in values.items()})
+
+    def save_embedding(self, path: Path) -> str:
+        """Writes what the Trainer would; its tables read vocabularies from a folder that is gone afterwards."""
+        assets = path.parent / f"{path.name}-assets"
+        assets.mkdir(parents=True)
+        model = _Towers(self, assets)
+        tf.saved_model.save(
+            model, str(path), signatures={"query_embedding": model.query, "candidate_embedding": model.candidate}
+        )
+        for file in assets.iterdir():
+            file.unlink()
+        assets.rmdir()
+        return str(path)
+
+
+class _Towers(tf.Module):
+    def __init__(self, world: World, assets: Path) -> None:
+        super().__init__()
+        self._users = _table(assets / "users.txt", world.users)
+        self._items = _table(assets / "items.txt", world.items)
+        self._user_vectors = tf.Variable(np.vstack([world.user_vectors, np.full((1, DIMENSION), 0.1, np.float32)]))
+        self._item_vectors = tf.Variable(np.vstack([world.item_vectors, np.zeros((1, DIMENSION), np.float32)]))
+        self._popularity = tf.Variable(np.append(world.popularity, np.float32(0)))
+        self._unknown = {"user": len(world.users), "item": len(world.items)}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, name="user_id"),
+            tf.TensorSpec([None, None], tf.string, name="history"),
+        ]
+    )
+    def query(self, user_id, history):
+        # Most recent known items: the ragged rows keep their order, oldest first.
+        rows = self._items.lookup(history)
+        known = tf.ragged.boolean_mask(rows, rows >= 0)[:, -3:]
+        vectors = tf.reduce_mean(tf.gather(self._item_vectors, known), axis=1)
+        mean = tf.where(tf.math.is_nan(vectors), 0.0, vectors)
+        users = self._users.lookup(user_id)
+        users = tf.where(users < 0, tf.cast(self._unknown["user"], tf.int64), users)
+        return {"embedding": tf.gather(self._user_vectors, users) + mean}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, name="item_id"),
+            tf.TensorSpec([None, None], tf.string, name="genres"),
+        ]
+    )
+    def candidate(self, item_id, genres):
+        rows = self._items.lookup(item_id)
+        rows = tf.where(rows < 0, tf.cast(self._unknown["item"], tf.int64), rows)
+        # The genres are read, as a real tower does, but do not matter.
+        ignored = 0.0 * tf.cast(tf.shape(genres)[1], tf.float32)
+        return {
+            "embedding": tf.gather(self._item_vectors, rows) + ignored,
+            "popularity": tf.gather(self._popularity, rows),
+        }
+
+
+def _table(file: Path, keys: list[str]) -> tf.lookup.StaticHashTable:
+    file.write_text("".join(f"{key}\n" for key in keys))
+    initializer = tf.lookup.TextFileInitializer(
+        str(file), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER
+    )
+    return tf.lookup.StaticHashTable(initializer, -1)
+
+
+def _example(features: dict[str, list[bytes]]) -> bytes:
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+                for name, values in features.items()
+                if values
+            }
+        )
+    ).SerializeToString()

@@ -1,0 +1,271 @@
+"""The servable's signatures against numpy, saved and loaded in a process that knows nothing but TensorFlow."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from known_towers import COLUMNS, DIMENSION, FEATURES, GENRES, World
+from tensorflow_serving.apis import prediction_log_pb2
+
+from modules import retrieval, servable
+from modules.errors import UserError
+from modules.retrieval import BruteForce, Effort, Stock
+from modules.servable import Description, Servable
+from modules.settings import Serving
+
+_SERVING = Serving(k=20, return_columns=("title", "genres"), filter_columns=("genres",))
+_EVALUATION_K = 10
+_ITEMS = 300
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def embedding(world, tmp_path_factory):
+    return world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
+
+
+def _build(world, embedding, folder, index=None, serving=_SERVING):
+    catalogue = world.catalogue()
+    assets = folder / "assets"
+    assets.mkdir()
+    index = index or BruteForce(catalogue.vectors)
+    loaded = tf.saved_model.load(embedding)
+    return Servable(loaded, catalogue, index, FEATURES, serving, _EVALUATION_K, str(assets)), catalogue
+
+
+@pytest.fixture(scope="module")
+def signatures(world, embedding, tmp_path_factory):
+    built, _ = _build(world, embedding, tmp_path_factory.mktemp("servable"))
+    # Traced functions hold their variables weakly; suspended here, this one holds the servable.
+    yield built.signatures()
+
+
+def _strings(values):
+    width = max((len(v) for v in values), default=0)
+    padded = [[*v, *[""] * (width - len(v))] for v in values]
+    return tf.constant(padded, tf.string, [len(values), width])
+
+
+def _request(world, users, histories):
+    return {"user_id": tf.constant(users), "history": _strings(histories)}
+
+
+def _expected(world, vector, k, excluded=(), genre=None):
+    """(item ids, scores) of the k best permitted items, by numpy."""
+    scores = world.item_vectors @ vector
+    permitted = [
+        n for n, item in enumerate(world.items)
+        if item not in excluded and (genre is None or genre in world.genres[n])
+    ]  # fmt: skip
+    best = sorted(permitted, key=lambda n: -scores[n])[:k]
+    return [world.items[n] for n in best], scores[best]
+
+
+def _assert_answer(answer, number, items, scores, k=_SERVING.k):
+    found = [i.decode() for i in answer["item_id"].numpy()[number]]
+    assert len(found) == k
+    assert found == items + [""] * (k - len(items))
+    np.testing.assert_allclose(answer["score"].numpy()[number, : len(items)], scores, rtol=1e-4, atol=1e-4)
+    assert np.all(np.isneginf(answer["score"].numpy()[number, len(items) :]))
+
+
+_USERS = ["u0", "u5", "u11", "nobody", ""]
+_HISTORIES = [[], ["i3", "i200", "i7", "i9"], ["not an item", "i4"], ["i1", "i2"], []]
+
+
+def test_recommendations_leave_out_the_history(world, signatures):
+    answer = signatures["serving_default"](**_request(world, _USERS, _HISTORIES))
+    for number, (user, history) in enumerate(zip(_USERS, _HISTORIES, strict=True)):
+        _assert_answer(answer, number, *_expected(world, world.query(user, history), 20, history))
+
+
+def test_answers_carry_the_columns_asked_for(world, signatures):
+    answer = signatures["serving_default"](**_request(world, ["u5"], [[]]))
+    for place, item in enumerate(answer["item_id"].numpy()[0]):
+        row = world.items.index(item.decode())
+        assert answer["title"].numpy()[0, place].decode() == world.titles[row]
+        assert answer["genres"].numpy()[0, place].decode() == "|".join(world.genres[row])
+
+
+@pytest.mark.parametrize("count", [0, 2, 50, 299])
+def test_excluded_items_never_come_back(world, signatures, count):
+    exclude = world.items[:count]
+    request = _request(world, ["u2"], [["i250"]])
+    answer = signatures["recommend_excluding"](**request, exclude=_strings([exclude]))
+    _assert_answer(answer, 0, *_expected(world, world.query("u2", ["i250"]), 20, [*exclude, "i250"]))
+
+
+@pytest.mark.parametrize("genre", GENRES)
+def test_filters_keep_only_items_with_the_value(world, signatures, genre):
+    request = _request(world, ["u2"], [["i250"]])
+    answer = signatures["recommend_filtered"](**request, exclude=_strings([["i7"]]), filter_genres=_strings([[genre]]))
+    _assert_answer(answer, 0, *_expected(world, world.query("u2", ["i250"]), 20, ["i7", "i250"], genre))
+
+
+def test_filters_of_one_batch_are_each_requests_own(world, signatures):
+    wanted = [["Drama"], [], ["no such genre"], ["Comedy", "Drama"]]
+    request = _request(world, ["u2"] * 4, [[]] * 4)
+    answer = signatures["recommend_filtered"](**request, exclude=_strings([[]] * 4), filter_genres=_strings(wanted))
+    vector = world.query("u2", [])
+    _assert_answer(answer, 0, *_expected(world, vector, 20, genre="Drama"))
+    _assert_answer(answer, 1, *_expected(world, vector, 20))
+    _assert_answer(answer, 2, [], [])
+    either = [i for n, i in enumerate(world.items) if "Action" in world.genres[n]]
+    _assert_answer(answer, 3, *_expected(world, vector, 20, either))
+
+
+def test_a_filter_of_no_width_requires_nothing(world, signatures):
+    request = _request(world, ["u2"], [[]])
+    answer = signatures["recommend_filtered"](**request, exclude=_strings([[]]), filter_genres=_strings([[]]))
+    _assert_answer(answer, 0, *_expected(world, world.query("u2", []), 20))
+
+
+def test_similar_items_are_never_the_item_itself(world, signatures):
+    answer = signatures["similar_items"](item_id=tf.constant(["i40", "not an item", ""]))
+    # By cosine, among the best 5 k by inner product.
+    vectors = world.item_vectors
+    others = [n for n in np.argsort(-(vectors @ vectors[40])) if n != 40][:100]
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosine = (vectors @ vectors[40]) / (lengths * lengths[40])
+    nearest = sorted(others, key=lambda n: -cosine[n])[:20]
+    _assert_answer(answer, 0, [world.items[n] for n in nearest], cosine[nearest])
+    _assert_answer(answer, 1, [], [])
+    _assert_answer(answer, 2, [], [])
+
+
+def test_embeddings_are_those_of_the_trainers_model(world, signatures):
+    query = signatures["query_embedding"](**_request(world, _USERS, _HISTORIES))["embedding"]
+    expected = [world.query(user, history) for user, history in zip(_USERS, _HISTORIES, strict=True)]
+    np.testing.assert_allclose(query, expected, rtol=1e-5)
+    candidate = signatures["candidate_embedding"](item_id=tf.constant(["i3", "i0"]), genres=_strings([["Drama"], []]))
+    np.testing.assert_allclose(candidate["embedding"], world.item_vectors[[3, 0]])
+    np.testing.assert_allclose(candidate["popularity"], world.popularity[[3, 0]])
+
+
+def test_evaluate_ranks_what_the_user_has_not_seen(world, signatures):
+    users = [0, 5, 11, 23]
+    answer = signatures["evaluate"](tf.constant([world.query_example(user) for user in users]))
+    by_popularity = sorted(world.items, key=lambda i: (-world.popularity[world.items.index(i)], i))
+    popular_head = set(by_popularity[:30])
+    for number, user in enumerate(users):
+        history = world.histories[user]
+        vector = world.query(world.users[user], history)
+        items, scores = _expected(world, vector, _EVALUATION_K, history)
+        assert [i.decode() for i in answer["classes"].numpy()[number]] == items
+        np.testing.assert_allclose(answer["scores"].numpy()[number], scores, rtol=1e-4)
+        with_seen, _ = _expected(world, vector, _EVALUATION_K)
+        assert [i.decode() for i in answer["classes_with_seen"].numpy()[number]] == with_seen
+        popular = [i for i in by_popularity if i not in history][:_EVALUATION_K]
+        assert [i.decode() for i in answer["popular"].numpy()[number]] == popular
+        assert answer["head"].numpy()[number].tolist() == [float(i in popular_head) for i in items]
+    assert answer["catalogue_size"].numpy().tolist() == [_ITEMS] * 4
+
+
+def test_history_can_be_recommended_where_it_is_wanted(world, embedding, tmp_path):
+    serving = _SERVING.model_copy(update={"exclude_history": False})
+    built, _ = _build(world, embedding, tmp_path, serving=serving)
+    functions = built.signatures()
+    answer = functions["serving_default"](**_request(world, ["u5"], [_HISTORIES[1]]))
+    _assert_answer(answer, 0, *_expected(world, world.query("u5", _HISTORIES[1]), 20))
+    classes = functions["evaluate"](tf.constant([world.query_example(5)]))["classes"].numpy()[0]
+    assert not {i.decode() for i in classes} & set(world.histories[5]), "the Evaluator's ranking never holds seen items"
+
+
+_FRESH = """
+    import json, sys
+    import tensorflow as tf
+
+    path, ask, result = sys.argv[1:]
+    loaded = tf.saved_model.load(path)
+    answer = loaded.signatures["serving_default"](**{k: tf.constant(v) for k, v in json.load(open(ask)).items()})
+    foreign = set()
+    for signature in loaded.signatures.values():
+        graph = signature.graph.as_graph_def()
+        known = set(dir(tf.raw_ops)) | {function.signature.name for function in graph.library.function}
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        foreign |= {node.op for node in nodes} - known
+    modules = {name.partition(".")[0] for name in sys.modules}
+    json.dump({"items": [i.decode() for i in answer["item_id"].numpy()[0]], "foreign": sorted(foreign),
+               "modules": sorted({"scann", "tensorflow_transform"} & modules)}, open(result, "w"))
+"""
+
+
+def _description():
+    return Description(
+        model="films", k=20, evaluation_k=_EVALUATION_K, layer="stock", strategy="tree", partitions_to_search=1000,
+        reorder=1, catalogue_size=_ITEMS, dimension=DIMENSION, query_columns=("user_id", "history"),
+        history_column="history", exclude_history=True, return_columns=("title", "genres"),
+        filter_columns=("genres",), signatures={},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_path: Path):
+    # A copy of the embedding model that is gone before the servable is loaded: its tables have to travel along.
+    copied = str(tmp_path / "copied")
+    shutil.copytree(embedding, copied)
+    catalogue = world.catalogue()
+    trained = retrieval.train_scann(catalogue.vectors, "tree")
+    index = Stock(catalogue.vectors, "tree", Effort(partitions_to_search=1000), trained)
+    built, _ = _build(world, copied, tmp_path, index)
+    queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
+    warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
+    path = tmp_path / "1"
+    servable.save(built, str(path), _description(), warmup)
+    shutil.rmtree(copied)
+    shutil.rmtree(tmp_path / "assets")
+
+    ask = {"user_id": ["u5"], "history": [_HISTORIES[1]]}
+    (tmp_path / "ask.json").write_text(json.dumps(ask))
+    command = [sys.executable, "-c", textwrap.dedent(_FRESH)]
+    arguments = [str(path), str(tmp_path / "ask.json"), str(tmp_path / "answer.json")]
+    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer["items"] == _expected(world, world.query("u5", _HISTORIES[1]), 20, _HISTORIES[1])[0]
+    assert answer["foreign"] == answer["modules"] == []
+
+    described = servable.load_description(str(path))
+    assert set(described.signatures) == set(warmup)
+    assert described.signatures["recommend_filtered"] == ("exclude", "filter_genres", "history", "user_id")
+    assert (path / described.item_ids).read_text().split() == list(catalogue.item_ids)
+    records = tf.data.TFRecordDataset(str(path / servable.WARMUP_PATH)).as_numpy_iterator()
+    requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
+    assert {r.model_spec.signature_name for r in requests} == set(warmup)
+    assert {r.model_spec.name for r in requests} == {"films"}
+    for request in requests:
+        assert tuple(sorted(request.inputs)) == described.signatures[request.model_spec.signature_name]
+
+
+def _refusal(world, serving=_SERVING, features=FEATURES, **changes):
+    with pytest.raises(UserError) as error:
+        servable.check(replace(world.catalogue(), **changes), features, serving)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_served_is_refused_in_words(world):
+    small = World(7)
+    assert "serving.k is 20 but the catalogue has 7 items" in _refusal(small)
+    assert "the catalogue is empty" in _refusal(small, item_ids=[])
+    assert "'i1' is twice" in _refusal(world, item_ids=["i1"] * _ITEMS)
+    assert "line break" in _refusal(world, item_ids=["a\nb", *world.items[1:]])
+    broken = world.catalogue().vectors.copy()
+    broken[3] = np.nan
+    message = _refusal(world, vectors=broken)
+    assert world.catalogue().item_ids[3] in message and "not finite (1 of 300 items)" in message
+    assert "no item has a value in 'genres'" in _refusal(world, attributes={"genres": [[]] * _ITEMS})
+    assert "line break" in _refusal(world, attributes={"genres": [["a\nb"]] * _ITEMS})
+    assert "'score'" in _refusal(world, serving=Serving(k=5, return_columns=("score",)))
+    named = FEATURES.model_copy(update={"query": (FEATURES.query[0].model_copy(update={"column": "exclude"}),)})
+    assert "'exclude'" in _refusal(world, features=named)
