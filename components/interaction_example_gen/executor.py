@@ -1,0 +1,699 @@
+"""InteractionExampleGen on Beam: tables in, tf.Examples in four splits out, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import tensorflow as tf
+from pydantic import TypeAdapter
+from tfx import types
+from tfx.components.example_gen import write_split
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_beam_executor
+from tfx.dsl.io import fileio
+from tfx.proto import example_gen_pb2
+from tfx.types import artifact_utils, standard_component_specs
+
+from components.interaction_example_gen import columns, history, tables
+from components.interaction_example_gen.columns import Value
+from components.interaction_example_gen.history import SPLITS, Cutoffs, Interactions
+from components.interaction_example_gen.tables import Column, Part, Plan, Wanted
+from modules.errors import UserError
+from modules.features import CATALOGUE, RELEVANT, SLICE_PREFIX, WEIGHT
+from modules.settings import Slice
+from modules.tables import ColumnSplit, LeaveLastOutSplit, Split, Tables, TemporalSplit
+
+EXAMPLES_KEY = standard_component_specs.EXAMPLES_KEY
+TABLES_KEY = "tables"
+SPLIT_KEY = "split"
+WANTED_KEY = "wanted"
+FINGERPRINT_KEY = "fingerprint"
+CODE_KEY = "code"
+
+# Above this many different times, the temporal split counts in steps of 2, 4, 8 … seconds.
+_TIMES = 2**20
+# So many users' times are collected before they are counted together.
+_PIECES = 1024
+_REPORT = "report"
+_WORDS = {"string": "text", "float32": "numbers", "int64": "times"}
+_REFUSED_WRITES = (
+    "No space left on device",
+    "Permission denied",
+    "Read-only file system",
+    "Disk quota exceeded",
+    "File too large",
+    "Not a directory",
+)
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Writes the output artifact `examples`; counts become its custom properties."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Runs the Beam pipeline.
+
+        Args:
+            input_dict: Unused.
+            output_dict: `examples`, one Examples artifact.
+            exec_properties: JSON of `Tables`, of a `Split` and of `Wanted`.
+
+        Raises:
+            UserError: The tables, or the place to write to, do not allow it. Nothing is left in the artifact's folder.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        examples = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
+        settings = Tables.model_validate_json(exec_properties[TABLES_KEY])
+        split: Split = TypeAdapter(Split).validate_json(exec_properties[SPLIT_KEY])
+        wanted = Wanted.model_validate_json(exec_properties[WANTED_KEY])
+
+        plan = tables.plan(settings, split, wanted)
+        report_file = os.path.join(examples.uri, _REPORT)
+        try:
+            _check_writable(examples.uri)
+            with self._make_beam_pipeline() as pipeline:
+                _generate(pipeline, settings, split, wanted, plan, examples.uri)
+            report = Report.load(report_file)
+            report.raise_problems(settings, split)
+        except Exception as error:
+            _empty(examples.uri)
+            refused = next((words for words in _REFUSED_WRITES if words in str(error)), None)
+            if refused is None or isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"cannot write to {examples.uri}: {refused}; free space, or set another output.root"
+            ) from error
+        fileio.remove(report_file)
+
+        examples.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
+        examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
+        examples_utils.set_file_format(examples, write_split.to_file_format_str(example_gen_pb2.FORMAT_TFRECORDS_GZIP))
+        for name, count in report.counts.items():
+            examples.set_int_custom_property(name, count)
+
+
+class Problem(NamedTuple):
+    """Something in the tables that only a person can put right."""
+
+    where: str
+    what: str
+    """Follows the number of cases."""
+    fix: str
+
+
+class Report:
+    """What the workers counted and found, added up."""
+
+    def __init__(self, counts: dict[str, int], problems: dict[Problem, tuple[int, str]]) -> None:
+        self.counts = dict.fromkeys((*_COUNTS, *(f"rows_{split}" for split in (*SPLITS, CATALOGUE))), 0) | counts
+        self._problems = problems
+
+    @classmethod
+    def load(cls, path: str) -> Report:
+        with fileio.open(path, "r") as file:
+            entries = json.load(file)
+        counts = {key[0]: count for key, (count, _) in entries if len(key) == 1}
+        problems = {Problem(*key): (count, example) for key, (count, example) in entries if len(key) > 1}
+        return cls(counts, problems)
+
+    def raise_problems(self, settings: Tables, split: Split) -> None:
+        """Raises a UserError for everything that was found, or else for the first split that is empty."""
+        if self._problems:
+            raise UserError(
+                "; ".join(
+                    f"{problem.where}: {count:,} {problem.what}, for instance {example}: {problem.fix}"
+                    for problem, (count, example) in sorted(self._problems.items())
+                )
+            )
+        counts = self.counts
+        if not counts["items"]:
+            raise UserError(f"tables.items: {settings.items.path} has no rows; it must list the catalogue")
+        if not counts["interactions"]:
+            raise UserError(f"tables.interactions: {settings.interactions.path} has no rows")
+        kept = sum(counts[f"interactions_{split}"] for split in SPLITS)
+        if not kept:
+            raise UserError(
+                f"tables.interactions: none of the {counts['interactions']:,} interactions has an item and a user that "
+                f"the other tables know; do {settings.interactions.item} and {settings.items.id} hold the same ids?"
+            )
+        for name in SPLITS:
+            if not counts[f"rows_{name}"]:
+                raise UserError(f"split: the {name} split of {kept:,} interactions is empty; {_fix_of(name, split)}")
+
+
+_COUNTS = ("interactions", "users", "items", "unknown_items", "dropped_unknown_items", "unknown_users",
+           "dropped_unknown_users", *(f"interactions_{split}" for split in SPLITS))  # fmt: skip
+
+
+def _fix_of(empty: str, split: Split) -> str:
+    if isinstance(split, TemporalSplit) and split.validation_from is not None:
+        return "move split.validation_from and split.eval_from into the time that the interactions cover"
+    if isinstance(split, ColumnSplit):
+        return f"write {empty!r} into column {split.column!r} of some interactions"
+    if isinstance(split, LeaveLastOutSplit):
+        return "no user has three interactions; choose another split.strategy"
+    if isinstance(split, TemporalSplit):
+        return "a temporal split needs three different times; choose another split.strategy or bring more interactions"
+    key = "or lower both fractions" if empty == "train" else f"or raise split.{empty}"
+    return f"bring more interactions, {key}"
+
+
+def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: Wanted, plan: Plan, uri: str) -> None:
+    """The Beam pipeline: reads, joins by user, splits, looks back, writes."""
+    items = (
+        pipeline
+        | "ListItems" >> _Parts("items", settings.items.path)
+        | "ReadItems" >> beam.ParDo(_ReadItems(settings, plan)).with_outputs(_REPORT, main="rows")
+    )
+    # One row per item, found by id: what the rows of interactions take over, and the catalogue's own example.
+    unique_items = (
+        items.rows
+        | "GroupItems" >> beam.GroupByKey()
+        | "UniqueItems" >> beam.ParDo(_UniqueItems(settings)).with_outputs(_REPORT, CATALOGUE, main="rows")
+    )
+    # The catalogue must fit into a worker's memory, as it has to in the server's.
+    catalogue = beam.pvalue.AsDict(unique_items.rows)
+
+    interactions = (
+        pipeline
+        | "ListInteractions" >> _Parts("interactions", settings.interactions.path)
+        | "ReadInteractions" >> beam.ParDo(_ReadInteractions(settings, split, plan)).with_outputs(_REPORT, main="rows")
+    )
+    reports = [items[_REPORT], unique_items[_REPORT], interactions[_REPORT]]
+    if settings.users is None:
+        users = pipeline | "NoUsers" >> beam.Create([], reshuffle=False)
+    else:
+        read_users = (
+            pipeline
+            | "ListUsers" >> _Parts("users", settings.users.path)
+            | "ReadUsers" >> beam.ParDo(_ReadUsers(settings, plan)).with_outputs(_REPORT, main="rows")
+        )
+        users = read_users.rows
+        reports.append(read_users[_REPORT])
+    joined = (
+        {"interactions": interactions.rows, "users": users}
+        | "GroupByUser" >> beam.CoGroupByKey()
+        | "Join" >> beam.ParDo(_Join(settings), catalogue).with_outputs(_REPORT, main="rows")
+    )
+
+    examples = joined.rows | "Rows" >> beam.ParDo(
+        _Rows(settings, split, wanted, plan), catalogue, _cutoffs(pipeline, joined.rows, split)
+    ).with_outputs(_REPORT, *SPLITS)
+    reports += [joined[_REPORT], examples[_REPORT]]
+
+    # A user's rows stay together, in time order: they compress to a quarter, and the Trainer shuffles all the same.
+    for name in (*SPLITS, CATALOGUE):
+        (
+            (unique_items if name == CATALOGUE else examples)[name]
+            | f"Write[{name}]"
+            >> beam.io.WriteToTFRecord(
+                os.path.join(uri, f"Split-{name}", write_split.DEFAULT_TF_RECORD_FILE_NAME), file_name_suffix=".gz"
+            )
+        )
+    _ = (
+        reports
+        | "AllReports" >> beam.Flatten()
+        | "AddUp" >> beam.CombinePerKey(_add_up)
+        | "OneReport" >> beam.combiners.ToList()
+        | "WriteReport" >> beam.Map(_write_json, os.path.join(uri, _REPORT))
+    )
+
+
+class _Parts(beam.PTransform):
+    """The pieces of a table, spread over the workers."""
+
+    def __init__(self, table: str, path: str) -> None:
+        super().__init__()
+        self._files = list(enumerate(tables.files(table, path)))
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return pipeline | beam.Create(self._files) | beam.FlatMapTuple(_parts) | beam.Reshuffle()
+
+
+def _parts(file: int, path: str) -> Iterator[Part]:
+    try:
+        yield from tables.parts(file, path)
+    except (pa.ArrowException, OSError):
+        # Whoever reads this part meets the same error, and reports it.
+        yield Part(file, path, 0, 0)
+
+
+class _Read(beam.DoFn):
+    """Base of what reads a table: a bad cell or file becomes a report instead of a stack trace."""
+
+    table: str
+    columns: Sequence[str]
+
+    def process(self, part: Part) -> Iterator[Any]:
+        try:
+            for first_row, batch in tables.read(part, self.columns):
+                yield from self.rows(part, first_row, batch)
+        except tables.MissingColumnError as error:
+            yield _problem(
+                f"tables.{self.table}", "files lack a column that the first file has",
+                f"{part.path} without {str(error)!r}", "write all files of a table with the same columns",
+            )  # fmt: skip
+        except (pa.ArrowException, OSError) as error:
+            yield _problem(
+                f"tables.{self.table}", "files cannot be read", f"{part.path} ({' '.join(str(error).split())[:200]})",
+                "write them again",
+            )  # fmt: skip
+
+    def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _wrong(self, column: str, texts: Sequence[str], expected: str) -> Iterator[Any]:
+        if texts:
+            yield _problem(
+                f"tables.{self.table}", f"values of {column!r} are not {expected}", repr(texts[0]),
+                "correct them, or describe the column with another encoding", len(texts),
+            )  # fmt: skip
+
+    def _where(
+        self,
+        bad: np.ndarray,
+        part: Part,
+        first_row: int,
+        what: str,
+        fix: str,
+        values: Sequence[Any] | np.ndarray | None = None,
+    ) -> Iterator[Any]:
+        """Reports the rows of a mask."""
+        count = int(bad.sum())
+        if count:
+            at = int(np.argmax(bad))
+            example = f"row {first_row + at + 1} of {part.path}"
+            if values is not None:
+                example = f"{values[at]} in {example}"
+            yield _problem(f"tables.{self.table}", what, example, fix, count)
+
+    def _encode(
+        self, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
+    ) -> tuple[list[bytes], list[Any]]:
+        """Columns and slices of a batch as serialized features, one per row, and reports."""
+        by_name: dict[str, Sequence[Value]] = {}
+        problems: dict[str, list[Any]] = {}
+        for column in wanted:
+            by_name[column.name], wrong = columns.cells(batch, column)
+            problems[column.source] = list(self._wrong(column.source, wrong, _WORDS[column.kind]))
+        for by in slices:
+            by_name[SLICE_PREFIX + by.column], wrong = columns.slice_values(batch, by)
+            # A column that is a feature as well is wrong once, not twice.
+            if not problems.get(by.column):
+                problems[by.column] = list(self._wrong(by.column, wrong, _WORDS["float32"]))
+        rows = zip(*by_name.values(), strict=True) if by_name else [()] * batch.num_rows
+        encoded = [_features(zip(by_name, row, strict=True)) for row in rows]
+        return encoded, [problem for found in problems.values() for problem in found]
+
+
+class _ReadItems(_Read):
+    """Yields (item id, (its features in any row, its features in the catalogue alone)), both serialized."""
+
+    table = "items"
+
+    def __init__(self, settings: Tables, plan: Plan) -> None:
+        self._id = settings.items.id
+        self._key = settings.interactions.item
+        self._items = [c for c in plan.items if c.name != self._key]
+        self._returned = plan.returned
+        self.columns = [self._id, *(c.source for c in (*self._items, *plan.returned))]
+
+    def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
+        ids = columns.ids(batch.column(self._id))
+        nameless = np.array([item is None for item in ids], bool)
+        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every item an id")
+        features, reports = self._encode(batch, self._items)
+        more, more_reports = self._encode(batch, self._returned)
+        yield from (*reports, *more_reports)
+        for item, taken, returned in zip(ids, features, more, strict=True):
+            if item is not None:
+                yield item, (_features([(self._key, item)]) + taken, returned)
+
+
+class _ReadUsers(_Read):
+    """Yields (user id, the user's features, serialized)."""
+
+    table = "users"
+
+    def __init__(self, settings: Tables, plan: Plan) -> None:
+        assert settings.users is not None
+        self._id = settings.users.id
+        self._users, self._slices = plan.users, plan.user_slices
+        self.columns = [self._id, *(c.source for c in self._users), *(s.column for s in self._slices)]
+
+    def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
+        ids = columns.ids(batch.column(self._id))
+        nameless = np.array([user is None for user in ids], bool)
+        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every user an id")
+        features, reports = self._encode(batch, self._users, self._slices)
+        yield from reports
+        for user, taken in zip(ids, features, strict=True):
+            if user is not None:
+                yield user, taken
+
+
+class _ReadInteractions(_Read):
+    """Yields (user id, `Interactions`): what a batch has of one user."""
+
+    table = "interactions"
+
+    def __init__(self, settings: Tables, split: Split, plan: Plan) -> None:
+        self._names = settings.interactions
+        self._split = split.column if isinstance(split, ColumnSplit) else None
+        self._context, self._slices = plan.interactions, plan.interaction_slices
+        names = self._names
+        extra = [name for name in (names.weight, self._split) if name is not None]
+        context = [*(c.source for c in self._context), *(s.column for s in self._slices)]
+        self.columns = [names.user, names.item, names.timestamp, *extra, *context]
+
+    def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
+        names = self._names
+        yield _count("interactions", batch.num_rows)
+        users = np.array(columns.ids(batch.column(names.user)), object)
+        items = np.array(columns.ids(batch.column(names.item)), object)
+        times, timeless, unreadable = columns.seconds(batch.column(names.timestamp))
+        impossible = columns.is_no_time(times) & ~timeless
+        remove = "correct or remove those rows"
+        userless, itemless = pd.isna(users), pd.isna(items)
+        yield from self._where(userless, part, first_row, f"rows have no {names.user}", remove)
+        yield from self._where(itemless, part, first_row, f"rows have no {names.item}", remove)
+        given = f"values of {names.timestamp!r}"
+        if unreadable:
+            yield _problem(
+                "tables.interactions", f"{given} are neither seconds since 1970 nor dates", repr(unreadable[0]),
+                remove, len(unreadable),
+            )  # fmt: skip
+        if timeless.sum() > len(unreadable):
+            yield from self._where(timeless, part, first_row, f"{given} are missing (NaN or empty)", remove)
+        yield from self._where(
+            impossible, part, first_row, f"{given} are negative or too large to be seconds since 1970",
+            f"{remove}, and divide milliseconds by 1000", times,
+        )  # fmt: skip
+        bad = userless | itemless | timeless | impossible
+
+        weights = np.ones(batch.num_rows, np.float32)
+        if names.weight is not None:
+            found, wrong = columns.numbers(batch.column(names.weight))
+            yield from self._wrong(names.weight, wrong, "numbers")
+            light = ~(np.isfinite(found) & (found >= 0))
+            if light.sum() > len(wrong):
+                what = f"values of {names.weight!r} are missing, negative or infinite"
+                yield from self._where(light, part, first_row, what, remove, found)
+            bad |= light
+            weights = found.astype(np.float32)
+
+        codes = None
+        if self._split is not None:
+            named = columns.texts(batch.column(self._split))
+            codes = np.array([_CODES.get(name or b"", -1) for name in named], np.int8)
+            yield from self._where(
+                codes < 0, part, first_row, f"values of {self._split!r} are none of train, validation and eval",
+                "write one of the three", [None if name is None else name.decode() for name in named],
+            )  # fmt: skip
+            bad |= codes < 0
+
+        context = None
+        if self._context or self._slices:
+            encoded, reports = self._encode(batch, self._context, self._slices)
+            yield from reports
+            context = np.array(encoded, object)
+        everything = Interactions(
+            timestamp=times,
+            # Files hold fewer rows than this.
+            order=(part.file << 40) + first_row + np.arange(batch.num_rows, dtype=np.int64),
+            item=items,
+            weight=weights,
+            split=codes,
+            context=context,
+        )
+        yield from _by_user(users[~bad], everything.take(~bad))
+
+
+_CODES = {name.encode(): code for code, name in enumerate(SPLITS)}
+
+
+class _UniqueItems(beam.DoFn):
+    """(item id, its rows) → (item id, its features), and to the catalogue its example."""
+
+    def __init__(self, settings: Tables) -> None:
+        self._id = settings.items.id
+
+    def process(self, element: tuple[bytes, Iterable[tuple[bytes, bytes]]]) -> Iterator[Any]:
+        item, found = element
+        (features, returned), *others = found
+        if others:
+            yield _duplicate("items", self._id, item)
+        yield item, features
+        yield beam.pvalue.TaggedOutput(CATALOGUE, _example(features, returned))
+        yield _count("items")
+        yield _count(f"rows_{CATALOGUE}")
+
+
+class _Join(beam.DoFn):
+    """(user id, interactions and attributes) → (user id, attributes, interactions in time order)."""
+
+    def __init__(self, settings: Tables) -> None:
+        self._settings = settings
+
+    def process(self, element: tuple[bytes, dict[str, Iterable[Any]]], catalogue: dict[bytes, bytes]) -> Iterator[Any]:
+        user, found = element
+        settings = self._settings
+        attributes, pieces = list(found["users"]), list(found["interactions"])
+        if len(attributes) > 1:
+            assert settings.users is not None
+            yield _duplicate("users", settings.users.id, user)
+        if not pieces:
+            return
+        interactions = history.in_time_order(pieces)
+
+        known = np.fromiter((item in catalogue for item in interactions.item), bool, len(interactions))
+        unknown = int(len(known) - known.sum())
+        if unknown:
+            yield _count("unknown_items", unknown)
+            if settings.unknown_items == "fail":
+                yield _problem(
+                    "tables.interactions", f"rows have an item that {settings.items.path} lacks",
+                    repr(interactions.item[np.argmin(known)].decode()),
+                    "add those items, or set tables.unknown_items to drop or keep", unknown,
+                )  # fmt: skip
+            if settings.unknown_items != "keep":
+                yield _count("dropped_unknown_items", unknown)
+                interactions = interactions.take(known)
+        if settings.users is not None and not attributes:
+            yield _count("unknown_users", len(known))
+            if settings.unknown_users == "fail":
+                yield _problem(
+                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", repr(user.decode()),
+                    "add those users, or set tables.unknown_users to drop or keep", len(known),
+                )  # fmt: skip
+            if settings.unknown_users != "keep":
+                yield _count("dropped_unknown_users", len(interactions))
+                return
+        if len(interactions):
+            yield _count("users")
+            yield user, attributes[0] if attributes else b"", interactions
+
+
+class _Rows(beam.DoFn):
+    """(user id, attributes, interactions) → serialized examples, tagged with their split."""
+
+    def __init__(self, settings: Tables, split: Split, wanted: Wanted, plan: Plan) -> None:
+        self._names = settings.interactions
+        self._split = split
+        self._wanted = wanted
+        self._activity = [(SLICE_PREFIX + s.column, s.boundaries or ()) for s in plan.activity_slices]
+        # A user without attributes, or none, is in the slice "unknown".
+        self._unknown = _features((SLICE_PREFIX + s.column, columns.UNKNOWN) for s in plan.user_slices)
+
+    def process(
+        self,
+        element: tuple[bytes, bytes, Interactions],
+        catalogue: dict[bytes, bytes],
+        cutoffs: Cutoffs | None,
+    ) -> Iterator[Any]:
+        user, attributes, interactions = element
+        names, wanted = self._names, self._wanted
+        codes = history.assign(user, interactions, self._split, cutoffs)
+        kept = np.bincount(codes, minlength=len(SPLITS))
+        active = float(kept[0] + kept[1])
+        slices = [(key, columns.ranges(boundaries)(active)) for key, boundaries in self._activity]
+        about_user = (attributes or self._unknown) + _features([(names.user, user), *slices])
+
+        written = [0] * len(SPLITS)
+        for row in history.rows(interactions, codes, wanted.max_length, wanted.evaluation_history):
+            item = interactions.item[row.position]
+            own: list[tuple[str, Value | Sequence[bytes]]] = [
+                (names.timestamp, row.timestamp),
+                (WEIGHT, float(interactions.weight[row.position])),
+                (RELEVANT, row.relevant),
+            ]
+            if wanted.history is not None:
+                own.append((wanted.history, row.history))
+            context = b"" if interactions.context is None else interactions.context[row.position]
+            about_item = catalogue.get(item) or _features([(names.item, item)])
+            example = _example(about_user, about_item, context, _features(own))
+            yield beam.pvalue.TaggedOutput(SPLITS[row.split], example)
+            written[row.split] += 1
+        for name, count, rows in zip(SPLITS, kept.tolist(), written, strict=True):
+            yield _count(f"interactions_{name}", count)
+            yield _count(f"rows_{name}", rows)
+
+
+class _TimeHistogram(beam.CombineFn):
+    """Counts interactions by time: exact up to `_TIMES` different seconds, then in steps of 2, 4, 8 … seconds."""
+
+    def create_accumulator(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        return []
+
+    def add_input(self, accumulator: list[Any], element: tuple[bytes, bytes, Interactions]) -> list[Any]:
+        times = element[2].timestamp
+        accumulator.append((0, times, np.ones(len(times), np.int64)))
+        return accumulator if len(accumulator) < _PIECES else self.compact(accumulator)
+
+    def merge_accumulators(self, accumulators: Iterable[list[Any]]) -> list[Any]:
+        return self.compact([histogram for accumulator in accumulators for histogram in accumulator])
+
+    def compact(self, accumulator: list[Any]) -> list[Any]:
+        """All histograms as one, whose times are in units of 2 to the power of its first element seconds."""
+        if not accumulator:
+            return []
+        shift = max(histogram[0] for histogram in accumulator)
+        steps = np.concatenate([times >> (shift - finer) for finer, times, _ in accumulator])
+        counts = np.concatenate([counts for _, _, counts in accumulator])
+        while True:
+            steps, inverse = np.unique(steps, return_inverse=True)
+            counts = np.bincount(inverse, weights=counts, minlength=len(steps)).astype(np.int64)
+            if len(steps) <= _TIMES:
+                return [(shift, steps, counts)]
+            shift, steps = shift + 1, steps >> 1
+
+    def extract_output(self, accumulator: list[Any]) -> tuple[np.ndarray, np.ndarray] | None:
+        """(Times in seconds, rising; interactions at each); None without interactions."""
+        if not accumulator:
+            return None
+        ((shift, steps, counts),) = self.compact(accumulator)
+        return steps << shift, counts
+
+
+def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) -> Any:
+    """The temporal split's cut-offs as an argument of a ParDo; None for other strategies."""
+    if not isinstance(split, TemporalSplit):
+        return None
+    if split.validation_from is not None and split.eval_from is not None:
+        return split.validation_from, split.eval_from
+    return beam.pvalue.AsSingleton(
+        joined
+        | "CountTimes" >> beam.CombineGlobally(_TimeHistogram())
+        | "Cutoffs" >> beam.Map(_fraction_cutoffs, split)
+    )
+
+
+def _fraction_cutoffs(found: tuple[np.ndarray, np.ndarray] | None, split: TemporalSplit) -> Cutoffs | None:
+    return None if found is None else history.fraction_cutoffs(*found, split)
+
+
+def _by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[bytes, Interactions]]:
+    if not len(users):
+        return
+    codes, names = pd.factorize(users)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))
+    for name, positions in zip(names, np.split(order, ends[:-1]), strict=True):
+        yield name, interactions.take(positions)
+
+
+def _features(cells: Iterable[tuple[str, Value | Sequence[bytes]]]) -> bytes:
+    """Serialized tf.train.Features; a missing value leaves its key out.
+
+    Concatenated, they are the union of their keys: concatenation of serialized messages merges them
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins). So what many rows share is encoded once.
+    """
+    message = tf.train.Features()
+    for key, cell in cells:
+        if cell is None or cell == b"":
+            continue
+        feature = message.feature[key]
+        if isinstance(cell, bytes):
+            feature.bytes_list.value.append(cell)
+        elif isinstance(cell, int):
+            feature.int64_list.value.append(cell)
+        elif isinstance(cell, float):
+            feature.float_list.value.append(cell)
+        elif cell:
+            feature.bytes_list.value.extend(cell)
+        else:
+            del message.feature[key]
+    # Map keys come in the order of their hashes otherwise; the same tables shall give the same bytes.
+    return message.SerializeToString(deterministic=True)
+
+
+def _example(*features: bytes) -> bytes:
+    """A serialized tf.train.Example of serialized features: field 1, its length, its bytes."""
+    body = b"".join(features)
+    length, varint = len(body), bytearray()
+    while length > 0x7F:
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    varint.append(length)
+    return b"\x0a" + varint + body
+
+
+def _count(name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
+    return beam.pvalue.TaggedOutput(_REPORT, ((name,), (int(count), "")))
+
+
+def _problem(where: str, what: str, example: str, fix: str, count: int = 1) -> beam.pvalue.TaggedOutput:
+    return beam.pvalue.TaggedOutput(_REPORT, (tuple(Problem(where, what, fix)), (int(count), example)))
+
+
+def _duplicate(table: str, column: str, key: bytes) -> beam.pvalue.TaggedOutput:
+    return _problem(
+        f"tables.{table}", f"values of {column!r} are there more than once", repr(key.decode()), "keep one row of each"
+    )
+
+
+def _add_up(findings: Iterable[tuple[int, str]]) -> tuple[int, str]:
+    """Sums counts and keeps the first example by alphabet, so that the same tables give the same words."""
+    total, first = 0, ""
+    for count, example in findings:
+        total += count
+        first = min(first, example) if first else example
+    return total, first
+
+
+def _write_json(report: list[Any], path: str) -> None:
+    with fileio.open(path, "w") as file:
+        json.dump(report, file)
+
+
+def _check_writable(uri: str) -> None:
+    probe = os.path.join(uri, _REPORT)
+    try:
+        fileio.makedirs(uri)
+        _write_json([], probe)
+    except Exception as error:
+        raise UserError(
+            f"cannot write to {uri}: {' '.join(str(error).split())}; set output.root to a folder that can be written"
+        ) from None
+
+
+def _empty(uri: str) -> None:
+    """Removes whatever a failed run wrote."""
+    names: Collection[str] = fileio.listdir(uri) if fileio.isdir(uri) else ()
+    for name in names:
+        path = os.path.join(uri, name)
+        if fileio.isdir(path):
+            fileio.rmtree(path)
+        else:
+            fileio.remove(path)

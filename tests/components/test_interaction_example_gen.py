@@ -1,0 +1,962 @@
+"""InteractionExampleGen on real tables in temporary folders, against a naive oracle."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+import os
+import re
+import resource
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.localfilesystem import LocalFileSystem
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tfx.components.util import examples_utils
+from tfx.types import artifact_utils, standard_artifacts
+
+from components.interaction_example_gen import columns, executor, history, tables
+from components.interaction_example_gen.component import InteractionExampleGen
+from modules.errors import UserError
+from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, Features
+from modules.settings import Evaluation, Serving
+from modules.tables import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, Tables, TemporalSplit
+from pipeline.datasets import movielens_100k
+
+# With an image named, which the in-memory runner never asks for, TFX does not pack a copy of itself for remote workers.
+BEAM_ARGS = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--sdk_container_image=unused"]
+MAX_LENGTH = 3
+
+Rows = list[dict[str, Any]]
+
+FEATURES: dict[str, Any] = {
+    "query": [
+        {"column": "user_id", "encoding": "vocabulary"},
+        {"column": "age", "encoding": "normalized"},
+        {"column": "city", "encoding": "vocabulary"},
+        {"column": "device", "encoding": "vocabulary"},
+        {"column": "timestamp", "encoding": "timestamp"},
+        {"column": "history", "encoding": "history", "max_length": MAX_LENGTH},
+    ],
+    "candidate": [
+        {"column": "item_id", "encoding": "vocabulary"},
+        {"column": "title", "encoding": "text"},
+        {"column": "tags", "encoding": "vocabulary", "multivalued": True},
+        {"column": "price", "encoding": "log1p"},
+    ],
+}
+ONLY_IDS: dict[str, Any] = {
+    "query": [FEATURES["query"][0], FEATURES["query"][-1]],
+    "candidate": [FEATURES["candidate"][0]],
+}
+EVALUATION: dict[str, Any] = {
+    "slices": [
+        {"column": "city"},
+        {"column": "device"},
+        {"column": "age", "boundaries": [18, 25]},
+        {"column": "activity", "boundaries": [2, 4]},
+    ]
+}
+SERVING: dict[str, Any] = {"return_columns": ["title", "maker", "year"], "filter_columns": ["tags", "maker"]}
+
+
+@dataclass
+class World:
+    """Tables and settings of one test; `write` puts them into a folder, `run` runs the executor on them."""
+
+    interactions: Rows
+    items: Rows
+    users: Rows | None
+    split: Split = field(default_factory=LeaveLastOutSplit)
+    features: dict[str, Any] = field(default_factory=lambda: FEATURES)
+    evaluation: dict[str, Any] = field(default_factory=lambda: EVALUATION)
+    serving: dict[str, Any] = field(default_factory=lambda: SERVING)
+    names: dict[str, Any] = field(default_factory=dict)
+    """Further keys of `tables`: unknown_items, or a dict for one of the tables."""
+
+    def settings(self, folder: Path, suffix: str = "parquet") -> Tables:
+        tree: dict[str, Any] = {"interactions": {"weight": "weight"}, "items": {"title": "title"}}
+        if self.users is not None:
+            tree["users"] = {}
+        for name, value in self.names.items():
+            tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+        for name in ("interactions", "items", "users"):
+            if name in tree:
+                tree[name].setdefault("path", str(folder / f"{name}.{suffix}"))
+        return Tables.model_validate(tree)
+
+    def write(self, folder: Path) -> None:
+        for name, rows in (("interactions", self.interactions), ("items", self.items), ("users", self.users)):
+            if rows is not None:
+                pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", row_group_size=7)
+
+    def run(self, folder: Path, tables_settings: Tables | None = None) -> Output:
+        if tables_settings is None:
+            self.write(folder)
+            tables_settings = self.settings(folder)
+        uri = tempfile.mkdtemp(prefix="examples-", dir=folder)
+        return run(tables_settings, self.split, self.features, self.evaluation, self.serving, uri)
+
+    def check(self, settings: Tables) -> tables.Plan:
+        evaluation, serving = Evaluation.model_validate(self.evaluation), Serving.model_validate(self.serving)
+        return tables.check_tables(settings, self.split, Features.model_validate(self.features), evaluation, serving)
+
+
+@dataclass
+class Output:
+    artifact: standard_artifacts.Examples
+    splits: dict[str, Rows]
+
+    def count(self, name: str) -> int:
+        return self.artifact.get_int_custom_property(name)
+
+    def queries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in (TRAIN, VALIDATION, EVAL):
+            yield from ((name, row) for row in self.splits[name])
+
+
+def run(
+    settings: Tables,
+    split: Split,
+    features: dict[str, Any],
+    evaluation: dict[str, Any],
+    serving: dict[str, Any],
+    uri: str,
+    read: Sequence[str] = (TRAIN, VALIDATION, EVAL, CATALOGUE),
+) -> Output:
+    component = InteractionExampleGen(
+        tables=settings,
+        split=split,
+        features=Features.model_validate(features),
+        evaluation=Evaluation.model_validate(evaluation),
+        serving=Serving.model_validate(serving),
+        fingerprint=tables.fingerprint(settings),
+        code="",
+    )
+    artifact = standard_artifacts.Examples()
+    artifact.uri = uri
+    context = executor.Executor.Context(beam_pipeline_args=list(BEAM_ARGS))
+    executor.Executor(context).Do({}, {"examples": [artifact]}, dict(component.exec_properties))
+    names = artifact_utils.decode_split_names(artifact.split_names)
+    assert sorted(os.listdir(uri)) == sorted(f"Split-{name}" for name in names)
+    return Output(artifact, {name: read_split(uri, name) for name in read})
+
+
+def read_split(uri: str, name: str) -> Rows:
+    """Examples as dicts: a list of strings, or a number."""
+    paths = tf.io.gfile.glob(os.path.join(uri, f"Split-{name}", "data_tfrecord-*.gz"))
+    rows = []
+    for record in tf.data.TFRecordDataset(paths, compression_type="GZIP").as_numpy_iterator():
+        row: dict[str, Any] = {}
+        for key, feature in tf.train.Example.FromString(record).features.feature.items():
+            kind = feature.WhichOneof("kind")
+            values = list(getattr(feature, kind).value)
+            assert values, f"{key} is empty instead of absent"
+            row[key] = [value.decode() for value in values] if kind == "bytes_list" else values[0]
+        rows.append(row)
+    return rows
+
+
+def small_world(interactions: Rows | None = None, **changes: Any) -> World:
+    """Three users, four items; user u3 and item i9 are in no other table, u2 and i2 lack some attributes."""
+    if interactions is None:
+        interactions = [
+            interaction(user, item, time, n)
+            for n, (user, item, time) in enumerate(
+                [
+                    ("u1", "i1", 10), ("u2", "i4", 5), ("u1", "i2", 20), ("u1", "i3", 15), ("u2", "i1", 7),
+                    ("u1", "i4", 20), ("u2", "i9", 8), ("u3", "i2", 30), ("u2", "i3", 9), ("u1", "i1", 40),
+                ]
+            )
+        ]  # fmt: skip
+    items = [
+        {"item_id": "i1", "title": 'One, "the" first', "tags": ["a", "b"], "price": 1.5, "maker": "x", "year": 1999},
+        {"item_id": "i2", "title": "Two", "tags": [], "price": None, "maker": None, "year": None},
+        {"item_id": "i3", "title": "Three\nlines", "tags": ["b", "c"], "price": 3.0, "maker": "y", "year": 2001},
+        {"item_id": "i4", "title": "Four é", "tags": ["c"], "price": 4.0, "maker": "x", "year": 2002},
+    ]
+    users = [
+        {"user_id": "u1", "age": 17, "city": "Bonn"},
+        {"user_id": "u2", "age": None, "city": None},
+        {"user_id": "u4", "age": 50, "city": "Rome"},
+    ]
+    return World(**{"interactions": interactions, "items": items, "users": users, **changes})
+
+
+def interaction(user: str, item: str, time: int, n: int, **more: Any) -> dict[str, Any]:
+    """The weight is the row's number, so that a row can be found again among the examples."""
+    return {"user_id": user, "item_id": item, "timestamp": time, "weight": float(n + 1), "device": "app", **more}
+
+
+# The oracle: every definition spelled out over plain lists, one row at a time.
+
+
+def expected(rows: Rows, labels: list[str | None], mode: str, max_length: int) -> Counter[tuple[Any, ...]]:
+    """(split, weight, timestamp, history, relevant) of every example; rows with the label None were dropped."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    order = sorted(range(len(rows)), key=lambda n: (rows[n]["timestamp"], n))
+    for place, n in enumerate(order):
+        row, label = rows[n], labels[n]
+        if label is None or (label == EVAL and mode == "train"):
+            continue
+        visible = {TRAIN: {TRAIN}, VALIDATION: {TRAIN, VALIDATION}, EVAL: {TRAIN, VALIDATION, EVAL}}[label]
+        before = [
+            rows[m]["item_id"] for m in order[:place] if rows[m]["user_id"] == row["user_id"] and labels[m] in visible
+        ]
+        if label != EVAL:
+            before = before[-max_length:]
+        found[label, row["weight"], row["timestamp"], tuple(before), (row["item_id"],)] += 1
+    if mode == "train":
+        for user in {row["user_id"] for row in rows}:
+            own = [n for n in order if rows[n]["user_id"] == user]
+            judged = [n for n in own if labels[n] == EVAL]
+            trained = [n for n in own if labels[n] in (TRAIN, VALIDATION)]
+            if judged:
+                relevant = tuple(dict.fromkeys(rows[n]["item_id"] for n in judged))
+                time = max(rows[n]["timestamp"] for n in (judged[0], *trained))
+                seen = tuple(rows[n]["item_id"] for n in trained)
+                found[EVAL, rows[judged[0]]["weight"], time, seen, relevant] += 1
+    return found
+
+
+def actual(output: Output) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (name, row["interaction_weight"], row["timestamp"], tuple(row.get("history", ())), tuple(row["relevant_items"]))
+        for name, row in output.queries()
+    )
+
+
+def labels_of(rows: Rows, split: Split) -> list[str | None]:
+    """Splits by their definition, for the strategies that have one without a hash."""
+    if isinstance(split, ColumnSplit):
+        return [row[split.column] for row in rows]
+    if isinstance(split, LeaveLastOutSplit):
+        labels: list[str | None] = [TRAIN] * len(rows)
+        for user in {row["user_id"] for row in rows}:
+            own = sorted((row["timestamp"], n) for n, row in enumerate(rows) if row["user_id"] == user)
+            if len(own) >= 3:
+                labels[own[-1][1]], labels[own[-2][1]] = EVAL, VALIDATION
+        return labels
+    assert isinstance(split, TemporalSplit)
+    if split.validation_from is not None and split.eval_from is not None:
+        cuts = split.validation_from, split.eval_from
+    else:
+        cuts = brute_force_cuts([row["timestamp"] for row in rows], split)
+    return [EVAL if r["timestamp"] >= cuts[1] else VALIDATION if r["timestamp"] >= cuts[0] else TRAIN for r in rows]
+
+
+def brute_force_cuts(times: list[int], split: TemporalSplit) -> tuple[int, int]:
+    """The cut-offs between different times whose shares come nearest, eval first; the earlier one of two equals."""
+    different = sorted(set(times))
+
+    def nearest(candidates: list[int], share: float) -> int:
+        return min(candidates, key=lambda cut: (abs(sum(t < cut for t in times) - share * len(times)), cut))
+
+    eval_from = nearest(different[2:], 1 - split.eval)
+    return nearest([t for t in different[1:] if t < eval_from], 1 - split.eval - split.validation), eval_from
+
+
+# What is in the examples.
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    return small_world().run(tmp_path_factory.mktemp("small"))
+
+
+def test_rows_carry_what_the_contract_says(output: Output) -> None:
+    """Worked out by hand. u1: i1 10, i3 15, i2 20, i4 20, i1 40; u2: i4 5, i1 7, i3 9 (i9 dropped); u3: i2 30."""
+    common = {
+        "user_id": ["u1"], "age": 17.0, "city": ["Bonn"], "device": ["app"],
+        "slice_city": ["Bonn"], "slice_age": ["<18"], "slice_device": ["app"], "slice_activity": ["4+"],
+    }  # fmt: skip
+    one = {"item_id": ["i1"], "title": ['One, "the" first'], "tags": ["a", "b"], "price": 1.5}
+    three = {"item_id": ["i3"], "title": ["Three\nlines"], "tags": ["b", "c"], "price": 3.0}
+    rows = {(name, row["interaction_weight"]): row for name, row in output.queries()}
+    assert rows[TRAIN, 1.0] == {
+        **common, **one, "timestamp": 10, "interaction_weight": 1.0, "relevant_items": ["i1"]
+    }  # fmt: skip
+    assert rows[TRAIN, 4.0] == {
+        **common, **three, "timestamp": 15, "interaction_weight": 4.0, "relevant_items": ["i3"], "history": ["i1"]
+    }  # fmt: skip
+    # Equal times keep the table's order; an item without attributes leaves them out.
+    assert rows[TRAIN, 3.0] == {
+        **common, "item_id": ["i2"], "title": ["Two"], "timestamp": 20, "interaction_weight": 3.0,
+        "relevant_items": ["i2"], "history": ["i1", "i3"],
+    }  # fmt: skip
+    assert rows[VALIDATION, 6.0]["history"] == ["i1", "i3", "i2"]
+    assert rows[EVAL, 10.0] == {
+        **common, **one, "timestamp": 40, "interaction_weight": 10.0, "relevant_items": ["i1"],
+        "history": ["i1", "i3", "i2", "i4"],
+    }  # fmt: skip
+    unknown = {"slice_city": ["unknown"], "slice_age": ["unknown"], "slice_device": ["app"]}
+    assert rows[EVAL, 9.0] == {
+        **unknown, **three, "slice_activity": ["2-3"], "user_id": ["u2"], "device": ["app"], "timestamp": 9,
+        "interaction_weight": 9.0, "relevant_items": ["i3"], "history": ["i4", "i1"],
+    }  # fmt: skip
+    # u3 is in no users table: kept, without attributes.
+    assert rows[TRAIN, 8.0]["slice_city"] == ["unknown"] and "age" not in rows[TRAIN, 8.0]
+    assert rows[TRAIN, 8.0]["slice_activity"] == ["<2"]
+
+
+def test_catalogue_holds_the_items_and_nothing_of_a_query(output: Output) -> None:
+    rows = {row["item_id"][0]: row for row in output.splits[CATALOGUE]}
+    assert len(rows) == len(output.splits[CATALOGUE]) == 4
+    assert rows["i1"] == {
+        "item_id": ["i1"], "title": ['One, "the" first'], "tags": ["a", "b"], "price": 1.5, "maker": ["x"],
+        "year": ["1999"],
+    }  # fmt: skip
+    assert rows["i2"] == {"item_id": ["i2"], "title": ["Two"]}
+
+
+def test_artifact_is_what_stock_components_expect(output: Output) -> None:
+    assert artifact_utils.decode_split_names(output.artifact.split_names) == [TRAIN, VALIDATION, EVAL, CATALOGUE]
+    assert examples_utils.get_payload_format_string(output.artifact) == "FORMAT_TF_EXAMPLE"
+    assert examples_utils.get_file_format(output.artifact) == "tfrecords_gzip"
+    counts = {
+        "interactions": 10, "users": 3, "items": 4, "unknown_items": 1, "dropped_unknown_items": 1, "unknown_users": 1,
+        "dropped_unknown_users": 0, "rows_train": 5, "rows_validation": 2, "rows_eval": 2, "rows_catalogue": 4,
+        "interactions_train": 5, "interactions_validation": 2, "interactions_eval": 2,
+    }  # fmt: skip
+    assert {name: output.count(name) for name in counts} == counts
+
+
+def test_unknown_items_are_kept_and_unknown_users_dropped(tmp_path: Path) -> None:
+    """And the items table may call the item id otherwise."""
+    world = small_world(names={"unknown_items": "keep", "unknown_users": "drop", "items": {"id": "code"}})
+    world.items = [{"code": row["item_id"], **{k: v for k, v in row.items() if k != "item_id"}} for row in world.items]
+    kept = world.run(tmp_path)
+    rows = {row["interaction_weight"]: row for _, row in kept.queries()}
+    assert 8.0 not in rows
+    # u2's i9 is an answer of training without attributes, part of the history, and not in the catalogue.
+    assert rows[7.0]["item_id"] == ["i9"] and "title" not in rows[7.0]
+    assert rows[9.0]["history"] == ["i4", "i1", "i9"]
+    assert sorted(row["item_id"][0] for row in kept.splits[CATALOGUE]) == ["i1", "i2", "i3", "i4"]
+    assert all("code" not in row for row in kept.splits[CATALOGUE])
+    assert (kept.count("unknown_items"), kept.count("dropped_unknown_items")) == (1, 0)
+    assert (kept.count("unknown_users"), kept.count("dropped_unknown_users")) == (1, 1)
+
+
+# Splits and histories as properties.
+
+rows_of_users = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["i1", "i2", "i3", "i4"]), st.integers(0, 12)),
+    min_size=8,
+    max_size=40,
+).map(
+    lambda triples: [
+        interaction(user, item, time, n, part=(TRAIN, VALIDATION, EVAL, TRAIN)[(time * 7 + n) % 4])
+        for n, (user, item, time) in enumerate(triples)
+    ]
+)
+splits = st.sampled_from(
+    [
+        TemporalSplit(validation=0.2, eval=0.2),
+        TemporalSplit(validation_from=4, eval_from=8),
+        RandomSplit(validation=0.3, eval=0.3),
+        LeaveLastOutSplit(),
+        ColumnSplit(column="part"),
+    ]
+)
+
+
+def assert_point_in_time(output: Output, rows: Rows) -> None:
+    """Nothing that a row carries is later than the row: what is in a history has happened by then."""
+    for _, example in output.queries():
+        past = Counter(
+            row["item_id"]
+            for row in rows
+            if [row["user_id"]] == example["user_id"] and row["timestamp"] <= example["timestamp"]
+        )
+        assert not Counter(example.get("history", ())) - past
+
+
+def assert_as_the_oracle_says(rows: Rows, split: Split, modes: Sequence[str]) -> None:
+    """Runs the component on a table of ids, and compares every row with the definitions."""
+    labels: list[str | None] = [] if isinstance(split, RandomSplit) else labels_of(rows, split)
+    for mode in modes:
+        world = small_world(rows, split=split, users=None, features=ONLY_IDS, evaluation={"history": mode})
+        with tempfile.TemporaryDirectory() as folder:
+            output = world.run(Path(folder))
+        if mode == "rolling":
+            # Rolling rows are one for one the interactions, so every interaction is in exactly one split.
+            found = {row["interaction_weight"]: name for name, row in output.queries()}
+            assert sorted(row["interaction_weight"] for _, row in output.queries()) == [row["weight"] for row in rows]
+            labels = labels or [found[row["weight"]] for row in rows]
+        assert actual(output) == expected(rows, labels, mode, MAX_LENGTH)
+        assert_point_in_time(output, rows)
+
+
+@pytest.mark.parametrize(
+    ("split", "modes"),
+    [
+        (TemporalSplit(validation=0.2, eval=0.2), ("rolling", "train")),
+        (TemporalSplit(validation_from=20, eval_from=30), ("train",)),
+        (RandomSplit(validation=0.3, eval=0.3), ("rolling", "train")),
+        (LeaveLastOutSplit(), ("train",)),
+        (ColumnSplit(column="part"), ("rolling", "train")),
+    ],
+    ids=lambda value: value.strategy if isinstance(value, tables.Settings) else None,
+)
+def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str]) -> None:
+    """80 rows of 8 users, times in disorder and with many ties, some users with one or two rows."""
+    rng = np.random.default_rng(3)
+    users = [*rng.integers(0, 5, 75), 5, 6, 6, 7, 7]
+    rows = [
+        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=history.SPLITS[n % 3])
+        for n, user in enumerate(users)
+    ]
+    assert_as_the_oracle_says(rows, split, modes)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(rows=rows_of_users, split=splits)
+def test_no_row_sees_its_future_in_any_small_table(rows: Rows, split: Split) -> None:
+    assume(len({row["timestamp"] for row in rows}) > 2)
+    try:
+        assert_as_the_oracle_says(rows, split, ("rolling", "train"))
+    except UserError as error:
+        assert "split of" in str(error) and "is empty" in str(error)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    triples=st.lists(st.tuples(st.sampled_from("pqrs"), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=25),
+    mode=st.sampled_from(["train", "rolling"]),
+    max_length=st.integers(1, 6),
+)
+def test_one_users_rows_equal_the_oracle(triples: list[tuple[str, int, int]], mode: Any, max_length: int) -> None:
+    """Any assignment to splits, however it interleaves in time."""
+    rows = [interaction("u", item, time, n) for n, (item, time, _) in enumerate(triples)]
+    names: list[str | None] = [history.SPLITS[code] for *_, code in triples]
+    ordered = history.in_time_order([piece(rows[:3], 0, triples), piece(rows[3:], 3, triples)])
+    assert ordered.split is not None
+    found = Counter(
+        (
+            history.SPLITS[row.split],
+            float(ordered.weight[row.position]),
+            row.timestamp,
+            tuple(item.decode() for item in row.history),
+            tuple(item.decode() for item in row.relevant),
+        )
+        for row in history.rows(ordered, ordered.split, max_length, mode)
+    )
+    assert found == expected(rows, names, mode, max_length)
+
+
+def piece(rows: Rows, start: int, triples: list[tuple[str, int, int]]) -> history.Interactions:
+    return history.Interactions(
+        timestamp=np.array([row["timestamp"] for row in rows], np.int64),
+        order=np.arange(start, start + len(rows)),
+        item=np.array([row["item_id"].encode() for row in rows], object),
+        weight=np.array([row["weight"] for row in rows], np.float32),
+        split=np.array([code for *_, code in triples[start : start + len(rows)]], np.int8),
+        context=None,
+    )
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    times=st.lists(st.integers(0, 30), min_size=3, max_size=60).filter(lambda times: len(set(times)) > 2),
+    shares=st.sampled_from([(0.1, 0.1), (0.3, 0.3), (0.05, 0.5), (0.45, 0.45)]),
+)
+def test_fraction_cutoffs_are_the_nearest_and_leave_no_split_empty(
+    times: list[int], shares: tuple[float, float]
+) -> None:
+    split = TemporalSplit(validation=shares[0], eval=shares[1])
+    different, counts = np.unique(times, return_counts=True)
+    found = history.fraction_cutoffs(different, counts, split)
+    before = {cut: sum(t < cut for t in times) for cut in different.tolist()}
+    best = brute_force_cuts(times, split)
+    # Two cut-offs can be equally near up to rounding.
+    for cut, oracle, share in zip(found, best, (1 - shares[0] - shares[1], 1 - shares[1]), strict=True):
+        if cut != oracle and found[1] == best[1]:
+            target = share * len(times)
+            assert abs(before[cut] - target) == pytest.approx(abs(before[oracle] - target))
+    assert different[0] < found[0] < found[1] <= different[-1]
+
+
+def test_time_histogram_beyond_its_limit_stays_within_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_TIMES", 64)
+    rng = np.random.default_rng(0)
+    times = rng.integers(0, 10_000, 5_000)
+    combine = executor._TimeHistogram()
+    accumulators = []
+    for chunk in np.split(times, 10):
+        accumulator = combine.create_accumulator()
+        for part in np.split(chunk, 5):
+            accumulator = combine.add_input(accumulator, (b"", b"", _at(part)))
+        accumulators.append(combine.compact(accumulator))
+    merged = combine.extract_output(combine.merge_accumulators(accumulators))
+    assert merged is not None
+    steps, counts = merged
+    assert len(steps) <= 64 and counts.sum() == 5_000
+    width = int(np.gcd.reduce(np.diff(steps)))
+    assert width & (width - 1) == 0
+    np.testing.assert_array_equal(steps, np.unique(times // width) * width)
+    assert history.fraction_cutoffs(steps, counts, TemporalSplit())[1] == pytest.approx(
+        np.quantile(times, 0.9), abs=2 * width
+    )
+
+
+def _at(times: np.ndarray) -> history.Interactions:
+    return history.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)), None, None)
+
+
+def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    rows = [
+        interaction(f"u{user}", f"i{item}", int(time), n)
+        for n, (user, item, time) in enumerate(rng.integers(1, [5, 5, 1000], (300, 3)))
+    ]
+    # The same interaction twice is two interactions.
+    rows[1] = {**rows[0], "weight": 2.0}
+    world = small_world(rows, split=RandomSplit(), users=None, features=ONLY_IDS, evaluation={"history": "rolling"})
+    whole = world.run(tmp_path)
+    shuffled = [rows[n] for n in rng.permutation(300)]
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, start in enumerate(range(0, 300, 100)):
+        pq.write_table(pa.Table.from_pylist(shuffled[start : start + 100]), folder / f"part-{number}.parquet")
+    world.names = {"interactions": {"path": str(folder / "part-*.parquet")}}
+    cut = world.run(tmp_path, world.settings(tmp_path))
+
+    def membership(output: Output) -> Counter[tuple[Any, ...]]:
+        return Counter((name, *row["user_id"], *row["item_id"], row["timestamp"]) for name, row in output.queries())
+
+    assert membership(whole) == membership(cut) and membership(cut).total() == 300
+    assert 0.04 < whole.count("rows_eval") / 300 < 0.16
+
+
+def test_random_split_draws_by_seed_user_and_row() -> None:
+    whole = _at(np.arange(5_000))
+    draws = [
+        history.assign(user, whole, RandomSplit(seed=seed, validation=0.2, eval=0.1), None)
+        for user, seed in ((b"a", 1), (b"b", 1), (b"a", 2))
+    ]
+    for codes in draws:
+        np.testing.assert_allclose(np.bincount(codes) / 5_000, [0.7, 0.2, 0.1], atol=0.02)
+    assert not (draws[0] == draws[1]).all() and not (draws[0] == draws[2]).all()
+    twice = _at(np.zeros(5_000, np.int64))
+    assert set(history.assign(b"a", twice, RandomSplit(), None)) == {0, 1, 2}
+
+
+# CSV, types and names.
+
+
+def test_csv_gives_the_same_examples_as_parquet(output: Output, tmp_path: Path) -> None:
+    world = small_world()
+    flat = [{**row, "tags": "|".join(row["tags"])} for row in world.items]
+    assert world.users is not None
+    # Two files, one of them compressed; times as dates in one cell, ages as pandas writes integers with gaps.
+    rows = world.interactions
+    dated = [{**row, "timestamp": f"1970-01-01 00:00:{row['timestamp']:02d}"} for row in rows]
+    for name, table in (
+        ("interactions-1", dated[:4]),
+        ("interactions-2", rows[4:]),
+        ("items", flat),
+        ("users", world.users),
+    ):
+        suffix = "csv.gz" if name == "interactions-2" else "csv"
+        with pa.output_stream(str(tmp_path / f"{name}.{suffix}"), compression="detect") as stream:
+            pa.csv.write_csv(pa.Table.from_pylist(table), stream)
+    world.features = {**FEATURES, "candidate": [_separated(f) for f in FEATURES["candidate"]]}
+    world.names = {"interactions": {"path": str(tmp_path / "interactions-*")}}
+    found = world.run(tmp_path, world.settings(tmp_path, "csv"))
+    for name, split in output.splits.items():
+        assert sorted(found.splits[name], key=repr) == sorted(split, key=repr), name
+
+
+def test_ids_and_times_of_any_type_mean_the_same(tmp_path: Path) -> None:
+    """Whole numbers, floats, dictionaries and strings are one id; seconds, dates with and without zone one time."""
+    seconds = [1577836800 + n for n in range(4)]
+    stamps = [datetime.datetime(2020, 1, 1) + datetime.timedelta(seconds=n + 0.5) for n in range(4)]
+    zoned = pa.array(stamps, pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")).cast(pa.timestamp("ms", "+02:00"))
+    types = [
+        (pa.array([second + 0.5 for second in seconds]), pa.array([1.0, 2.0, 3.0, 4.0])),
+        (pa.array(stamps, pa.timestamp("us")), pa.array([1, 2, 3, 4], pa.int8())),
+        (zoned, pa.array(["1", "2", "3", "4"]).dictionary_encode()),
+        (
+            pa.array([stamp.isoformat() + "Z" for stamp in stamps]),
+            pa.array(["1.0", "2.0", "3", "4"], pa.large_string()),
+        ),
+    ]
+    pq.write_table(pa.table({"item_id": [1, 2, 3, 4]}), tmp_path / "items.parquet")
+    for user, (times, ids) in enumerate(types):
+        rows = pa.table({"user_id": pa.array([user] * 4), "item_id": ids, "timestamp": times})
+        pq.write_table(rows, tmp_path / f"interactions-{user}.parquet")
+    world = small_world(
+        [], users=None, features=ONLY_IDS, evaluation={"history": "rolling"}, serving={},
+        names={"interactions": {"path": str(tmp_path / "interactions-*"), "weight": None}, "items": {"title": None}},
+    )  # fmt: skip
+    output = world.run(tmp_path, world.settings(tmp_path))
+    for user in map(str, range(len(types))):
+        found = {row["timestamp"]: (split, row) for split, row in output.queries() if row["user_id"] == [user]}
+        assert [found[second][1]["item_id"] for second in seconds] == [["1"], ["2"], ["3"], ["4"]], user
+        assert found[seconds[3]] == (
+            EVAL,
+            {
+                "user_id": [user], "item_id": ["4"], "timestamp": seconds[3], "interaction_weight": 1.0,
+                "relevant_items": ["4"], "history": ["1", "2", "3"],
+            },
+        )  # fmt: skip
+
+
+def test_values_by_type() -> None:
+    assert columns.texts(pa.array([True, None, False])) == [b"true", None, b"false"]
+    assert columns.texts(pa.array([1.0, 2.5, math.nan, None, math.inf])) == [b"1", b"2.5", None, None, b"inf"]
+    assert columns.texts(pa.array(["a", "", None, "é"])) == [b"a", None, None, "é".encode()]
+    assert columns.texts(pa.array([datetime.date(2020, 2, 3)])) == [b"2020-02-03"]
+    assert columns.ids(pa.array(["12.0", "x.0", "12", ".0"])) == [b"12", b"x.0", b"12", b".0"]
+    assert columns.lists(pa.array([["a", None, ""], None, [], ["b"]]), None) == [[b"a"], None, None, [b"b"]]
+    assert columns.lists(pa.array([["x"], ["a", "b"], [], ["c"]]).slice(1), None) == [[b"a", b"b"], None, [b"c"]]
+    assert columns.lists(pa.array([[1, 2]], pa.list_(pa.int32(), 2)), None) == [[b"1", b"2"]]
+    assert columns.lists(pa.array(["a | b||", "", None, "c"]), "|") == [[b"a", b"b"], None, None, [b"c"]]
+    found, wrong = columns.numbers(pa.array(["1", " 2.5", "NA", None, "x", "y"]))
+    np.testing.assert_array_equal(found, [1, 2.5, np.nan, np.nan, np.nan, np.nan])
+    assert wrong == ["x", "y"]
+    found, missing, wrong = columns.seconds(pa.array(["10", "1970-01-01T00:01:00+01:00", "", "soon"]))
+    assert (found[0], found[1], missing.tolist(), wrong) == (10, 60 - 3600, [False, False, True, True], ["soon"])
+    before = pa.array([datetime.datetime(1969, 12, 31, 23, 59, 59, 500_000)], pa.timestamp("us"))
+    assert columns.seconds(before)[0].tolist() == [-1]
+    assert columns.seconds(pa.array([datetime.date(1970, 1, 2)]))[0].tolist() == [86400]
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "names"),
+    [
+        ((18, 25), {17: "<18", 17.9: "<18", 18: "18-24", 24: "18-24", 25: "25+", 99: "25+"}),
+        ((0.5, 1.5), {0: "<0.5", 0.5: "0.5-1.5", 1.5: "1.5+"}),
+        ((3, 4, 10), {3: "3", 4: "4-9", 10: "10+"}),
+    ],
+)
+def test_ranges_are_named_by_their_boundaries(boundaries: tuple[float, ...], names: dict[float, str]) -> None:
+    assert {value: columns.ranges(boundaries)(value).decode() for value in names} == names
+
+
+# Bad input: one line each, and nothing left behind.
+
+
+def test_everything_wrong_with_the_rows_is_said_at_once(tmp_path: Path) -> None:
+    """Each kind of mistake once, in a table that is right otherwise: every one gets its words, count and example."""
+    world = small_world(split=ColumnSplit(column="part"), names={"unknown_items": "fail", "unknown_users": "fail"})
+    parts = itertools.cycle([TRAIN, VALIDATION, EVAL])
+    good = [{**row, "timestamp": float(row["timestamp"]), "part": next(parts)} for row in world.interactions]
+    bad: Rows = [
+        {"timestamp": math.nan}, {"timestamp": -5.0}, {"timestamp": 1.7e12}, {"weight": -1.0}, {"weight": math.nan},
+        {"user_id": None}, {"item_id": ""}, {"part": "test"}, {"part": None},
+    ]  # fmt: skip
+    world.interactions = [*good, *({**good[0], **changes} for changes in bad)]
+    assert world.users is not None
+    world.users = [{**row, "age": str(row["age"] or "")} for row in world.users]
+    world.users[0]["age"] = "old"
+    world.users.append(world.users[2])
+    world.items.append(world.items[0])
+    refused = assert_refused(world, tmp_path, "tables")
+    place = re.escape(str(tmp_path / "interactions.parquet"))
+    for message in (
+        rf"1 values of 'timestamp' are missing \(NaN or empty\), for instance row 11 of {place}: correct or remove",
+        rf"2 values of 'timestamp' are negative or too large .*, for instance -5 in row 12 of {place}: .* milliseconds",
+        rf"2 values of 'weight' are missing, negative or infinite, for instance -1\.0 in row 14 of {place}",
+        rf"1 rows have no user_id, for instance row 16 of {place}",
+        rf"1 rows have no item_id, for instance row 17 of {place}",
+        r"2 values of 'part' are none of train, validation and eval, for instance (test|None) in row 1[89]",
+        r"1 rows have an item that .*items\.parquet lacks, for instance 'i9': add those items, or set",
+        r"1 rows have a user that .*users\.parquet lacks, for instance 'u3': add those users, or set",
+        r"tables\.items: 1 values of 'item_id' are there more than once, for instance 'i1': keep one row of each",
+        r"tables\.users: 1 values of 'user_id' are there more than once, for instance 'u4'",
+        r"tables\.users: 1 values of 'age' are not numbers, for instance 'old'",
+    ):
+        assert re.search(message, refused), message
+
+
+def test_times_that_are_words_and_an_empty_split(tmp_path: Path) -> None:
+    world = small_world(split=TemporalSplit(validation_from=1000, eval_from=2000))
+    message = r"the validation split of 9 interactions is empty; move split\.validation_from and split\.eval_from"
+    assert_refused(world, tmp_path, message)
+    world.interactions = [{**row, "timestamp": str(row["timestamp"])} for row in world.interactions]
+    world.interactions[3]["timestamp"] = "yesterday"
+    assert_refused(world, tmp_path, r"1 values of 'timestamp' are neither seconds.*nor dates, for instance 'yesterday'")
+
+
+@pytest.mark.parametrize(
+    ("counts", "split", "message"),
+    [
+        ({"items": 0}, RandomSplit(), r"tables\.items: .*items\.parquet has no rows"),
+        ({"interactions": 0}, RandomSplit(), r"tables\.interactions: .*interactions\.parquet has no rows"),
+        ({"interactions_train": 0}, RandomSplit(), r"none of the 8 interactions has an item .* hold the same ids\?"),
+        ({}, RandomSplit(), r"the validation split of 8 interactions is empty; .* raise split\.validation"),
+        ({"rows_train": 0}, RandomSplit(), r"the train split .* lower both fractions"),
+        ({}, TemporalSplit(), r"the validation split .* needs three different times"),
+        ({}, LeaveLastOutSplit(), r"no user has three interactions; choose another split\.strategy"),
+        ({}, ColumnSplit(column="part"), r"write 'validation' into column 'part'"),
+    ],
+)
+def test_empty_tables_and_splits_name_their_fix(
+    tmp_path: Path, counts: dict[str, int], split: Split, message: str
+) -> None:
+    found = {"items": 4, "interactions": 8, "interactions_train": 8, "rows_train": 8, **counts}
+    with pytest.raises(UserError, match=message):
+        executor.Report(found, {}).raise_problems(small_world().settings(tmp_path), split)
+
+
+def test_torn_files_and_files_with_other_columns(tmp_path: Path) -> None:
+    world = small_world()
+    world.write(tmp_path)
+    whole = tmp_path / "interactions.parquet"
+    table = pq.read_table(whole)
+    pq.write_table(table, tmp_path / "part-1.parquet")
+    pq.write_table(table.drop_columns(["item_id"]), tmp_path / "part-2.parquet")
+    (tmp_path / "part-3.parquet").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "part-4.csv").write_text("user_id,item_id,timestamp,weight,device\nu1,i1,1,1,app\nu1,i2\n")
+    world.names = {"interactions": {"path": str(tmp_path / "part-*")}}
+    settings = world.settings(tmp_path)
+    with pytest.raises(UserError) as caught:
+        world.run(tmp_path, settings)
+    assert re.search(r"1 files lack a column .*part-2\.parquet without 'item_id': write all files", str(caught.value))
+    assert re.search(r"2 files cannot be read, for instance .*part-3\.parquet \(", str(caught.value))
+    # The first file is looked at before anything runs.
+    (tmp_path / "part-1.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match=r"part-1\.parquet cannot be read"):
+        world.check(settings)
+    (tmp_path / "part-0.csv").write_text("")
+    with pytest.raises(UserError, match=r"part-0\.csv\) has no column 'user_id'; it has no columns at all"):
+        world.check(settings)
+
+
+def test_refused_writes_are_named(tmp_path: Path) -> None:
+    world = small_world()
+    world.write(tmp_path)
+    settings = world.settings(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    arguments = world.split, world.features, world.evaluation, world.serving
+    with pytest.raises(UserError, match=r"cannot write to .*file/examples.*output\.root"):
+        run(settings, *arguments, str(tmp_path / "file" / "examples"))
+
+    # A disk that is full in the middle of the run: the kernel refuses files above a size.
+    uri = tmp_path / "full"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write to .*full: File too large"):
+            run(settings, *arguments, str(uri))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(uri.iterdir()) == []
+
+
+def assert_refused(world: World, folder: Path, message: str) -> str:
+    with pytest.raises(UserError, match=message) as caught:
+        world.run(folder)
+    assert "\n" not in str(caught.value)
+    (uri,) = folder.glob("examples-*")
+    assert list(uri.iterdir()) == []
+    uri.rmdir()
+    return str(caught.value)
+
+
+# What is found before anything runs.
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"items": {"path": "/nowhere/x.parquet"}}, r"tables\.items\.path: there is no file /nowhere/x\.parquet"),
+        ({"users": {"path": "/nowhere/*.csv"}}, r"tables\.users\.path: there is no file /nowhere/\*\.csv"),
+        ({"users": {"path": "/tmp"}}, r"tables\.users\.path: /tmp is a folder; name its files"),
+        ({"items": {"path": __file__}}, r"tables\.items\.path: .*\.py is neither Parquet nor CSV"),
+        ({"interactions": {"user": "who"}}, r"tables\.interactions\.user: .* no column 'who'; it has user_id, item_id"),
+        ({"items": {"id": "code"}}, r"tables\.items\.id: items .* no column 'code'; it has item_id, title, tags"),
+        ({"users": {"id": "who"}}, r"tables\.users\.id: users .* no column 'who'; it has user_id, age, city"),
+        ({"interactions": {"weight": "stars"}}, r"tables\.interactions\.weight: .* no column 'stars'"),
+        ({"items": {"title": "name"}}, r"tables\.items\.title: items .* no column 'name'"),
+    ],
+)
+def test_missing_files_and_columns(tmp_path: Path, names: dict[str, Any], message: str) -> None:
+    world = small_world(names=names)
+    world.write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        world.check(world.settings(tmp_path))
+    with pytest.raises(UserError, match=message):
+        world.run(tmp_path, world.settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("query", "candidate", "message"),
+    [
+        ({"column": "mood", "encoding": "vocabulary"}, None,
+         r"features\.query: no table has a column 'mood' \(interactions has user_id.*; users has user_id, age"),
+        ({"column": "both", "encoding": "vocabulary"}, None, r"both interactions and users have a column 'both'"),
+        ({"column": "when", "encoding": "log1p"}, None, r"'when' is of type timestamp.*timestamp encoding"),
+        (None, {"column": "age", "encoding": "normalized"}, r"features\.candidate: items .* no column 'age'"),
+        (None, {"column": "tags", "encoding": "vocabulary"}, r"'tags' is of type list.*multivalued: true"),
+        (None, {"column": "tags", "encoding": "normalized"}, r"'tags' is of type list.*does not become a number"),
+        (None, {"column": "timestamp", "encoding": "timestamp"}, r"an example has 'timestamp' already"),
+    ],
+)  # fmt: skip
+def test_features_that_the_tables_do_not_give(
+    tmp_path: Path, query: dict[str, Any] | None, candidate: dict[str, Any] | None, message: str
+) -> None:
+    features = {
+        "query": [ONLY_IDS["query"][0], *([query] if query else [])],
+        "candidate": [ONLY_IDS["candidate"][0], *([candidate] if candidate else [])],
+    }
+    world = small_world(features=features, evaluation={})
+    assert world.users is not None
+    world.interactions = [{**r, "both": 1, "when": datetime.datetime(2020, 1, 1)} for r in world.interactions]
+    world.users = [{**row, "both": 2} for row in world.users]
+    world.items = [{**row, "timestamp": 5} for row in world.items]
+    world.write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        world.check(world.settings(tmp_path))
+
+
+def test_the_item_is_no_query_feature(tmp_path: Path) -> None:
+    query = [{"column": "item_id", "encoding": "vocabulary"}]
+    features = {"query": query, "candidate": [{"column": "title", "encoding": "text"}]}
+    world = small_world(features=features, evaluation={})
+    world.write(tmp_path)
+    with pytest.raises(UserError, match=r"features\.query: 'item_id' is the item to be predicted"):
+        world.check(world.settings(tmp_path))
+
+
+def test_slices_and_split_columns_are_looked_for(tmp_path: Path) -> None:
+    world = small_world(evaluation={"slices": [{"column": "mood"}]})
+    world.write(tmp_path)
+    with pytest.raises(UserError, match=r"evaluation\.slices: no table has a column 'mood'"):
+        world.check(world.settings(tmp_path))
+    world = small_world(split=ColumnSplit(column="part"))
+    with pytest.raises(UserError, match=r"split\.column: interactions .* no column 'part'"):
+        world.check(world.settings(tmp_path))
+
+
+# Cache keys and places.
+
+
+def test_fingerprint_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
+    world = small_world()
+    world.write(tmp_path)
+    settings = world.settings(tmp_path)
+    first = tables.fingerprint(settings)
+    os.utime(tmp_path / "items.parquet", (1, 1))
+    assert tables.fingerprint(settings) == first
+    content = bytearray((tmp_path / "items.parquet").read_bytes())
+    content[10] ^= 1
+    (tmp_path / "items.parquet").write_bytes(content)
+    assert tables.fingerprint(settings) != first
+    (tmp_path / "users.parquet").unlink()
+    with pytest.raises(UserError, match=r"tables\.users\.path: there is no file"):
+        tables.fingerprint(settings)
+
+
+def test_only_what_decides_the_examples_is_a_parameter(tmp_path: Path) -> None:
+    """Another embedding size, floor or k is no reason to run again; another history length is."""
+    world = small_world()
+
+    def parameter(features: dict[str, Any], evaluation: dict[str, Any], serving: dict[str, Any]) -> str:
+        return tables.wanted(
+            world.settings(tmp_path), Features.model_validate(features), Evaluation.model_validate(evaluation),
+            Serving.model_validate(serving),
+        ).model_dump_json()  # fmt: skip
+
+    first = parameter(FEATURES, EVALUATION, SERVING)
+    wider = {key: [{**f} for f in value] for key, value in FEATURES.items()}
+    wider["query"][0]["dimension"] = 7
+    assert parameter(wider, {**EVALUATION, "floors": {"mrr": 0.1}}, {**SERVING, "k": 500}) == first
+    wider["query"][-1]["max_length"] = 8
+    assert parameter(wider, EVALUATION, SERVING) != first
+
+
+class _FarAway(LocalFileSystem):
+    """The local disk behind a scheme of its own, as a bucket is behind gs://."""
+
+    @classmethod
+    def scheme(cls) -> str:
+        return "faraway"
+
+    def match(self, patterns: list[str], limits: list[int] | None = None) -> Any:
+        results = super().match([pattern.removeprefix("faraway://") for pattern in patterns], limits)
+        for result in results:
+            for metadata in result.metadata_list:
+                metadata.path = "faraway://" + metadata.path
+        return results
+
+    def open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        return super().open(path.removeprefix("faraway://"), *args, **kwargs)
+
+
+def test_remote_tables_are_read_through_beams_file_systems(output: Output, tmp_path: Path) -> None:
+    assert FileSystems.get_filesystem("faraway://x").scheme() == "faraway"
+    world = small_world()
+    world.write(tmp_path)
+    names = ("interactions", "items", "users")
+    world.names = {name: {"path": f"faraway://{tmp_path}/{name}.par*"} for name in names}
+    settings = world.settings(tmp_path)
+    found = world.run(tmp_path, settings)
+    assert {name: sorted(map(repr, rows)) for name, rows in found.splits.items()} == {
+        name: sorted(map(repr, rows)) for name, rows in output.splits.items()
+    }
+    first = tables.fingerprint(settings)
+    os.utime(tmp_path / "items.parquet", (1, 1))
+    assert tables.fingerprint(settings) != first
+    world.names = {"items": {"path": "faraway:///nowhere/*.csv"}}
+    with pytest.raises(UserError, match=r"there is no file faraway:///nowhere"):
+        world.check(world.settings(tmp_path))
+
+
+# The real data.
+
+
+def test_movielens_100k(tmp_path: Path) -> None:
+    try:
+        movielens_100k.prepare(str(tmp_path), sources=("recbole",))
+    except UserError as error:
+        pytest.skip(str(error))
+    features = {
+        "query": [
+            {"column": "user_id", "encoding": "vocabulary"},
+            {"column": "age", "encoding": "normalized"},
+            {"column": "history", "encoding": "history", "max_length": 20},
+        ],
+        "candidate": [
+            {"column": "item_id", "encoding": "vocabulary"},
+            {"column": "genres", "encoding": "vocabulary", "multivalued": True},
+        ],
+    }
+    places = {name: {"path": str(tmp_path / f"{name}.parquet")} for name in ("interactions", "items", "users")}
+    uri = str(tmp_path / "examples")
+    settings = Tables.model_validate(places)
+    found = run(settings, TemporalSplit(), features, {}, {"return_columns": ["title"]}, uri, (EVAL, CATALOGUE))
+    assert (found.count("interactions"), found.count("items"), found.count("users")) == (100_000, 1_682, 943)
+    assert found.count("unknown_items") == found.count("unknown_users") == 0
+    total = sum(found.count(f"interactions_{name}") for name in (TRAIN, VALIDATION, EVAL))
+    assert (total, found.count("rows_eval")) == (100_000, 166)
+    times = np.sort(pq.read_table(tmp_path / "interactions.parquet")["timestamp"].to_numpy())
+    assert found.count("interactions_eval") == pytest.approx((times >= times[90_000]).sum(), abs=5)
+    history_lengths = [len(row.get("history", ())) for row in found.splits[EVAL]]
+    assert sum(length == 0 for length in history_lengths) == 76
+    toy_story = next(row for row in found.splits[CATALOGUE] if row["item_id"] == ["1"])
+    assert toy_story["title"] == ["Toy Story (1995)"]
+
+
+def _separated(feature: dict[str, Any]) -> dict[str, Any]:
+    if feature["column"] != "tags":
+        return feature
+    return {"column": "tags", "encoding": "vocabulary", "separator": "|"}

@@ -1,0 +1,99 @@
+"""Each mistake in a whole run: one line, exit code 2, nothing half-written, and the next correct run works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import world
+from e2e_runs import Outcome, twotower, versions
+
+pytestmark = pytest.mark.slow
+
+Rows = list[dict]
+
+
+def changed(folder: Path, table: str, change: Callable[[Rows], Rows]) -> None:
+    path = folder / f"{table}.parquet"
+    pq.write_table(pa.Table.from_pylist(change(pq.read_table(path).to_pylist())), path)
+
+
+def without_column(name: str) -> Callable[[Rows], Rows]:
+    return lambda rows: [{k: v for k, v in row.items() if k != name} for row in rows]
+
+
+def with_value(column: str, value: object) -> Callable[[Rows], Rows]:
+    return lambda rows: [{**rows[0], column: value}, *rows[1:]]
+
+
+def as_floats(column: str, first: float) -> Callable[[Rows], Rows]:
+    return lambda rows: [{**r, column: first if i == 0 else float(r[column])} for i, r in enumerate(rows)]
+
+
+MISTAKES: dict[str, tuple[str | None, Callable[[Rows], Rows] | None, list[str], list[str]]] = {
+    "missing file": (None, None, ["tables.items.path=nowhere.parquet"], ["tables.items", "nowhere.parquet"]),
+    "missing column": ("interactions", without_column("item_id"), [], ["interactions", "'item_id'"]),
+    "missing feature": ("users", without_column("age"), [], ["age"]),
+    "unknown key": (None, None, ["training.epoch=3"], ["training.epoch", "unknown key"]),
+    "mistyped key": (None, None, ["training.epochs=many"], ["training.epochs", "'many'"]),
+    "empty split": (None, None, ["split={strategy: temporal, validation_from: 5, eval_from: 9}"], ["train", "split"]),
+    "duplicate items": ("items", lambda rows: [*rows, rows[0]], [], ["items", "1"]),
+    "NaN timestamp": ("interactions", as_floats("timestamp", math.nan), [], ["timestamp"]),
+    "negative timestamp": ("interactions", with_value("timestamp", -5), [], ["timestamp", "-5"]),
+    "unknown items": ("items", lambda rows: rows[1:], ["tables.unknown_items=fail"], ["unknown_items", "1"]),
+    "k too large": (None, None, ["serving.k=81"], ["serving.k", "80"]),
+    "schema missing": (None, None, ["schema.path=none.pbtxt"], ["schema.path", "none.pbtxt"]),
+}
+
+
+def check(outcome: Outcome, folder: Path, words: list[str]) -> None:
+    assert outcome.code == 2, outcome
+    assert outcome.errors.count("\n") == 1 and "Traceback" not in outcome.errors, outcome.errors
+    for word in words:
+        assert word in outcome.errors
+    assert versions(folder) == []
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output for all mistakes, so that the last correct run works after every one of them."""
+    return tmp_path_factory.mktemp("mistakes")
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake(name: str, shared: Path):
+    table, change, overrides, words = MISTAKES[name]
+    world.write_parquet(shared)
+    path = world.write_config(shared)
+    if table is not None and change is not None:
+        changed(shared, table, change)
+    outcome = twotower("run", "--config", path, *[a for o in overrides for a in ("--set", o)])
+    check(outcome, shared, words)
+
+
+def test_after_all_mistakes_a_correct_run_works(shared: Path):
+    world.write_parquet(shared)
+    outcome = twotower("run", "--config", world.write_config(shared))
+    assert outcome.code == 0, outcome.errors
+    assert len(versions(shared)) == 1
+
+
+def test_unknown_items_are_dropped_and_counted(tmp_path: Path):
+    world.write_parquet(tmp_path)
+    removed = sum(row["item_id"] == 1 for row in world.interactions())
+    changed(tmp_path, "items", lambda rows: rows[1:])
+    outcome = twotower("run", "--config", world.write_config(tmp_path))
+    assert outcome.code == 0, outcome.errors
+    assert removed > 0 and outcome.answer["data"]["dropped_unknown_items"] == removed
+
+
+@pytest.mark.parametrize("output", ["root", "push"])
+def test_a_disk_that_refuses_writes(tmp_path: Path, output: str):
+    # /proc refuses everybody, root too.
+    world.write_parquet(tmp_path)
+    outcome = twotower("run", "--config", world.write_config(tmp_path), "--set", f"output.{output}=/proc/none")
+    check(outcome, tmp_path, ["/proc/none"])
