@@ -94,7 +94,11 @@ def check_tables(tables: Tables, split: Split, features: Features, evaluation: E
     Raises:
         UserError: A file or column is missing, a format is unknown, or a column could be meant twice.
     """
-    return plan(tables, split, wanted(tables, features, evaluation, serving))
+    planned = plan(tables, split, wanted(tables, features, evaluation, serving))
+    size = _rows("items", tables.items.path)
+    if size is not None and serving.k > size:
+        raise UserError(f"serving.k is {serving.k} but the catalogue has {size} items; set it to {size} or less")
+    return planned
 
 
 def plan(tables: Tables, split: Split, wanted: Wanted) -> Plan:
@@ -164,6 +168,18 @@ def plan(tables: Tables, split: Split, wanted: Wanted) -> Plan:
         user_slices=tuple(slices["users"]),
         activity_slices=tuple(slices[ACTIVITY]),
     )
+
+
+def _rows(table: str, path: str) -> int | None:
+    """Number of a table's rows where the files' footers say it: None for CSV."""
+    found = files(table, path)
+    if not all(file.lower().endswith(_PARQUET) for file in found):
+        return None
+    total = 0
+    for file in found:
+        with open_file(file) as stream:
+            total += pq.read_metadata(stream).num_rows
+    return total
 
 
 def fingerprint(tables: Tables) -> str:

@@ -26,7 +26,7 @@ def test_the_model_has_learned_the_world(small: Small):
     # remaining ones find the next film far more often than five of the most popular films of everybody.
     assert metrics["recall@5"] > 2 * metrics["popular_recall@5"]
     assert metrics["recall@20"] > 0.6
-    assert {"slice_gender:F", "slice_gender:M"} <= {name.replace("=", ":") for name in small.outcome.answer["metrics"]}
+    assert {"gender=F", "gender=M", "activity=5+"} <= set(small.outcome.answer["metrics"])
 
 
 def test_it_is_pushed_as_tf_serving_wants_it(small: Small):
@@ -53,10 +53,9 @@ def test_the_same_run_again_executes_nothing(small: Small):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("training.learning_rate=0.021", FROM_TRAINER),
-        ("model.dimension=17", FROM_TRAINER),
         ("features.query.age.dimension=9", FROM_TRAINER),
-        ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM),
+        # The ExampleValidator checks the schema against the whole specification.
+        ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM | {"ExampleValidator"}),
         ("serving.k=21", FROM_TRAINER - {"Trainer"}),
         ("evaluation.floors={ndcg@5: 0.01}", {"Evaluator", "Pusher"}),
         ("serving.latency_p99_ms=5000", {"ServableValidator", "Pusher"}),

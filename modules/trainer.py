@@ -1,0 +1,612 @@
+"""Fits the two towers and exports the embedding model: the `run_fn` of the stock Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tensorflow_transform as tft
+import tf_keras
+from tensorflow.python.framework import config as framework_config
+
+from modules.errors import UserError
+from modules.features import LABEL, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
+from modules.preprocessing import Preprocessor, cardinality, item_frequency
+from modules.settings import Model, Training
+from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
+
+_PROGRESS = logging.getLogger("twotower.progress")
+# At most this many validation queries are ranked after an epoch; a fixed draw of them.
+_VALIDATION_QUERIES = 10_000
+_QUERY_BATCH = 1024
+_READ_BATCH = 4096
+# What validation chooses the weight of the newest items from (two_tower.QueryTower.recency).
+_RECENCIES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+
+
+# Called by the stock Trainer.
+def run_fn(fn_args: Any) -> None:
+    """Reads the transformed splits, fits, and writes the embedding model.
+
+    Args:
+        fn_args: `tfx.components.FnArgs`. `train_files` and `eval_files` are the patterns of the train and the
+            validation split; the catalogue split lies beside them. `custom_config` holds `features`, `columns`, `model`
+            and `training` (JSON of the settings) and `checkpoint_root`, where a killed run finds its last epoch again.
+
+    Raises:
+        UserError: There is nothing to fit, or the loss is not a number any more.
+    """
+    problem = read_problem(fn_args)
+    config, features = fn_args.custom_config, problem.features
+    tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    train = read_rows(fn_args.train_files, features, tft_output)
+    validation = read_rows(fn_args.eval_files or [], features, tft_output)
+    checkpoint = None
+    if config.get("checkpoint_root"):
+        identity = json.dumps([config, sorted(fn_args.train_files), fn_args.transform_graph_path], sort_keys=True)
+        checkpoint = os.path.join(config["checkpoint_root"], hashlib.sha256(identity.encode()).hexdigest()[:16])
+    model, report = fit(problem, train, validation, checkpoint, fn_args.model_run_dir)
+    export(model, problem, tft_output, fn_args.serving_model_dir)
+    if fn_args.model_run_dir:
+        with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, "training.json"), "w") as file:
+            json.dump(report, file, indent=2)
+    if checkpoint and tf.io.gfile.exists(checkpoint):
+        tf.io.gfile.rmtree(checkpoint)
+
+
+def read_problem(fn_args: Any) -> Problem:
+    """The settings, and what Transform learned and encoded of the catalogue."""
+    config = fn_args.custom_config
+    features = Features.model_validate_json(config["features"])
+    columns = Columns.model_validate_json(config["columns"])
+    tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    catalogue_files = os.path.join(os.path.dirname(os.path.dirname(fn_args.train_files[0])), "Split-catalogue", "*")
+    return Problem(
+        features=features,
+        columns=columns,
+        model=Model.model_validate_json(config["model"]),
+        training=Training.model_validate_json(config["training"]),
+        cardinalities={
+            f.column: cardinality(f, columns, features, tft_output)
+            for f in (*features.query, *features.candidate)
+            if not isinstance(f, (Normalized, Log1p))
+        },
+        item_rows=item_rows(features, columns, tft_output),
+        catalogue=read_catalogue([catalogue_files], features, len(item_frequency(tft_output)), tft_output),
+    )
+
+
+def item_rows(features: Features, columns: Columns, tft_output: tft.TFTransformOutput) -> int:
+    """Rows of the table that the history and the item id share: 1 + V + out-of-vocabulary buckets."""
+    item = next((f for f in features.candidate if is_item_id(f, columns)), None) or Vocabulary(column=columns.item)
+    return cardinality(item, columns, features, tft_output)
+
+
+def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput, directory: str) -> None:
+    """Writes the embedding model, preprocessing inside, with two signatures.
+
+    - `query_embedding`: the query's columns → `embedding` [B, D] float32
+    - `candidate_embedding`: the candidate's columns and the item id → `embedding` [B, D] float32 and `popularity` [B]
+      float32, the item's interactions in training
+    """
+    # A few requests are cheaper gathered than as rows of the whole vocabulary.
+    model.query_tower.dense_history = False
+    query = Preprocessor(tft_output, problem.features.query)
+    candidate = Preprocessor(tft_output, problem.features.candidate, (problem.columns.item,))
+    module = tf.Module()
+    module.query_preprocessor, module.candidate_preprocessor = query, candidate
+    module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
+    module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
+
+    def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": model.query_tower(query(requests))}
+
+    def candidate_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = candidate(requests)
+        popularity = tf.gather(module.popularity, encoded[LABEL])
+        return {"embedding": model.candidate_tower(encoded), "popularity": popularity}
+
+    signatures = {
+        "query_embedding": tf.function(query_embedding).get_concrete_function(**query.signature()),
+        "candidate_embedding": tf.function(candidate_embedding).get_concrete_function(**candidate.signature()),
+    }
+    tf.saved_model.save(module, directory, signatures)
+
+
+def read_rows(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> Rows:
+    """The query side of transformed examples, with label and weight."""
+    arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT], tft_output)
+    label, weight = arrays.pop(LABEL), arrays.pop(WEIGHT)
+    return Rows(arrays, label, weight)
+
+
+def read_catalogue(
+    patterns: Sequence[str], features: Features, items: int, tft_output: tft.TFTransformOutput
+) -> Catalogue:
+    """The candidate side of the transformed items, laid out by label; items outside of the vocabulary are left out."""
+    arrays = _read(patterns, [*query_inputs(features.candidate), LABEL], tft_output)
+    labels = arrays.pop(LABEL)
+    is_candidate = np.zeros(items + 1, bool)
+    is_candidate[labels] = True
+    is_candidate[0] = False
+    by_label = {}
+    for key, values in arrays.items():
+        by_label[key] = np.zeros((items + 1, *values.shape[1:]), values.dtype)
+        by_label[key][labels] = values
+    return Catalogue(by_label, is_candidate)
+
+
+def _read(patterns: Sequence[str], keys: Sequence[str], tft_output: tft.TFTransformOutput) -> dict[str, np.ndarray]:
+    """Arrays [N, ...] of some keys of transformed examples, in the order of the files."""
+    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    spec = tft_output.transformed_feature_spec()
+    spec = {key: spec[key] for key in keys}
+    empty = {key: np.zeros((0, *feature.shape), feature.dtype.as_numpy_dtype) for key, feature in spec.items()}
+    parts = [empty]
+    for compression in ("GZIP", ""):
+        chosen = [file for file in files if file.endswith(".gz") == (compression == "GZIP")]
+        records = tf.data.TFRecordDataset(chosen, compression_type=compression)
+        parts += records.batch(_READ_BATCH).map(lambda batch: tf.io.parse_example(batch, spec)).as_numpy_iterator()
+    return {key: np.concatenate([part[key] for part in parts]) for key in spec}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Transformed examples in memory: arrays [N, ...] by feature key, `label` [N], `weight` [N]."""
+
+    features: Mapping[str, np.ndarray]
+    label: np.ndarray
+    weight: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, chosen: np.ndarray) -> Rows:
+        return Rows({k: v[chosen] for k, v in self.features.items()}, self.label[chosen], self.weight[chosen])
+
+    def __add__(self, other: Rows) -> Rows:
+        both = {key: np.concatenate([values, other.features[key]]) for key, values in self.features.items()}
+        return Rows(both, np.append(self.label, other.label), np.append(self.weight, other.weight))
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What early stopping ranks: features [Q, ...], and for each query its relevant and its seen labels, 0-padded."""
+
+    features: Mapping[str, np.ndarray]
+    relevant: np.ndarray
+    seen: np.ndarray
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Transformed candidate features by label, [V + 1, ...]; row 0 and items without a row are no candidates."""
+
+    features: Mapping[str, np.ndarray]
+    is_candidate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a fit needs, whatever it was read from."""
+
+    features: Features
+    columns: Columns
+    model: Model
+    training: Training
+    cardinalities: Mapping[str, int]
+    item_rows: int
+    catalogue: Catalogue
+
+    def build(self, rows: Rows) -> TwoTower:
+        """New towers, with item biases from the rows that they will be fitted on."""
+        frequency = np.bincount(rows.label, minlength=len(self.catalogue.is_candidate)).astype(np.float32)
+        return TwoTower(
+            self.features, self.columns, self.model, self.training, self.cardinalities, self.item_rows,
+            self.catalogue.features, self.catalogue.is_candidate, frequency, self.training.seed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave; validation figures are NaN without validation rows."""
+
+    loss: float
+    ndcg: float
+    recall: float
+    factorized_top_k: float
+    recency: float
+    seconds: float
+
+
+def fit(
+    problem: Problem,
+    train: Rows,
+    validation: Rows | None,
+    checkpoint: str | None = None,
+    log_dir: str | None = None,
+) -> tuple[TwoTower, dict[str, Any]]:
+    """Fits with early stopping on the validation rows, then again on all rows (`training.refit`).
+
+    A fit that was killed goes on after its last whole epoch when called again with the same `checkpoint` directory, and
+    ends with the very same weights.
+
+    Returns:
+        The model and a report: epochs, metrics by epoch, seconds.
+
+    Raises:
+        UserError: There is nothing to fit, or the loss is not a number any more.
+    """
+    settings = problem.training
+    train = train.take(_trainable(train, problem.catalogue))
+    if not len(train):
+        raise UserError(
+            "training: no row of the train split has an item of the items table; check the split and the ids"
+        )
+    queries = None
+    if validation is not None and len(validation):
+        queries = validation_queries(train, validation, problem)
+    started = time.monotonic()
+    with _deterministic():
+        if queries is None:
+            run = _Run(problem, train, None, settings.epochs, checkpoint and os.path.join(checkpoint, "fit"), log_dir)
+            run.train()
+            return run.model, run.report(started)
+        search = _Run(
+            problem, train, queries, settings.epochs, checkpoint and os.path.join(checkpoint, "search"), log_dir
+        )
+        search.train()
+        if not settings.refit:
+            return search.model, search.report(started)
+        assert validation is not None
+        everything = train + validation.take(_trainable(validation, problem.catalogue))
+        final = _Run(
+            problem, everything, None, search.best + 1, checkpoint and os.path.join(checkpoint, "refit"),
+            log_dir and os.path.join(log_dir, "refit"), search.epochs[search.best].recency,
+        )  # fmt: skip
+        final.train()
+        return final.model, search.report(started)
+
+
+def _trainable(rows: Rows, catalogue: Catalogue) -> np.ndarray:
+    """Indices of the rows whose item can be an answer."""
+    return np.flatnonzero(catalogue.is_candidate[rows.label])
+
+
+class _Run:
+    """One fit from scratch, epoch by epoch; each epoch's randomness depends on the seed and its number only."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        rows: Rows,
+        queries: Queries | None,
+        epochs: int,
+        checkpoint: str | None,
+        log_dir: str | None,
+        recency: float = 0.0,
+    ) -> None:
+        self._problem, self._rows, self._queries = problem, rows, queries
+        self._limit = epochs
+        self._writer = tf.summary.create_file_writer(log_dir) if log_dir else None
+        self.epochs: list[Epoch] = []
+        self.resumed_from = 0
+        self.model = problem.build(rows)
+        self.model.query_tower.recency.assign(recency)
+        settings = problem.training
+        self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+        self._optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
+        self._optimizer.build(self.model.trainable_variables)
+        self.model.compile(optimizer=self._optimizer)
+        self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
+        self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
+        kept = tf.train.Checkpoint(
+            model=self.model, optimizer=self._optimizer, best=self._best_weights, state=self._state
+        )
+        self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
+        # Whole histories stand behind the rows, for those read as COMPLETION.
+        self._groups = user_groups(rows, problem)
+        data = rows
+        if problem.features.history is not None:
+            data = rows + whole_histories(rows, self._groups, problem)
+        self._data = {key: tf.constant(_compact(values)) for key, values in data.features.items()}
+        self._data |= {LABEL: tf.constant(data.label), WEIGHT: tf.constant(data.weight)}
+        self._step = tf.function(
+            self._train_step, input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
+        )
+
+    @property
+    def best(self) -> int:
+        """Number of the best epoch so far, from 0; the first of equals."""
+        ndcg = [epoch.ndcg for epoch in self.epochs]
+        return len(ndcg) - 1 if self._queries is None else int(np.argmax(ndcg))
+
+    def train(self) -> None:
+        self._restore()
+        while len(self.epochs) < self._limit and not self._is_stale():
+            number = len(self.epochs)
+            epoch = self._epoch(number)
+            self.epochs.append(epoch)
+            if self.best == number:
+                for best, variable in zip(self._best_weights, self.model.variables, strict=True):
+                    best.assign(variable)
+            self._say(number, epoch)
+            if self._saver is not None:
+                self._state.assign(json.dumps([vars(e) for e in self.epochs]))
+                self._saver.save(number)
+        for best, variable in zip(self._best_weights, self.model.variables, strict=True):
+            variable.assign(best)
+
+    def report(self, started: float) -> dict[str, Any]:
+        return {
+            "epochs": self.best + 1,
+            "resumed_from_epoch": self.resumed_from,
+            "seconds": round(time.monotonic() - started, 2),
+            "history": [vars(epoch) for epoch in self.epochs],
+        }
+
+    def _is_stale(self) -> bool:
+        return bool(self.epochs) and len(self.epochs) - 1 - self.best >= self._problem.training.patience
+
+    def _restore(self) -> None:
+        if self._saver is not None and self._saver.restore_or_initialize():
+            self.epochs = [Epoch(**e) for e in json.loads(self._state.numpy())]
+            self.resumed_from = len(self.epochs)
+
+    def _epoch(self, number: int) -> Epoch:
+        started = time.monotonic()
+        settings = self._problem.training
+        # Without a history there is nothing to complete.
+        completion = 0.0 if self._problem.features.history is None else settings.completion
+        rows, users = draw_rows(self._groups, settings.model_copy(update={"completion": completion}), number)
+        order = np.random.default_rng([settings.seed, number, 1]).permutation(np.append(rows, len(self._rows) + users))
+        losses = []
+        for step, start in enumerate(range(0, len(order), settings.batch_size)):
+            chosen = tf.constant(order[start : start + settings.batch_size], tf.int32)
+            losses.append(self._step(chosen, tf.constant([settings.seed + 1000 * number, 100 * step], tf.int32)))
+        loss = float(np.mean([value.numpy() for value in losses])) if losses else 0.0
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training: the loss is not a number any more in epoch {number + 1}; "
+                f"lower training.learning_rate (it is {settings.learning_rate:g})"
+            )
+        metrics = dict.fromkeys(("ndcg", "recall", "factorized_top_k"), math.nan)
+        recency = float(self.model.query_tower.recency.numpy())
+        if self._queries is not None:
+            metrics, recency = self._validate()
+        return Epoch(loss=loss, recency=recency, seconds=time.monotonic() - started, **metrics)
+
+    def _train_step(self, indices: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        batch = {key: tf.gather(values, indices) for key, values in self._data.items()}
+        reading = tf.where(indices < len(self._rows), NEXT, COMPLETION)
+        return self.model.train_step(batch | {"reading": reading, "seed": seed})["loss"]
+
+    def _validate(self) -> tuple[dict[str, float], float]:
+        """Metrics under the recency with the best NDCG, which the model keeps."""
+        assert self._queries is not None
+        tower, k = self.model.query_tower, self._problem.training.metric_k
+        labels = np.flatnonzero(self._problem.catalogue.is_candidate)
+        candidates = self.model.candidate_vectors(tf.constant(labels, tf.int32))
+        recencies = _RECENCIES if self._problem.features.history is not None else _RECENCIES[:1]
+        results = []
+        for recency in recencies:
+            tower.recency.assign(recency)
+            results.append((*ranking_metrics(self.model, self._queries, candidates, labels, k), recency))
+        ndcg, recall, recency = max(results, key=lambda result: result[0])
+        tower.recency.assign(recency)
+        return {"ndcg": ndcg, "recall": recall,
+                "factorized_top_k": self._factorized_top_k(candidates, labels)}, recency  # fmt: skip
+
+    def _factorized_top_k(self, candidates: tf.Tensor, labels: np.ndarray) -> float:
+        """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""
+        assert self._queries is not None
+        k = min(self._problem.training.metric_k, len(labels))
+        index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(candidates, tf.constant(labels, tf.int64))
+        metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
+        rows, columns = np.nonzero(self._queries.relevant)
+        true = self._queries.relevant[rows, columns].astype(np.int64)
+        rows, true = rows[:_VALIDATION_QUERIES], true[:_VALIDATION_QUERIES]
+        vectors = np.concatenate([v for v, _ in _query_vectors(self.model, self._queries)])
+        for start in range(0, len(rows), _QUERY_BATCH):
+            part = slice(start, start + _QUERY_BATCH)
+            metric.update_state(
+                vectors[rows[part]],
+                self.model.candidate_vectors(tf.constant(true[part], tf.int32)),
+                true_candidate_ids=tf.constant(true[part]),
+            )
+        return float(metric.result()[0])
+
+    def _say(self, number: int, epoch: Epoch) -> None:
+        k = self._problem.training.metric_k
+        words = f"epoch {number + 1}/{self._limit} · loss {epoch.loss:.3f}"
+        if self._queries is not None:
+            words += f" · ndcg@{k} {epoch.ndcg:.4f} · recall@{k} {epoch.recall:.4f}"
+        _PROGRESS.info("%s · %.1f s", words, epoch.seconds)
+        if self._writer is not None:
+            with self._writer.as_default(step=number):
+                tf.summary.scalar("loss", epoch.loss)
+                if self._queries is not None:
+                    tf.summary.scalar(f"ndcg@{k}", epoch.ndcg)
+                    tf.summary.scalar(f"recall@{k}", epoch.recall)
+                    tf.summary.scalar(f"factorized_top_k/top_{k}", epoch.factorized_top_k)
+            self._writer.flush()
+
+
+# Biases and constants are few and well determined; decay would only pull them off the data.
+NO_DECAY = ("item_bias", "history_scale", "constant")
+
+
+def user_groups(rows: Rows, problem: Problem) -> np.ndarray:
+    """Number of the user of each row, [N].
+
+    By the user id where the query tower knows it. Otherwise rows are chained: a row whose history is another row's
+    history with that row's item in front comes next after it, and a chain is a user.
+    """
+    groups = np.arange(len(rows))
+    history = problem.features.history
+    if history is not None:
+        histories = rows.features[history.column].astype(np.uint64)
+        owned = np.column_stack([rows.label.astype(np.uint64), histories[:, :-1]])
+        factors = np.random.default_rng(0).integers(1, 2**63, histories.shape[1], dtype=np.uint64) * 2 + 1
+        before, after = histories @ factors, owned @ factors
+        order = np.argsort(before, kind="stable")
+        following = order[np.minimum(np.searchsorted(before[order], after), len(rows) - 1)]
+        groups = np.where(before[following] == after, following, groups)
+        # Each jump doubles the distance, up to the last row of the chain.
+        for _ in range(len(rows).bit_length()):
+            groups = groups[groups]
+    for feature in problem.features.query:
+        if isinstance(feature, Vocabulary) and feature.column == problem.columns.user and not feature.is_multivalued:
+            users = rows.features[feature.column]
+            known = problem.cardinalities[feature.column] - feature.oov_buckets
+            groups = np.where((users > 0) & (users < known), users, known + groups)
+    return groups
+
+
+def whole_histories(rows: Rows, groups: np.ndarray, problem: Problem) -> Rows:
+    """One row for each user, in the order of the group numbers: the latest one, owning everything the user took up.
+
+    The latest row is the one that owns most, and of those with a full history the one whose item is the newest of no
+    other. Where its history lacks items of the user's other rows (validation rows beside train rows), they go in front.
+    """
+    history = problem.features.history
+    assert history is not None
+    histories = rows.features[history.column]
+    latest, owned = [], np.zeros((groups.max() + 1 if len(groups) else 0, histories.shape[1] + 1), histories.dtype)
+    found = _by_group(groups)
+    for place, own in enumerate(found.values()):
+        labels = rows.label[own]
+        is_open = ~np.isin(labels, histories[own, 0])
+        last = own[np.argmax(2 * np.count_nonzero(histories[own], axis=1) + is_open)]
+        whole = np.append(rows.label[last], histories[last])
+        whole = whole[whole > 0]
+        if len(whole) < histories.shape[1]:
+            whole = np.append(np.setdiff1d(labels, whole), whole)
+        whole = whole[: owned.shape[1]]
+        owned[place, : len(whole)] = whole
+        latest.append(last)
+    owned = owned[: len(found)]
+    wholes = rows.take(np.array(latest, np.int64))
+    return Rows({**wholes.features, history.column: owned[:, 1:]}, owned[:, 0].astype(np.int64), wholes.weight)
+
+
+def draw_rows(groups: np.ndarray, training: Training, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """What an epoch trains on: rows [R] that are read as NEXT, and users [C] whose whole history is completed.
+
+    A user with n rows counts n ** user_exponent, of which the share `completion` goes to COMPLETION.
+    """
+    rng = np.random.default_rng([training.seed, epoch])
+    _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    kept = rng.random(len(groups)) < (1 - training.completion) * counts[number] ** (training.user_exponent - 1.0)
+    times = training.completion * counts**training.user_exponent
+    times = np.floor(times + rng.random(len(counts))).astype(np.int64)
+    return np.flatnonzero(kept), np.repeat(np.arange(len(counts)), times)
+
+
+def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queries:
+    """What the validation rows ask, put as the evaluation puts it.
+
+    One query for each user with validation rows (at most 10,000 users): the features of the user's first validation
+    row, everything in train as history, all of the user's validation items relevant. Without a history feature each
+    row is a query.
+    """
+    history = problem.features.history
+    validation = validation.take(_trainable(validation, problem.catalogue))
+    rng = np.random.default_rng(problem.training.seed)
+    if history is None:
+        rows = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))
+        return Queries(rows.features, rows.label[:, np.newaxis], np.zeros([len(rows), 1], np.int64))
+    groups = user_groups(train + validation, problem)
+    train_of, validation_of = _by_group(groups[: len(train)]), _by_group(groups[len(train) :])
+    wholes = whole_histories(train, groups[: len(train)], problem)
+    place = {group: number for number, group in enumerate(train_of)}
+    first, histories, relevant, seen = [], [], [], []
+    for group in rng.permutation(sorted(validation_of))[:_VALIDATION_QUERIES].tolist():
+        rows = validation_of[group]
+        lengths = np.count_nonzero(validation.features[history.column][rows], axis=1)
+        first.append(rows[np.argmin(lengths)])
+        newest = validation.features[history.column][first[-1]].astype(np.int64)
+        if group in place:
+            own = place[group]
+            newest[:] = np.append(wholes.label[own], wholes.features[history.column][own])[: history.max_length]
+        histories.append(newest)
+        relevant.append(np.unique(validation.label[rows]))
+        seen.append(np.unique(np.append(train.label[train_of.get(group, np.zeros(0, np.int64))], newest[newest > 0])))
+    features = {**validation.take(np.array(first, np.int64)).features, history.column: np.stack(histories)}
+    return Queries(features, _padded(relevant), _padded(seen))
+
+
+def _by_group(keys: np.ndarray) -> dict[int, np.ndarray]:
+    order = np.argsort(keys, kind="stable")
+    groups, starts = np.unique(keys[order], return_index=True)
+    return dict(zip(groups.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _padded(lists: Sequence[np.ndarray]) -> np.ndarray:
+    padded = np.zeros([len(lists), max(map(len, lists))], np.int64)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _query_vectors(model: TwoTower, queries: Queries) -> Iterator[tuple[np.ndarray, slice]]:
+    for start in range(0, len(queries.relevant), _QUERY_BATCH):
+        part = slice(start, start + _QUERY_BATCH)
+        keys = query_inputs(model.query_tower.features)
+        yield model.query_vectors({key: tf.constant(queries.features[key][part]) for key in keys}).numpy(), part
+
+
+def ranking_metrics(
+    model: TwoTower, queries: Queries, candidates: tf.Tensor, labels: np.ndarray, k: int
+) -> tuple[float, float]:
+    """NDCG@k and recall@k over the whole catalogue, seen items excluded, averaged over the queries.
+
+    NDCG@k = Σ_{hits at rank r ≤ k} 1 / log2(r + 1), divided by the same sum for min(k, relevant) hits on top
+    (Järvelin & Kekäläinen 2002, binary relevance). recall@k = hits / relevant.
+    """
+    k = min(k, len(labels))
+    discounts = 1.0 / np.log2(np.arange(2, k + 2))
+    column_of = np.full(int(labels.max()) + 1, -1)
+    column_of[labels] = np.arange(len(labels))
+    ndcg, recall = [], []
+    for vectors, part in _query_vectors(model, queries):
+        scores = vectors @ candidates.numpy().T
+        seen, relevant = queries.seen[part], queries.relevant[part]
+        rows, columns = np.nonzero((seen > 0) & (seen < len(column_of)))
+        columns = column_of[seen[rows, columns]]
+        scores[rows[columns >= 0], columns[columns >= 0]] = -np.inf
+        top = labels[tf.math.top_k(scores, k).indices.numpy()]
+        hits = np.stack([np.isin(row, wanted[wanted > 0]) for row, wanted in zip(top, relevant, strict=True)])
+        count = np.count_nonzero(relevant, axis=1)
+        ideal = np.cumsum(discounts)[np.minimum(count, k) - 1]
+        ndcg.append(hits @ discounts / ideal)
+        recall.append(hits.sum(axis=1) / count)
+    return float(np.mean(np.concatenate(ndcg))), float(np.mean(np.concatenate(recall)))
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """Ids as int32: half the memory, and vocabularies are far below 2³¹."""
+    return values.astype(np.int32) if values.dtype == np.int64 else values
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Same seed, same weights: only here, since it would slow down whatever else runs in the process."""
+    before = framework_config.is_op_determinism_enabled()
+    tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            framework_config.disable_op_determinism()

@@ -1,0 +1,420 @@
+"""Fitting on data with a known answer, the same model twice, going on after a kill, and the exported signatures."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+
+from modules import preprocessing, trainer
+from modules.errors import UserError
+from modules.features import LABEL, WEIGHT, Columns, Features
+from modules.settings import Model, Training
+
+COLUMNS = Columns(user="user", item="item", timestamp="time")
+# Every encoding once in each tower where it can be.
+EVERYTHING = Features.model_validate(
+    {
+        "query": [
+            {"column": "user", "encoding": "vocabulary", "dimension": 8},
+            {"column": "zip", "encoding": "hash", "buckets": 5, "dimension": 4},
+            {"column": "likes", "encoding": "vocabulary", "multivalued": True, "dimension": 4},
+            {"column": "words", "encoding": "text", "dimension": 4},
+            {"column": "age", "encoding": "bucketized", "boundaries": [30], "dimension": 4},
+            {"column": "income", "encoding": "normalized"},
+            {"column": "visits", "encoding": "log1p"},
+            {"column": "time", "encoding": "timestamp", "buckets": 3, "dimension": 4},
+            {"encoding": "history", "max_length": 6},
+        ],
+        "candidate": [
+            {"column": "item", "encoding": "vocabulary", "dimension": 8},
+            {"column": "shelf", "encoding": "hash", "buckets": 5, "dimension": 4},
+            {"column": "title", "encoding": "text", "min_count": 1, "dimension": 4},
+            {"column": "genres", "encoding": "vocabulary", "multivalued": True, "dimension": 4},
+            {"column": "year", "encoding": "bucketized", "buckets": 2, "dimension": 4},
+            {"column": "price", "encoding": "normalized"},
+            {"column": "stock", "encoding": "log1p"},
+            {"column": "added", "encoding": "timestamp", "buckets": 2, "dimension": 4},
+        ],
+    }
+)
+HISTORY_ONLY = Features.model_validate(
+    {"query": [{"encoding": "history", "max_length": 6}], "candidate": [{"column": "item", "encoding": "vocabulary"}]}
+)
+CONTENT_ONLY = Features.model_validate(
+    {
+        "query": [{"column": "likes", "encoding": "vocabulary", "multivalued": True}],
+        "candidate": [{"column": "genres", "encoding": "vocabulary", "multivalued": True}],
+    }
+)
+HASHED_ITEM = Features.model_validate(
+    {
+        "query": [{"encoding": "history", "max_length": 6}, {"column": "age", "encoding": "normalized"}],
+        "candidate": [{"column": "item", "encoding": "hash", "buckets": 500}],
+    }
+)
+TRAINING = Training(epochs=12, batch_size=64, learning_rate=0.02, weight_decay=0.5, user_exponent=1.0)
+MODEL = Model(dimension=16)
+USERS, ITEMS, TASTES, PER_USER = 60, 40, 4, 9
+
+
+def split_rows() -> dict[str, list[dict[str, list]]]:
+    """A checkerboard: user u likes only items i with i % 4 == u % 4. The last item of a user is validation."""
+    rng = np.random.default_rng(3)
+    splits: dict[str, list[dict[str, list]]] = {"train": [], "validation": [], "catalogue": []}
+    for item in range(ITEMS + 1):
+        splits["catalogue"].append(item_columns(item))
+    for user in range(USERS):
+        taste = user % TASTES
+        own = rng.permutation(np.arange(taste, ITEMS, TASTES))[:PER_USER]
+        for position, item in enumerate(own):
+            row = {
+                "user": [f"u{user}"],
+                "zip": [f"z{user % 7}"],
+                "likes": [f"taste{taste}"],
+                "words": [f"I like taste{taste}"],
+                "age": [20.0 + user],
+                "income": [float(user)],
+                "visits": [float(position)],
+                "time": [1_600_000_000 + 5000 * position],
+                "history": [f"i{i}" for i in own[:position][-6:]],
+                WEIGHT: [1.0],
+                **item_columns(item),
+            }
+            splits["validation" if position == PER_USER - 1 else "train"].append(row)
+    return splits
+
+
+def item_columns(item: int) -> dict[str, list]:
+    # The last row of the table is a cold item: nobody has taken it up.
+    return {
+        "item": [f"i{item}"],
+        "shelf": [f"s{item % TASTES}"],
+        "title": [f"Thing taste{item % TASTES}"],
+        "genres": [f"taste{item % TASTES}", "all"],
+        "year": [1990.0 + item],
+        "price": [float(item)],
+        "stock": [1.0],
+        "added": [1_500_000_000 + item],
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    """Transformed splits on disk, as Transform leaves them."""
+
+    folder: Path
+    features: Features
+    tft_output: tft.TFTransformOutput
+
+    def fn_args(self, output: Path, model: Model = MODEL, training: Training = TRAINING) -> SimpleNamespace:
+        return SimpleNamespace(
+            train_files=[str(self.folder / "examples/Split-train/*")],
+            eval_files=[str(self.folder / "examples/Split-validation/*")],
+            transform_graph_path=str(self.folder / "graph"),
+            serving_model_dir=str(output / "serving"),
+            model_run_dir=str(output / "run"),
+            custom_config={
+                "features": self.features.model_dump_json(),
+                "columns": COLUMNS.model_dump_json(),
+                "model": model.model_dump_json(),
+                "training": training.model_dump_json(),
+                "checkpoint_root": str(output / "checkpoints"),
+                "code": "abc",
+            },
+        )
+
+    def problem(self, model: Model = MODEL, training: Training = TRAINING) -> trainer.Problem:
+        return trainer.read_problem(self.fn_args(self.folder, model, training))
+
+    def rows(self, split: str) -> trainer.Rows:
+        return trainer.read_rows([str(self.folder / f"examples/Split-{split}/*")], self.features, self.tft_output)
+
+
+def make_world(features: Features) -> World:
+    folder = Path(tempfile.mkdtemp())
+    config = {"features": features.model_dump_json(), "columns": COLUMNS.model_dump_json()}
+    splits = split_rows()
+    everything = {column for rows in splits.values() for row in rows for column in row}
+    kinds = dict.fromkeys(everything, tf.string)
+    kinds |= dict.fromkeys(("age", "income", "visits", "year", "price", "stock", WEIGHT), tf.float32)
+    kinds |= dict.fromkeys(("time", "added"), tf.int64)
+    spec = {column: tf.io.VarLenFeature(kind) for column, kind in kinds.items()}
+    metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
+
+    def arrays(rows):
+        kind = {tf.string: object, tf.float32: np.float32, tf.int64: np.int64}
+        return [{c: np.array(row.get(c, []), kind[kinds[c]]) for c in everything} for row in rows]
+
+    with tft_beam.Context(temp_dir=tempfile.mkdtemp()):
+        analysed = (arrays(splits["train"] + splits["validation"]), metadata)
+        function = analysed | tft_beam.AnalyzeDataset(lambda inputs: preprocessing.preprocessing_fn(inputs, config))
+        _ = function | tft_beam.WriteTransformFn(str(folder / "graph"))
+        for split, rows in splits.items():
+            (encoded, encoded_metadata) = ((arrays(rows), metadata), function) | tft_beam.TransformDataset()
+            write(folder / f"examples/Split-{split}", encoded, encoded_metadata.schema)
+    return World(folder, features, tft.TFTransformOutput(str(folder / "graph")))
+
+
+def write(folder: Path, encoded: list[dict[str, np.ndarray]], schema: schema_pb2.Schema) -> None:
+    folder.mkdir(parents=True)
+    coder = tft.coders.ExampleProtoCoder(schema)
+    options = tf.io.TFRecordOptions(compression_type="GZIP")
+    with tf.io.TFRecordWriter(str(folder / "transformed_examples-00000-of-00001.gz"), options) as writer:
+        for row in encoded:
+            writer.write(coder.encode(row))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def small_world():
+    return make_world(HISTORY_ONLY)
+
+
+def own_taste_share(module, users=range(8)):
+    """Share of each user's ten best items that are of the user's taste; 0.25 for a model that learned nothing."""
+    catalogue = [item_columns(i) for i in range(ITEMS)]
+    candidates = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", catalogue))
+    rows = [next(r for r in split_rows()["validation"] if r["user"] == [f"u{u}"]) for u in users]
+    queries = module.signatures["query_embedding"](**requests(module, "query_embedding", rows))
+    scores = queries["embedding"].numpy() @ candidates["embedding"].numpy().T
+    top = np.argsort(-scores, axis=1)[:, :10]
+    return np.mean(top % TASTES == np.array(users)[:, np.newaxis] % TASTES)
+
+
+def requests(module, signature, rows):
+    """What a client sends for these rows: lists padded with ""."""
+    tensors = {}
+    for name, spec in module.signatures[signature].structured_input_signature[1].items():
+        if spec.shape.rank == 2:
+            length = max(len(row[name]) for row in rows)
+            tensors[name] = tf.constant([row[name] + [""] * (length - len(row[name])) for row in rows])
+        else:
+            tensors[name] = tf.constant([row[name][0] for row in rows], spec.dtype)
+    return tensors
+
+
+@pytest.mark.parametrize("features", [EVERYTHING, HISTORY_ONLY, CONTENT_ONLY, HASHED_ITEM], ids=range(4))
+@pytest.mark.parametrize("negatives", ["catalogue", "in_batch"])
+def test_run_fn_learns_the_checkerboard_and_exports_it(features, negatives, tmp_path, worlds):
+    args = worlds(features).fn_args(tmp_path, training=TRAINING.model_copy(update={"negatives": negatives}))
+    trainer.run_fn(args)
+    module = tf.saved_model.load(args.serving_model_dir)
+    assert own_taste_share(module) > 0.8
+    report = json.loads((tmp_path / "run/training.json").read_text())
+    assert report["resumed_from_epoch"] == 0
+    assert report["epochs"] <= len(report["history"]) <= TRAINING.epochs
+    assert any((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert not any((tmp_path / "checkpoints").rglob("*")), "a finished fit leaves no checkpoint"
+
+
+@pytest.fixture(scope="module")
+def worlds(world, small_world):
+    made = {id(EVERYTHING): world, id(HISTORY_ONLY): small_world}
+
+    def get(features):
+        if id(features) not in made:
+            made[id(features)] = make_world(features)
+        return made[id(features)]
+
+    return get
+
+
+def test_exported_vectors_and_popularity(world, tmp_path):
+    args = world.fn_args(tmp_path, training=TRAINING.model_copy(update={"epochs": 1}))
+    trainer.run_fn(args)
+    module = tf.saved_model.load(args.serving_model_dir)
+    rows = [item_columns(i) for i in (0, 5, ITEMS, 999)]
+    answer = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", rows))
+    splits = split_rows()
+    counts = [sum(r["item"] == [f"i{i}"] for r in splits["train"] + splits["validation"]) for i in (0, 5, ITEMS, 999)]
+    np.testing.assert_array_equal(answer["popularity"], counts)
+    assert answer["embedding"].shape == (4, MODEL.dimension)
+    assert np.isfinite(answer["embedding"]).all()
+
+
+def test_request_without_anything_gets_a_finite_vector(world, tmp_path):
+    args = world.fn_args(tmp_path, training=TRAINING.model_copy(update={"epochs": 1}))
+    trainer.run_fn(args)
+    signature = tf.saved_model.load(args.serving_model_dir).signatures["query_embedding"]
+    missing = {tf.string: "", tf.float32: np.nan, tf.int64: -1}
+    specs = signature.structured_input_signature[1]
+    empty = {n: tf.fill([1] * s.shape.rank, tf.constant(missing[s.dtype], s.dtype)) for n, s in specs.items()}
+    assert np.isfinite(signature(**empty)["embedding"]).all()
+
+
+def weights(model):
+    return [v.numpy() for v in model.variables]
+
+
+def test_same_seed_same_weights(world):
+    training = TRAINING.model_copy(update={"epochs": 2, "refit": False})
+    models = [
+        trainer.fit(world.problem(training=t), world.rows("train"), world.rows("validation"))[0]
+        for t in (training, training, training.model_copy(update={"seed": 1}))
+    ]
+    first, again, other = map(weights, models)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+KILLED = """
+import sys, pickle
+sys.path.insert(0, {tests!r})
+from test_trainer import *
+world = World(Path({folder!r}), EVERYTHING, tft.TFTransformOutput({folder!r} + "/graph"))
+trainer.run_fn(world.fn_args(Path({output!r}), training=Training.model_validate_json({training!r})))
+"""
+
+
+def test_killed_fit_goes_on_and_ends_with_the_same_weights(world, tmp_path):
+    # Long enough to be killed in the middle; patience 1000 keeps early stopping out of it.
+    training = TRAINING.model_copy(update={"epochs": 25, "patience": 1000})
+    script = KILLED.format(
+        tests=str(Path(__file__).parent), folder=str(world.folder), output=str(tmp_path / "killed"),
+        training=training.model_dump_json(),
+    )  # fmt: skip
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed/checkpoints").rglob("ckpt-[3-9].index")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/serving").exists()
+    trainer.run_fn(world.fn_args(tmp_path / "killed", training=training))
+    trainer.run_fn(world.fn_args(tmp_path / "whole", training=training))
+    reports = [json.loads((tmp_path / name / "run/training.json").read_text()) for name in ("killed", "whole")]
+    assert reports[0]["resumed_from_epoch"] >= 3
+    assert reports[1]["resumed_from_epoch"] == 0
+    assert [e["loss"] for e in reports[0]["history"]] == [e["loss"] for e in reports[1]["history"]]
+    vectors = []
+    for name in ("killed", "whole"):
+        module = tf.saved_model.load(str(tmp_path / name / "serving"))
+        rows = split_rows()["validation"]
+        vectors.append(module.signatures["query_embedding"](**requests(module, "query_embedding", rows))["embedding"])
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_loss_that_is_no_number_names_the_learning_rate(small_world):
+    problem = small_world.problem(training=TRAINING.model_copy(update={"learning_rate": 1e30}))
+    with pytest.raises(UserError, match=r"training\.learning_rate"):
+        trainer.fit(problem, small_world.rows("train"), None)
+
+
+def test_nothing_to_train_on(small_world):
+    problem = small_world.problem()
+    rows = small_world.rows("train")
+    with pytest.raises(UserError, match="train split"):
+        trainer.fit(problem, replace(rows, label=np.zeros_like(rows.label)), None)
+
+
+def test_early_stopping_keeps_the_best_epoch(world):
+    # A learning rate that overshoots: the last epochs are worse than an earlier one.
+    training = TRAINING.model_copy(update={"learning_rate": 0.2, "patience": 3, "epochs": 30, "refit": False})
+    problem = world.problem(training=training)
+    model, report = trainer.fit(problem, world.rows("train"), world.rows("validation"))
+    ndcg = [epoch["ndcg"] for epoch in report["history"]]
+    assert report["epochs"] == 1 + int(np.argmax(ndcg))
+    labels = np.flatnonzero(problem.catalogue.is_candidate)
+    queries = trainer.validation_queries(world.rows("train"), world.rows("validation"), problem)
+    candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
+    again, _ = trainer.ranking_metrics(model, queries, candidates, labels, training.metric_k)
+    assert again == pytest.approx(max(ndcg), abs=1e-6)
+
+
+def test_refit_sees_validation_rows_too(small_world):
+    without = trainer.fit(small_world.problem(), small_world.rows("train"), small_world.rows("validation"))[0]
+    training = TRAINING.model_copy(update={"refit": False})
+    with_refit = trainer.fit(
+        small_world.problem(training=training), small_world.rows("train"), small_world.rows("validation")
+    )[0]
+    # The bias of an item starts at the logarithm of its count in the rows of the fit.
+    assert (without.candidate_tower.bias.numpy() != with_refit.candidate_tower.bias.numpy()).any()
+
+
+def test_validation_queries_are_put_as_the_evaluation_puts_them(world):
+    problem = world.problem()
+    train, validation = world.rows("train"), world.rows("validation")
+    queries = trainer.validation_queries(train, validation, problem)
+    assert len(queries.relevant) == USERS
+    vocabulary = ["", *preprocessing.item_vocabulary(world.tft_output)]
+    raw = split_rows()
+    users = [t.decode() for t in world.tft_output.vocabulary_by_name("vocabulary_user")]
+    for user, history, relevant, seen in zip(
+        queries.features["user"], queries.features["history"], queries.relevant, queries.seen, strict=True
+    ):
+        own = [r["item"][0] for r in raw["train"] if r["user"][0] == users[user - 1]]
+        target = [r["item"][0] for r in raw["validation"] if r["user"][0] == users[user - 1]]
+        assert [vocabulary[i] for i in history] == own[::-1][:6]
+        assert {vocabulary[i] for i in seen if i} == set(own)
+        assert [vocabulary[i] for i in relevant] == target
+
+
+def test_ranking_metrics_against_plain_python(small_world):
+    problem = small_world.problem()
+    train, validation = small_world.rows("train"), small_world.rows("validation")
+    model = problem.build(train)
+    queries = trainer.validation_queries(train, validation, problem)
+    labels = np.flatnonzero(problem.catalogue.is_candidate)
+    candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
+    ndcg, recall = trainer.ranking_metrics(model, queries, candidates, labels, 5)
+    vectors = model.query_vectors({k: tf.constant(v) for k, v in queries.features.items()}).numpy()
+    expected = []
+    for vector, relevant, seen in zip(vectors, queries.relevant, queries.seen, strict=True):
+        scores = {int(i): float(c @ vector) for i, c in zip(labels, candidates.numpy(), strict=True) if i not in seen}
+        top = sorted(scores, key=lambda i: -scores[i])[:5]
+        gains = [1 / np.log2(2 + rank) for rank, item in enumerate(top) if item in relevant]
+        expected.append((sum(gains), len(gains)))
+    np.testing.assert_allclose([ndcg, recall], np.mean(expected, axis=0), rtol=1e-5)
+
+
+def test_a_user_counts_by_the_exponent(small_world):
+    rows = small_world.rows("train")
+    lengths = np.count_nonzero(rows.features["history"], axis=1)
+    for exponent in (1.0, 0.5, 0.0):
+        problem = small_world.problem(training=TRAINING.model_copy(update={"user_exponent": exponent}))
+        draws = [trainer.draw_rows(rows, problem, epoch) for epoch in range(60)]
+        share = np.bincount(np.concatenate(draws), minlength=len(rows)) / 60
+        expected = [(1 + n) ** (exponent - 1) for n in range(7)]
+        np.testing.assert_allclose([share[lengths == n].mean() for n in range(7)], expected, atol=0.03)
+    np.testing.assert_array_equal(trainer.draw_rows(rows, problem, 3), trainer.draw_rows(rows, problem, 3))
+    assert len(draws[0]) != len(draws[1]) or (draws[0] != draws[1]).any()
+
+
+def test_progress_says_the_epoch(small_world, caplog):
+    with caplog.at_level(logging.INFO, "twotower.progress"):
+        training = TRAINING.model_copy(update={"epochs": 2, "refit": False})
+        trainer.fit(small_world.problem(training=training), small_world.rows("train"), small_world.rows("validation"))
+    assert caplog.messages[0].startswith("epoch 1/2 · loss ")
+    assert "ndcg@10" in caplog.messages[1]
+
+
+def test_determinism_is_left_as_it_was(small_world):
+    from tensorflow.python.framework import config
+
+    training = TRAINING.model_copy(update={"epochs": 1})
+    trainer.fit(small_world.problem(training=training), small_world.rows("train"), None)
+    assert not config.is_op_determinism_enabled()
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
+    assert LABEL not in small_world.rows("train").features
