@@ -21,7 +21,7 @@ class Model(Settings):
     normalize: bool = False
     """L2-normalise both vectors (cosine instead of inner product); then a temperature below 1 is needed."""
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the history's items that are hidden in each training step."""
+    """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
     id_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of the other query features that are hidden in each training step, so that unknown users work."""
     item_id_dropout: float = Field(0.02, ge=0, lt=1)
@@ -34,12 +34,13 @@ class Training(Settings):
     seed: int = 42
     epochs: int = Field(40, ge=1)
     """At most; early stopping usually ends before."""
-    batch_size: int = Field(512, ge=2)
+    batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(5.0, ge=0)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
-    completion: float = Field(0.5, ge=0, le=1)
-    """Share of the steps' rows that learn which other items belong to a history; the rest learn what comes next."""
+    completion: float = Field(1.0, ge=0, le=1)
+    """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
+    interaction's item from the history before it. Without a history feature all of it is the latter."""
     user_exponent: float = Field(0.5, ge=0, le=1)
     """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. Rows are drawn, not
     weighted, so that less also trains faster."""
@@ -48,7 +49,7 @@ class Training(Settings):
     catalogue_limit: int = Field(50_000, ge=1)
     """`negatives: auto` takes the whole catalogue up to this many items."""
     temperature: float = Field(1.0, gt=0)
-    patience: int = Field(3, ge=1)
+    patience: int = Field(4, ge=1)
     """Epochs without a better validation metric before training stops."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""

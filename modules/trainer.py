@@ -453,7 +453,7 @@ def user_groups(rows: Rows, problem: Problem) -> np.ndarray:
     By the user id where the query tower knows it. Otherwise rows are chained: a row whose history is another row's
     history with that row's item in front comes next after it, and a chain is a user.
     """
-    groups = np.arange(len(rows))
+    groups: np.ndarray = np.arange(len(rows))
     history = problem.features.history
     if history is not None:
         histories = rows.features[history.column].astype(np.uint64)
@@ -491,6 +491,8 @@ def whole_histories(rows: Rows, groups: np.ndarray, problem: Problem) -> Rows:
         last = own[np.argmax(2 * np.count_nonzero(histories[own], axis=1) + is_open)]
         whole = np.append(rows.label[last], histories[last])
         whole = whole[whole > 0]
+        # Each item once, at its newest place.
+        whole = whole[np.sort(np.unique(whole, return_index=True)[1])]
         if len(whole) < histories.shape[1]:
             whole = np.append(np.setdiff1d(labels, whole), whole)
         whole = whole[: owned.shape[1]]
@@ -525,8 +527,8 @@ def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queri
     validation = validation.take(_trainable(validation, problem.catalogue))
     rng = np.random.default_rng(problem.training.seed)
     if history is None:
-        rows = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))
-        return Queries(rows.features, rows.label[:, np.newaxis], np.zeros([len(rows), 1], np.int64))
+        drawn = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))
+        return Queries(drawn.features, drawn.label[:, np.newaxis], np.zeros([len(drawn), 1], np.int64))
     groups = user_groups(train + validation, problem)
     train_of, validation_of = _by_group(groups[: len(train)]), _by_group(groups[len(train) :])
     wholes = whole_histories(train, groups[: len(train)], problem)

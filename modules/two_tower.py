@@ -173,7 +173,8 @@ def hide(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Splits what each row owns into targets and what the query may see.
 
-    NEXT hides the row's item; COMPLETION a random part of all, of the expected share `dropout`, at least one item.
+    NEXT hides the row's item; COMPLETION a random part of all, of expected share `dropout`, at least one item.
+    COMPLETION rows own each item once (trainer.whole_histories).
 
     Args:
         labels: [B] the row's item, above 0.
@@ -192,9 +193,9 @@ def hide(
     chosen = (drawn < dropout) & (owned > 0)
     is_completion = (reading == COMPLETION)[:, tf.newaxis]
     hidden = tf.where(is_completion & tf.reduce_any(chosen, axis=1, keepdims=True), chosen, is_first)
-    # Nothing may see its target, not even where somebody took up an item twice.
-    is_target_again = tf.reduce_any((owned[:, :1] == owned[:, tf.newaxis, :]) & hidden[:, :1, tf.newaxis], axis=1)
-    visible = tf.where(hidden | is_target_again | chosen, 0, owned)
+    # Who took up an item again must not see the earlier time.
+    again = (owned == owned[:, :1]) & hidden[:, :1]
+    visible = tf.where(hidden | again | chosen, 0, owned)
     return owned, hidden, visible
 
 
@@ -214,6 +215,7 @@ def masked_softmax_loss(logits: tf.Tensor, owned: tf.Tensor, hidden: tf.Tensor, 
         [B] losses.
     """
     items = tf.shape(logits)[1]
+    owned = tf.cast(owned, tf.int32)
     targets = _many_hot(owned, tf.cast(hidden, tf.float32), items)
     visible = _many_hot(owned, tf.cast(~hidden, tf.float32), items)
     candidates = is_candidate[tf.newaxis, 1:]
@@ -379,7 +381,7 @@ class FeatureTerms(tf_keras.layers.Layer):
         total = tf.zeros([rows, self._width])
         for number, feature in enumerate(self._features):
             term = self._projections[feature.column](self._encode(feature, inputs))
-            if dropout:
+            if dropout and seed is not None:
                 kept = tf.random.stateless_uniform([rows, 1], seed + 17 * (number + 1)) >= dropout
                 term *= tf.cast(kept, tf.float32)
             total += term

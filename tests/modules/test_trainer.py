@@ -389,17 +389,47 @@ def test_ranking_metrics_against_plain_python(small_world):
     np.testing.assert_allclose([ndcg, recall], np.mean(expected, axis=0), rtol=1e-5)
 
 
-def test_a_user_counts_by_the_exponent(small_world):
-    rows = small_world.rows("train")
-    lengths = np.count_nonzero(rows.features["history"], axis=1)
+def test_a_user_counts_by_the_exponent():
+    groups = np.repeat([3, 5, 9], [4, 25, 100])
     for exponent in (1.0, 0.5, 0.0):
-        problem = small_world.problem(training=TRAINING.model_copy(update={"user_exponent": exponent}))
-        draws = [trainer.draw_rows(rows, problem, epoch) for epoch in range(60)]
-        share = np.bincount(np.concatenate(draws), minlength=len(rows)) / 60
-        expected = [(1 + n) ** (exponent - 1) for n in range(7)]
-        np.testing.assert_allclose([share[lengths == n].mean() for n in range(7)], expected, atol=0.03)
-    np.testing.assert_array_equal(trainer.draw_rows(rows, problem, 3), trainer.draw_rows(rows, problem, 3))
-    assert len(draws[0]) != len(draws[1]) or (draws[0] != draws[1]).any()
+        for completion in (0.0, 0.5, 1.0):
+            training = Training(user_exponent=exponent, completion=completion)
+            draws = [trainer.draw_rows(groups, training, epoch) for epoch in range(200)]
+            rows = [np.bincount(groups[next_rows], minlength=10)[[3, 5, 9]] for next_rows, _ in draws]
+            users = [np.bincount(completed, minlength=3) for _, completed in draws]
+            counts = np.array([4, 25, 100]) ** exponent
+            np.testing.assert_allclose(np.mean(rows, axis=0), (1 - completion) * counts, rtol=0.15, atol=0.15)
+            np.testing.assert_allclose(np.mean(users, axis=0), completion * counts, rtol=0.15, atol=0.15)
+
+
+def test_rows_are_chained_to_users_without_a_user_id(small_world):
+    rows = small_world.rows("train")
+    groups = trainer.user_groups(rows, small_world.problem())
+    vocabulary = preprocessing.item_vocabulary(small_world.tft_output)
+    raw = split_rows()["train"]
+    # Rows of one user share a number; two users can only share one where they own the same items in the same order.
+    assert len(set(groups)) == USERS
+    for group in set(groups):
+        own = np.flatnonzero(groups == group)
+        assert {vocabulary[i - 1] for i in rows.label[own]} <= {
+            r["item"][0] for r in raw if r["user"] == raw[own[-1]]["user"]
+        }
+
+
+@pytest.mark.parametrize("which", ["world", "small_world"])
+def test_whole_histories_own_all_that_a_user_took_up(which, request):
+    world = request.getfixturevalue(which)
+    problem, rows = world.problem(), world.rows("train") + world.rows("validation")
+    wholes = trainer.whole_histories(rows, trainer.user_groups(rows, problem), problem)
+    vocabulary = ["", *preprocessing.item_vocabulary(world.tft_output)]
+    splits = split_rows()
+    expected = set()
+    for user in range(USERS):
+        own = [r["item"][0] for r in splits["train"] + splits["validation"] if r["user"] == [f"u{user}"]]
+        # The item, then the newest six before it.
+        expected.add(tuple(own[::-1][:7]))
+    owned = np.column_stack([wholes.label, wholes.features["history"]])
+    assert {tuple(vocabulary[i] for i in row) for row in owned} == expected
 
 
 def test_progress_says_the_epoch(small_world, caplog):
