@@ -14,6 +14,7 @@ from modules.features import (
     ITEM_VOCABULARY,
     LABEL,
     MISSING_TIMESTAMP,
+    USER,
     WEIGHT,
     Bucketized,
     Columns,
@@ -31,6 +32,8 @@ from modules.features import (
 )
 
 _ITEM_FREQUENCY = "items_frequency"
+# Wide enough for no two users to share a number.
+_USERS = 2**62
 _DAY = 86_400
 _WEEK = 7 * _DAY
 # 1970-01-01 was a Thursday; weeks start on Monday.
@@ -47,7 +50,7 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
         custom_config: `features` and `columns`, the JSON of `Features` and `Columns`.
 
     Returns:
-        Dense tensors by feature key, with `label` and `interaction_weight`.
+        Dense tensors by feature key, with `label`, `user_hash` and `interaction_weight`.
     """
     features = Features.model_validate_json(custom_config["features"])
     columns = Columns.model_validate_json(custom_config["columns"])
@@ -66,6 +69,8 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
         store_frequency=True,
     )
     outputs[LABEL] = tft.apply_vocabulary(items, item_vocabulary, default_value=-1) + 1
+    users = _strings(inputs[columns.user])
+    outputs[USER] = tf.where(users == "", tf.zeros([], tf.int64), tf.strings.to_hash_bucket_fast(users, _USERS) + 1)
     weights = _sparse(inputs[WEIGHT]) if WEIGHT in inputs else None
     outputs[WEIGHT] = tf.ones_like(outputs[LABEL], tf.float32) if weights is None else _scalar(weights, 1.0)
 

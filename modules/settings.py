@@ -42,14 +42,14 @@ class Training(Settings):
     """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
     interaction's item from the history before it. Without a history feature all of it is the latter."""
     user_exponent: float = Field(0.5, ge=0, le=1)
-    """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. Rows are drawn, not
-    weighted, so that less also trains faster."""
+    """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. The smaller, the
+    fewer steps an epoch has."""
     negatives: Literal["auto", "catalogue", "in_batch"] = "auto"
     """Softmax over the whole catalogue, or over the batch with logQ correction; auto decides by `catalogue_limit`."""
     catalogue_limit: int = Field(50_000, ge=1)
     """`negatives: auto` takes the whole catalogue up to this many items."""
     temperature: float = Field(1.0, gt=0)
-    patience: int = Field(4, ge=1)
+    patience: int = Field(6, ge=1)
     """Epochs without a better validation metric before training stops."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""

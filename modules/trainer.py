@@ -21,7 +21,7 @@ import tf_keras
 from tensorflow.python.framework import config as framework_config
 
 from modules.errors import UserError
-from modules.features import LABEL, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
+from modules.features import LABEL, USER, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
@@ -126,9 +126,9 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
 
 def read_rows(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> Rows:
     """The query side of transformed examples, with label and weight."""
-    arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT], tft_output)
-    label, weight = arrays.pop(LABEL), arrays.pop(WEIGHT)
-    return Rows(arrays, label, weight)
+    arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT, USER], tft_output)
+    label, weight, user = arrays.pop(LABEL), arrays.pop(WEIGHT), arrays.pop(USER)
+    return Rows(arrays, label, weight, user)
 
 
 def read_catalogue(
@@ -163,21 +163,24 @@ def _read(patterns: Sequence[str], keys: Sequence[str], tft_output: tft.TFTransf
 
 @dataclass(frozen=True)
 class Rows:
-    """Transformed examples in memory: arrays [N, ...] by feature key, `label` [N], `weight` [N]."""
+    """Transformed examples in memory: arrays [N, ...] by feature key, `label`, `weight` and `user` [N]."""
 
     features: Mapping[str, np.ndarray]
     label: np.ndarray
     weight: np.ndarray
+    user: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, chosen: np.ndarray) -> Rows:
-        return Rows({k: v[chosen] for k, v in self.features.items()}, self.label[chosen], self.weight[chosen])
+        features = {key: values[chosen] for key, values in self.features.items()}
+        return Rows(features, self.label[chosen], self.weight[chosen], self.user[chosen])
 
     def __add__(self, other: Rows) -> Rows:
         both = {key: np.concatenate([values, other.features[key]]) for key, values in self.features.items()}
-        return Rows(both, np.append(self.label, other.label), np.append(self.weight, other.weight))
+        label, weight = np.append(self.label, other.label), np.append(self.weight, other.weight)
+        return Rows(both, label, weight, np.append(self.user, other.user))
 
 
 @dataclass(frozen=True)
@@ -316,10 +319,12 @@ class _Run:
         )
         self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
         # Whole histories stand behind the rows, for those read as COMPLETION.
-        self._groups = user_groups(rows, problem)
+        self._groups = user_groups(rows)
         data = rows
         if problem.features.history is not None:
-            data = rows + whole_histories(rows, self._groups, problem)
+            wholes = whole_histories(rows, self._groups, problem)
+            weights = wholes.weight * completion_weights(self._groups, problem.training)
+            data = rows + Rows(wholes.features, wholes.label, weights, wholes.user)
         self._data = {key: tf.constant(_compact(values)) for key, values in data.features.items()}
         self._data |= {LABEL: tf.constant(data.label), WEIGHT: tf.constant(data.weight)}
         self._step = tf.function(
@@ -447,31 +452,9 @@ class _Run:
 NO_DECAY = ("item_bias", "history_scale", "constant")
 
 
-def user_groups(rows: Rows, problem: Problem) -> np.ndarray:
-    """Number of the user of each row, [N].
-
-    By the user id where the query tower knows it. Otherwise rows are chained: a row whose history is another row's
-    history with that row's item in front comes next after it, and a chain is a user.
-    """
-    groups: np.ndarray = np.arange(len(rows))
-    history = problem.features.history
-    if history is not None:
-        histories = rows.features[history.column].astype(np.uint64)
-        owned = np.column_stack([rows.label.astype(np.uint64), histories[:, :-1]])
-        factors = np.random.default_rng(0).integers(1, 2**63, histories.shape[1], dtype=np.uint64) * 2 + 1
-        before, after = histories @ factors, owned @ factors
-        order = np.argsort(before, kind="stable")
-        following = order[np.minimum(np.searchsorted(before[order], after), len(rows) - 1)]
-        groups = np.where(before[following] == after, following, groups)
-        # Each jump doubles the distance, up to the last row of the chain.
-        for _ in range(len(rows).bit_length()):
-            groups = groups[groups]
-    for feature in problem.features.query:
-        if isinstance(feature, Vocabulary) and feature.column == problem.columns.user and not feature.is_multivalued:
-            users = rows.features[feature.column]
-            known = problem.cardinalities[feature.column] - feature.oov_buckets
-            groups = np.where((users > 0) & (users < known), users, known + groups)
-    return groups
+def user_groups(rows: Rows) -> np.ndarray:
+    """Number of the user of each row, [N], from 0."""
+    return np.unique(rows.user, return_inverse=True)[1]
 
 
 def whole_histories(rows: Rows, groups: np.ndarray, problem: Problem) -> Rows:
@@ -500,20 +483,31 @@ def whole_histories(rows: Rows, groups: np.ndarray, problem: Problem) -> Rows:
         latest.append(last)
     owned = owned[: len(found)]
     wholes = rows.take(np.array(latest, np.int64))
-    return Rows({**wholes.features, history.column: owned[:, 1:]}, owned[:, 0].astype(np.int64), wholes.weight)
+    return Rows(
+        {**wholes.features, history.column: owned[:, 1:]}, owned[:, 0].astype(np.int64), wholes.weight, wholes.user
+    )
 
 
 def draw_rows(groups: np.ndarray, training: Training, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """What an epoch trains on: rows [R] that are read as NEXT, and users [C] whose whole history is completed.
 
-    A user with n rows counts n ** user_exponent, of which the share `completion` goes to COMPLETION.
+    A user with n rows counts n ** user_exponent, of which the share `completion` goes to COMPLETION. Rows under NEXT
+    are drawn with that probability. Whole histories come up equally often, and `completion_weights` makes the
+    difference: drawn by weight, light users would be seen too rarely.
     """
     rng = np.random.default_rng([training.seed, epoch])
     _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
     kept = rng.random(len(groups)) < (1 - training.completion) * counts[number] ** (training.user_exponent - 1.0)
-    times = training.completion * counts**training.user_exponent
+    times = training.completion * np.mean(counts**training.user_exponent)
     times = np.floor(times + rng.random(len(counts))).astype(np.int64)
     return np.flatnonzero(kept), np.repeat(np.arange(len(counts)), times)
+
+
+def completion_weights(groups: np.ndarray, training: Training) -> np.ndarray:
+    """Weight of each user's whole history, [U] float32 with mean 1: n ** user_exponent for n rows."""
+    _, counts = np.unique(groups, return_counts=True)
+    weights = counts**training.user_exponent
+    return (weights / weights.mean()).astype(np.float32)
 
 
 def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queries:
@@ -529,7 +523,7 @@ def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queri
     if history is None:
         drawn = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))
         return Queries(drawn.features, drawn.label[:, np.newaxis], np.zeros([len(drawn), 1], np.int64))
-    groups = user_groups(train + validation, problem)
+    groups = user_groups(train + validation)
     train_of, validation_of = _by_group(groups[: len(train)]), _by_group(groups[len(train) :])
     wholes = whole_histories(train, groups[: len(train)], problem)
     place = {group: number for number, group in enumerate(train_of)}
