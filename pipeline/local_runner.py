@@ -20,11 +20,11 @@ PROGRESS = logging.getLogger("twotower.progress")
 
 
 def quiet_libraries() -> None:
-    """Settings that must hold before TensorFlow is imported: Keras 2, and no device or optimisation messages."""
+    """Settings that must hold before TensorFlow is imported: Keras 2, the same sums everywhere, and no messages."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # oneDNN adds in another order on another processor; with the same seed the model is to be the same.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Stages evaluate on the processor here; TensorFlow would otherwise complain of a missing driver in every process.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore")
 
