@@ -16,6 +16,8 @@ from components.evaluator.component import Evaluator
 from modules import evaluation
 from modules.settings import Evaluation, Slice
 
+pytestmark = pytest.mark.slow
+
 ITEMS = [b"i%d" % number for number in range(20)]
 POPULAR = ITEMS[:2]
 """The catalogue's most popular 10 %."""

@@ -20,6 +20,8 @@ from modules import servable
 from modules.errors import UserError
 from modules.settings import Evaluation, Index, Serving
 
+pytestmark = pytest.mark.slow
+
 _SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
 

@@ -20,6 +20,8 @@ from modules.retrieval import NO_ROW, BruteForce, Effort, Scann
 from modules.servable import Description, Servable
 from modules.settings import Serving
 
+pytestmark = pytest.mark.slow
+
 _SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
 

@@ -25,6 +25,8 @@ from modules.errors import UserError
 from modules.features import LABEL, WEIGHT, Columns, Features
 from modules.settings import Model, Training
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = Columns(user="user", item="item", timestamp="time")
 # Every encoding once in each tower where it can be.
 EVERYTHING = Features.model_validate(
