@@ -125,10 +125,12 @@ def _run(options: argparse.Namespace) -> int:
             _append_traceback(log)
             print(f"twotower: everything the stages wrote is in {os.path.relpath(log)}", file=sys.stderr)
         return 1
+    finally:
+        peak_bytes = memory.stop()
     from pipeline import runs, summary
 
     (run,) = [r for r in runs.read_runs(config, last=1) if r.id == run_id]
-    outcome = summary.summarize(config, run, seconds=time.monotonic() - started, peak_bytes=memory.stop())
+    outcome = summary.summarize(config, run, seconds=time.monotonic() - started, peak_bytes=peak_bytes)
     if options.json:
         print(json.dumps(outcome))
     else:

@@ -24,6 +24,6 @@ def test_the_default_model_is_far_above_popularity_on_a_random_split(tmp_path: P
     metrics = outcome.answer["metrics"]["overall"]
     assert metrics["precision@10"] > 0.067 and metrics["recall@10"] > 0.054
     # Popularity is about 0.19 and 0.12 here; a model that only learned popularity stays near that.
-    assert 0.15 < metrics["popular_recall@10"] + 0.05 < 0.2
+    assert 0.1 < metrics["popular_recall@10"] < 0.15
     assert metrics["recall@10"] > 1.5 * metrics["popular_recall@10"]
     assert metrics["ndcg@10"] > 1.5 * metrics["popular_ndcg@10"]
