@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean
+.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test"
 	@echo "make test-fast  the tests that take no whole pipeline run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
+	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
+	@echo "make bench-quality  recommendation quality beside peers, one table"
 
 setup: $(READY)
 
@@ -43,5 +45,25 @@ lint: $(READY)
 lock:
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
+# The peers live apart: their pins and TFX's have no common solution.
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
+
+bench-setup: $(BENCH_READY)
+
+$(BENCH_READY): $(READY) requirements-bench.lock
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH) || python3 -m venv $(BENCH)
+	VIRTUAL_ENV=$(abspath $(BENCH)) $$(cat $(VENV)/.uv) pip install --quiet --no-deps --require-hashes --compile-bytecode -r requirements-bench.lock
+	@touch $@
+
+# RecTools asks for implicit under another name, which would overwrite implicit's own files; nothing here compiles kernels
+# with Triton.
+bench-lock:
+	printf "pm-implicit\ntriton\n" | uv pip compile --no-config benchmarks/requirements.in --excludes /dev/stdin --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements-bench.lock
+
+bench-quality: $(READY) $(BENCH_READY)
+	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
+	@$(BIN)/python -m benchmarks.quality --config $(CONFIG) $(ARGS)
+
 clean:
-	rm -rf $(VENV) runs served
+	rm -rf $(VENV) $(BENCH) runs served results

@@ -1,0 +1,1 @@
+"""Recommendation quality beside peers: protocols, a judge that alone holds the test part, systems that never see it."""

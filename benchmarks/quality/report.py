@@ -1,0 +1,74 @@
+"""The table: printed, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.quality.judge import Row
+from benchmarks.quality.metrics import NAMES
+from benchmarks.quality.systems import SYSTEMS
+
+_COLUMNS = ("system", *NAMES, "tuned / fit, s", "settings")
+
+
+def render(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], console: Console) -> None:
+    """Prints one block a protocol, the best NDCG first."""
+    for protocol, found in _by_protocol(rows).items():
+        table = Table(title=_title(protocol, found), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in _COLUMNS:
+            table.add_column(column, justify="left" if column in ("system", "settings") else "right")
+        for row in found:
+            table.add_row(*_cells(row))
+        console.print(table)
+    for (protocol, system), message in failures.items():
+        console.print(f"{SYSTEMS[system].title} on {protocol} failed: {message}", markup=False)
+
+
+def write(folder: Path, rows: Sequence[Row], failures: Mapping[tuple[str, str], str], about: Mapping[str, Any]) -> None:
+    """Writes results.json and results.md."""
+    lines = ["# Recommendation quality", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
+    for protocol, found in _by_protocol(rows).items():
+        lines += [f"## {_title(protocol, found)}", "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+        lines += [*(_line(_cells(row)) for row in found), ""]
+    lines += [
+        f"- {SYSTEMS[system].title} on {protocol} failed: {text}" for (protocol, system), text in failures.items()
+    ]
+    (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tree = {
+        "about": dict(about), "rows": [asdict(row) for row in rows],
+        "failures": [{"protocol": p, "system": s, "error": text} for (p, s), text in failures.items()],
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def _by_protocol(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.protocol, []).append(row)
+    return {key: sorted(of_one, key=lambda row: -row.mean["ndcg@10"]) for key, of_one in found.items()}
+
+
+def _title(protocol: str, rows: Sequence[Row]) -> str:
+    return f"{protocol}: {rows[0].queries:,} users"
+
+
+def _cells(row: Row) -> list[str]:
+    values = []
+    for name in NAMES:
+        digits = 2 if name.startswith("novelty") else 4
+        deviation = "" if row.deviation is None else f" ±{row.deviation[name]:.{digits}f}"
+        values.append(f"{row.mean[name]:.{digits}f}{deviation}")
+    settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+    return [SYSTEMS[row.system].title, *values, f"{row.tune_seconds:.0f} / {row.fit_seconds:.0f}", settings]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
