@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 from rich.console import Console
@@ -35,8 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench-quality", description=__doc__, exit_on_error=False)
+    parser = _Parser(prog="bench-quality", description=__doc__)
     parser.add_argument("--config", default="configs/movielens-100k.yaml")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
                         help="a key of the configuration, for ours")  # fmt: skip
@@ -44,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--seeds", default="3", metavar="N", help="fits of each system that draws (default 3)")
     parser.add_argument("--draw", default="2027", help="seed of the cuts (default 2027)")
-    parser.add_argument("--budget", default="3", metavar="MINUTES", help="of tuning, a system and protocol (default 3)")
+    parser.add_argument(
+        "--budget", default="5", metavar="MINUTES", help="of tuning, CPU time, a system and protocol (default 5)"
+    )
     parser.add_argument("--output", default="results/quality", metavar="FOLDER")
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the output folder already")
     return parser
@@ -81,7 +89,7 @@ def _main(options: argparse.Namespace) -> int:
                 else:
                     rows += outcome
     about = {
-        "configuration": options.config, "draw": draw, "seeds": len(seeds), "minutes of tuning": budget,
+        "configuration": options.config, "draw": draw, "seeds": len(seeds), "CPU minutes of tuning at most": budget,
         "seconds": round(time.monotonic() - started),
     }  # fmt: skip
     report.render(rows, failures, Console(highlight=False, width=None if sys.stdout.isatty() else 240))
