@@ -46,7 +46,7 @@ class Data:
 
     users: np.ndarray
     items: np.ndarray
-    """The whole catalogue, the most popular in these rows first: equal scores are ranked in this order."""
+    """The whole catalogue, the most popular in these rows first, equals shuffled: equal scores are ranked like this."""
     content: Sequence[Sequence[str]]
     """What the items table says of each item, as tokens."""
     user: np.ndarray
@@ -62,6 +62,8 @@ class Data:
         catalogue: `item`, `content`.
         """
         rows = train.sort_values("timestamp", kind="stable")
+        # A table's order may know more than its columns: MovieLens's first ids are its best-known films.
+        catalogue = catalogue.sample(frac=1, random_state=0)
         counts = rows["item"].value_counts().reindex(catalogue["item"], fill_value=0).to_numpy()
         catalogue = catalogue.iloc[np.argsort(-counts, kind="stable")]
         items = catalogue["item"].to_numpy(object)

@@ -1,0 +1,87 @@
+"""What the judge holds out has no way into our model, though the pipeline's table has it for its Evaluator."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import world
+from e2e_runs import twotower
+
+from benchmarks.quality.judge import Protocol
+from benchmarks.quality.tables import read
+from pipeline.config import load
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One run on the benchmark's own table."""
+
+    folder: Path
+    table: pd.DataFrame
+    weights: dict[str, np.ndarray]
+    """Everything in the pushed servable: towers, vectors of the index, counts."""
+
+
+def fit(folder: Path, table: pd.DataFrame, config: str) -> Fitted:
+    folder.mkdir()
+    table.to_parquet(folder / "interactions.parquet", index=False)
+    overrides = ["split={strategy: column, column: split}", f"tables.interactions.path={folder}/interactions.parquet",
+                 "training.epochs=2", "training.refit=true", "evaluation.beat_popularity=false", "evaluation.slices=[]",
+                 f"output.root={folder}/runs", f"output.push={folder}/served"]  # fmt: skip
+    outcome = twotower("run", "--config", config, *(part for o in overrides for part in ("--set", o)))
+    assert outcome.code == 0, outcome.errors
+    (variables,) = glob.glob(f"{folder}/served/*/*/variables/variables.index")
+    reader = tf.train.load_checkpoint(variables.removesuffix(".index"))
+    return Fitted(folder, table, {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Fitted]:
+    """The judge's table for leave-last-out, and the same with other items in the eval rows."""
+    folder = tmp_path_factory.mktemp("leaks")
+    world.write_parquet(folder)
+    config = world.write_config(folder)
+    protocol = Protocol("leave-last-out", read(load(config)), 1, folder / "task")
+    table = pd.read_parquet(protocol.write_pipeline_tables(folder / "tables") / "interactions.parquet")
+    other = table.copy()
+    held = other["split"] == "eval"
+    other.loc[held, "item_id"] = other.loc[held, "item_id"] % world.ITEMS + 1
+    assert held.sum() == world.USERS
+    return fit(folder / "asked", table, config), fit(folder / "changed", other, config)
+
+
+def test_other_test_items_leave_the_model_as_it_is_to_the_bit(both: tuple[Fitted, Fitted]) -> None:
+    asked, changed = both
+    assert asked.weights.keys() == changed.weights.keys()
+    vectors = [name for name, value in asked.weights.items() if getattr(value, "ndim", 0) == 2]
+    assert vectors
+    for name, value in asked.weights.items():
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in name:
+            assert np.array_equal(value, changed.weights[name]), name
+
+
+def test_no_train_rows_history_holds_what_is_not_before_it(both: tuple[Fitted, Fitted]) -> None:
+    asked, _ = both
+    rows = asked.table[asked.table["split"] == "train"].sort_values("timestamp", kind="stable")
+    taken = {
+        str(user): list(zip(group["timestamp"], group["item_id"].astype(str), strict=True))
+        for user, group in rows.groupby("user_id")
+    }
+    files = glob.glob(f"{asked.folder}/runs/**/examples/*/Split-train/*.gz", recursive=True)
+    seen = 0
+    for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
+        feature = tf.train.Example.FromString(record).features.feature
+        user, time = feature["user_id"].bytes_list.value[0].decode(), feature["timestamp"].int64_list.value[0]
+        history = [item.decode() for item in feature["history"].bytes_list.value]
+        before = [item for when, item in taken[user] if when < time]
+        assert history == before[-12:]
+        seen += 1
+    assert seen == len(rows)
