@@ -45,7 +45,7 @@ lint: $(READY)
 lock:
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
-# The peers live apart: their pins and TFX's have no common solution.
+# The peers live apart: their pins and TFX's have no common solution. --no-config: pyproject.toml's overrides are TFX's.
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
 
@@ -53,7 +53,7 @@ bench-setup: $(BENCH_READY)
 
 $(BENCH_READY): $(READY) requirements-bench.lock
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH) || python3 -m venv $(BENCH)
-	VIRTUAL_ENV=$(abspath $(BENCH)) $$(cat $(VENV)/.uv) pip install --quiet --no-deps --require-hashes --compile-bytecode -r requirements-bench.lock
+	VIRTUAL_ENV=$(abspath $(BENCH)) $$(cat $(VENV)/.uv) pip install --no-config --quiet --no-deps --require-hashes -r requirements-bench.lock
 	@touch $@
 
 # RecTools asks for implicit under another name, which would overwrite implicit's own files; nothing here compiles kernels

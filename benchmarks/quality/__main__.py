@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="3", metavar="N", help="fits of each system that draws (default 3)")
     parser.add_argument("--draw", default="2027", help="seed of the cuts (default 2027)")
     parser.add_argument(
-        "--budget", default="5", metavar="MINUTES", help="of tuning, CPU time, a system and protocol (default 5)"
+        "--budget", default="6", metavar="MINUTES", help="of tuning, CPU time, a system and protocol (default 6)"
     )
     parser.add_argument("--output", default="results/quality", metavar="FOLDER")
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the output folder already")

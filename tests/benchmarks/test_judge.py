@@ -187,6 +187,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     assert err.startswith("bench-quality: ") and words in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table_writes_it_and_reuses_what_it_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

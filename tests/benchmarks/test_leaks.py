@@ -14,6 +14,7 @@ import world
 from e2e_runs import twotower
 
 from benchmarks.quality.judge import Protocol
+from benchmarks.quality.systems import ours
 from benchmarks.quality.tables import read
 from pipeline.config import load
 
@@ -28,6 +29,9 @@ class Fitted:
     table: pd.DataFrame
     weights: dict[str, np.ndarray]
     """Everything in the pushed servable: towers, vectors of the index, counts."""
+    overrides: list[str]
+    measured: dict[str, float]
+    """By the pipeline's own Evaluator."""
 
 
 def fit(folder: Path, table: pd.DataFrame, config: str) -> Fitted:
@@ -35,21 +39,33 @@ def fit(folder: Path, table: pd.DataFrame, config: str) -> Fitted:
     table.to_parquet(folder / "interactions.parquet", index=False)
     overrides = ["split={strategy: column, column: split}", f"tables.interactions.path={folder}/interactions.parquet",
                  "training.epochs=2", "training.refit=true", "evaluation.beat_popularity=false", "evaluation.slices=[]",
+                 "evaluation.k=[10,60]", "serving.k=68",
                  f"output.root={folder}/runs", f"output.push={folder}/served"]  # fmt: skip
     outcome = twotower("run", "--config", config, *(part for o in overrides for part in ("--set", o)))
     assert outcome.code == 0, outcome.errors
     (variables,) = glob.glob(f"{folder}/served/*/*/variables/variables.index")
     reader = tf.train.load_checkpoint(variables.removesuffix(".index"))
-    return Fitted(folder, table, {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+    weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    return Fitted(folder, table, weights, overrides, outcome.answer["metrics"]["overall"])
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Fitted]:
-    """The judge's table for leave-last-out, and the same with other items in the eval rows."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("leaks")
     world.write_parquet(folder)
-    config = world.write_config(folder)
-    protocol = Protocol("leave-last-out", read(load(config)), 1, folder / "task")
+    world.write_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def protocol(folder: Path) -> Protocol:
+    return Protocol("leave-last-out", read(load(str(folder / "config.yaml"))), 1, folder / "task")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path, protocol: Protocol) -> tuple[Fitted, Fitted]:
+    """The judge's table for leave-last-out, and the same with other items in the eval rows."""
+    config = str(folder / "config.yaml")
     table = pd.read_parquet(protocol.write_pipeline_tables(folder / "tables") / "interactions.parquet")
     other = table.copy()
     held = other["split"] == "eval"
@@ -85,3 +101,15 @@ def test_no_train_rows_history_holds_what_is_not_before_it(both: tuple[Fitted, F
         assert history == before[-12:]
         seen += 1
     assert seen == len(rows)
+
+
+def test_the_judge_and_the_pipelines_evaluator_agree(
+    folder: Path, protocol: Protocol, both: tuple[Fitted, Fitted]
+) -> None:
+    asked, _ = both
+    path = f"tables.interactions.path={folder}/tables/history.parquet"
+    config = load(str(folder / "config.yaml"), [*asked.overrides, path])
+    answers = ours.ask(config, pd.read_parquet(folder / "task" / "queries.parquet"), {"all": []}, 1)
+    (row,) = protocol.judge("ours", answers, {"settings": {}, "tune_seconds": 0.0, "fit_seconds": 0.0})
+    for name in ("ndcg@10", "recall@10", "precision@10", "coverage@10"):
+        assert row.mean[name] == pytest.approx(asked.measured[name], abs=1e-6), name

@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 from benchmarks.quality.metrics import DEPTH
 from benchmarks.quality.worker import ALL, COLD
 from pipeline import cli, local_runner
-from pipeline.config import load
+from pipeline.config import Config, load
 from pipeline.recommender import BATCH, Recommender, Request
 
 
@@ -58,18 +58,9 @@ def main() -> None:
         outcomes.append(
             _run(options.config, [*overrides, f"tables.interactions.path={options.tables / 'interactions.parquet'}"])
         )
-        # Only what was before: the histories that the judge gives.
         config = load(options.config, [*overrides, f"tables.interactions.path={options.tables / 'history.parquet'}"])
-        recommender = Recommender(config)
-        times = dict(zip(asked["user"], asked["timestamp"], strict=True))
-        requests = [
-            (user, Request({**r.values, config.tables.interactions.timestamp: times[user]}, r.history))
-            for user, r in recommender.requests(asked["user"].tolist())
-        ]
-        for ranking, exclude in excluded.items():
-            answers += _ask(recommender, requests, exclude, seed, ranking)
-    columns = ["seed", "ranking", "user", "rank", "item"]
-    pd.DataFrame(answers, columns=columns).to_parquet(options.output / "recommendations.parquet", index=False)
+        answers.append(ask(config, asked, excluded, seed))
+    pd.concat(answers).to_parquet(options.output / "recommendations.parquet", index=False)
     (options.output / "report.json").write_text(json.dumps(_report(options, outcomes), indent=1))
 
 
@@ -87,16 +78,32 @@ def _run(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     return json.loads(out.getvalue())
 
 
-def _ask(
-    recommender: Recommender, requests: Sequence[tuple[str, Request]], exclude: Sequence[str], seed: int, ranking: str
-) -> list[tuple[int, str, str, int, str]]:
-    found = []
-    for start in range(0, len(requests), BATCH):
-        batch = requests[start : start + BATCH]
-        answers = recommender.recommend([request for _, request in batch], exclude=exclude)
-        for (user, _), answer in zip(batch, answers, strict=True):
-            found += [(seed, ranking, user, r.rank, r.item_id) for r in answer]
-    return found
+def ask(config: Config, asked: pd.DataFrame, excluded: Mapping[str, Sequence[str]], seed: int) -> pd.DataFrame:
+    """What the newest pushed version answers.
+
+    Args:
+        config: Its interactions table has the histories that requests are made from, and nothing later.
+        asked: `user` and `timestamp` of the requests.
+        excluded: Name of each ranking → items that it leaves out.
+        seed: Written into each row.
+
+    Returns:
+        `seed`, `ranking`, `user`, `rank` (from 1), `item`.
+    """
+    recommender = Recommender(config)
+    times = dict(zip(asked["user"], asked["timestamp"], strict=True))
+    requests = [
+        (user, Request({**r.values, config.tables.interactions.timestamp: times[user]}, r.history))
+        for user, r in recommender.requests(asked["user"].tolist())
+    ]
+    rows = []
+    for ranking, exclude in excluded.items():
+        for start in range(0, len(requests), BATCH):
+            batch = requests[start : start + BATCH]
+            answers = recommender.recommend([request for _, request in batch], exclude=exclude)
+            for (user, _), answer in zip(batch, answers, strict=True):
+                rows += [(seed, ranking, user, r.rank, r.item_id) for r in answer]
+    return pd.DataFrame(rows, columns=["seed", "ranking", "user", "rank", "item"])
 
 
 def _report(options: argparse.Namespace, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
