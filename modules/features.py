@@ -17,6 +17,8 @@ LABEL = "label"
 """Transformed example: the row's item as an index of the item vocabulary, [B] int64, 0 when it is not in there."""
 USER = "user_hash"
 """Transformed example: whose row it is, [B] int64, a hash of the user id; 0 when it is missing. No tower reads it."""
+TIME = "interaction_time"
+"""Transformed example: when the row happened, [B] int64 seconds; 0 when it is missing. No tower reads it."""
 ITEM_VOCABULARY = "items"
 """Name of the vocabulary over the item id column, with frequencies; the history and the label use it too."""
 
@@ -171,7 +173,7 @@ class Features(Settings):
         if sum(isinstance(f, History) for f in self.query) > 1:
             raise ValueError("there can be one history feature")
         # "examples" is the input of the servable's `evaluate`, which TFMA would confuse with a column of that name.
-        own = (RELEVANT, WEIGHT, LABEL, USER, "examples")
+        own = (RELEVANT, WEIGHT, LABEL, USER, TIME, "examples")
         reserved = [c for c in columns if c in own or c.startswith(SLICE_PREFIX)]
         if reserved:
             raise ValueError(f"column {reserved[0]!r} has a name that the pipeline uses itself; rename it")

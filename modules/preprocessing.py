@@ -14,6 +14,7 @@ from modules.features import (
     ITEM_VOCABULARY,
     LABEL,
     MISSING_TIMESTAMP,
+    TIME,
     USER,
     WEIGHT,
     Bucketized,
@@ -50,7 +51,7 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
         custom_config: `features` and `columns`, the JSON of `Features` and `Columns`.
 
     Returns:
-        Dense tensors by feature key, with `label`, `user_hash` and `interaction_weight`.
+        Dense tensors by feature key, with `label`, `user_hash`, `interaction_time` and `interaction_weight`.
     """
     features = Features.model_validate_json(custom_config["features"])
     columns = Columns.model_validate_json(custom_config["columns"])
@@ -71,6 +72,7 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
     outputs[LABEL] = tft.apply_vocabulary(items, item_vocabulary, default_value=-1) + 1
     users = _strings(inputs[columns.user])
     outputs[USER] = tf.where(users == "", tf.zeros([], tf.int64), tf.strings.to_hash_bucket_fast(users, _USERS) + 1)
+    outputs[TIME] = _scalar(_sparse(inputs[columns.timestamp]), 0)
     weights = _sparse(inputs[WEIGHT]) if WEIGHT in inputs else None
     outputs[WEIGHT] = tf.ones_like(outputs[LABEL], tf.float32) if weights is None else _scalar(weights, 1.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from modules.features import Settings
 
@@ -26,6 +26,14 @@ class Model(Settings):
     """Share of the other query features that are hidden in each training step, so that unknown users work."""
     item_id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of the items whose id is hidden in each training step, so that unknown items work by their content."""
+    linear_rank: int = Field(256, ge=0)
+    """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
+    out. It needs a history."""
+    linear_items: int = Field(5_000, ge=2)
+    """The closed-form part covers this many of the most frequent items: its cost grows with their cube."""
+    diversity: float = Field(0.0, ge=0, le=1)
+    """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
+    ranks by what is likely, 1 takes the prior of popularity off whole."""
 
 
 class Training(Settings):
@@ -41,6 +49,9 @@ class Training(Settings):
     completion: float = Field(1.0, ge=0, le=1)
     """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
     interaction's item from the history before it. Without a history feature all of it is the latter."""
+    locality: float = Field(0.5, ge=0)
+    """In completing a history the item d places away from a random one weighs (1 + d) ** −locality, as a target and as
+    part of the query; 0 treats the whole history alike."""
     user_exponent: float = Field(0.5, ge=0, le=1)
     """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. The smaller, the
     fewer steps an epoch has."""
@@ -49,12 +60,58 @@ class Training(Settings):
     catalogue_limit: int = Field(50_000, ge=1)
     """`negatives: auto` takes the whole catalogue up to this many items."""
     temperature: float = Field(1.0, gt=0)
+    averaging: float = Field(0.98, ge=0, lt=1)
+    """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
     patience: int = Field(6, ge=1)
     """Epochs without a better validation metric before training stops."""
+    warm_start: bool = False
+    """Starts from the weights of the last pushed model where there is one: what both know keeps its rows, what is new
+    starts as in a first fit."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""
     metric_k: int = Field(10, ge=1)
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
+
+
+class Tuner(Settings):
+    """The search for better settings before the Trainer (modules/tuner.py)."""
+
+    enabled: bool = False
+    """The stock Tuner runs before the Trainer, which takes the values that it found."""
+    trials: int = Field(12, ge=2)
+    """Fits; the first one is of the configuration as it stands."""
+    validation: float = Field(0.1, gt=0, lt=1)
+    """Share of the training period's interactions, the latest ones, that trials are judged by."""
+    search: dict[str, tuple[float, ...]] = Field(
+        default={
+            "training.learning_rate": (5e-4, 1e-3, 2e-3),
+            "training.weight_decay": (2.0, 5.0, 10.0),
+            "training.locality": (0.0, 0.5, 1.0),
+            "training.user_exponent": (0.25, 0.5, 0.75),
+            "model.dropout": (0.2, 0.3, 0.5),
+            "model.id_dropout": (0.1, 0.3, 0.6),
+        }
+    )
+    """Key of `model` or `training` → values to try; the configured value is always among them."""
+
+    @model_validator(mode="after")
+    def _known_and_valid(self) -> Tuner:
+        for name, values in self.search.items():
+            section, _, key = name.partition(".")
+            kinds: dict[str, type[Settings]] = {"model": Model, "training": Training}
+            kind = kinds.get(section)
+            if kind is None or key not in kind.model_fields:
+                raise ValueError(f"search: {name!r} is no key of model or training")
+            if not isinstance(getattr(kind(), key), (int, float)) or isinstance(getattr(kind(), key), bool):
+                raise ValueError(f"search: {name} is not a number")
+            if not values:
+                raise ValueError(f"search: {name} has no values; give some or remove it")
+            for value in values:
+                try:
+                    kind.model_validate({key: value})
+                except ValidationError as error:
+                    raise ValueError(f"search: {name}: {value:g}: {error.errors()[0]['msg']}") from None
+        return self
 
 
 class Index(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -10,18 +11,20 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tensorflow_transform as tft
 import tf_keras
 from tensorflow.python.framework import config as framework_config
 
+from modules import linear
 from modules.errors import UserError
-from modules.features import LABEL, USER, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
+from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
@@ -31,8 +34,21 @@ _PROGRESS = logging.getLogger("twotower.progress")
 _VALIDATION_QUERIES = 10_000
 _QUERY_BATCH = 1024
 _READ_BATCH = 4096
-# What validation chooses the weight of the newest items from (two_tower.QueryTower.recency).
-_RECENCIES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+# What validation chooses from (two_tower.QueryTower); values of one row are compared with their neighbours only.
+_CHOICES: dict[str, tuple[float, ...]] = {
+    "recency": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
+    "linear_recency": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "linear_gain": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    "trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+}
+_RIDGES = (100.0, 300.0, 1000.0)
+# Transitions: the n-th item from a place weighs n ** −decay.
+_DECAY = 0.85
+# Shares of the training period, by interactions, that can be "now" for the trend.
+_NOW = (0.05, 0.1, 0.2)
+# How far a trend is drawn to 0, as a share of the interactions of now.
+_TREND_PRIOR = 0.2
 
 
 # Called by the stock Trainer.
@@ -72,7 +88,7 @@ def read_problem(fn_args: Any) -> Problem:
     columns = Columns.model_validate_json(config["columns"])
     tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
     catalogue_files = os.path.join(os.path.dirname(os.path.dirname(fn_args.train_files[0])), "Split-catalogue", "*")
-    return Problem(
+    problem = Problem(
         features=features,
         columns=columns,
         model=Model.model_validate_json(config["model"]),
@@ -85,6 +101,8 @@ def read_problem(fn_args: Any) -> Problem:
         item_rows=item_rows(features, columns, tft_output),
         catalogue=read_catalogue([catalogue_files], features, len(item_frequency(tft_output)), tft_output),
     )
+    # What the Tuner found.
+    return problem.with_settings((getattr(fn_args, "hyperparameters", None) or {}).get("values", {}))
 
 
 def item_rows(features: Features, columns: Columns, tft_output: tft.TFTransformOutput) -> int:
@@ -126,9 +144,9 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
 
 def read_rows(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> Rows:
     """The query side of transformed examples, with label and weight."""
-    arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT, USER], tft_output)
-    label, weight, user = arrays.pop(LABEL), arrays.pop(WEIGHT), arrays.pop(USER)
-    return Rows(arrays, label, weight, user)
+    arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT, USER, TIME], tft_output)
+    label, weight, user, time_ = arrays.pop(LABEL), arrays.pop(WEIGHT), arrays.pop(USER), arrays.pop(TIME)
+    return Rows({key: _compact(values) for key, values in arrays.items()}, label, weight, user, time_)
 
 
 def read_catalogue(
@@ -163,24 +181,25 @@ def _read(patterns: Sequence[str], keys: Sequence[str], tft_output: tft.TFTransf
 
 @dataclass(frozen=True)
 class Rows:
-    """Transformed examples in memory: arrays [N, ...] by feature key, `label`, `weight` and `user` [N]."""
+    """Transformed examples in memory: arrays [N, ...] by feature key, and [N] `label`, `weight`, `user` and `time`."""
 
     features: Mapping[str, np.ndarray]
     label: np.ndarray
     weight: np.ndarray
     user: np.ndarray
+    time: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, chosen: np.ndarray) -> Rows:
         features = {key: values[chosen] for key, values in self.features.items()}
-        return Rows(features, self.label[chosen], self.weight[chosen], self.user[chosen])
+        return Rows(features, self.label[chosen], self.weight[chosen], self.user[chosen], self.time[chosen])
 
     def __add__(self, other: Rows) -> Rows:
         both = {key: np.concatenate([values, other.features[key]]) for key, values in self.features.items()}
         label, weight = np.append(self.label, other.label), np.append(self.weight, other.weight)
-        return Rows(both, label, weight, np.append(self.user, other.user))
+        return Rows(both, label, weight, np.append(self.user, other.user), np.append(self.time, other.time))
 
 
 @dataclass(frozen=True)
@@ -212,13 +231,49 @@ class Problem:
     item_rows: int
     catalogue: Catalogue
 
-    def build(self, rows: Rows) -> TwoTower:
-        """New towers, with item biases from the rows that they will be fitted on."""
-        frequency = np.bincount(rows.label, minlength=len(self.catalogue.is_candidate)).astype(np.float32)
+    def build(self, rows: Rows, factors: linear.Factors | None) -> TwoTower:
+        """New towers, with item biases from the rows that they will be fitted on, and the closed-form part."""
+        known = len(self.catalogue.is_candidate)
+        frequency = np.bincount(rows.label, minlength=known).astype(np.float32)
+        if factors is not None:
+            # Items that the closed form does not cover have rows of zeros.
+            factors = linear.Factors(_rows_up_to(factors.history, self.item_rows), _rows_up_to(factors.items, known))
         return TwoTower(
             self.features, self.columns, self.model, self.training, self.cardinalities, self.item_rows,
-            self.catalogue.features, self.catalogue.is_candidate, frequency, self.training.seed,
+            self.catalogue.features, self.catalogue.is_candidate, frequency, factors, self.training.seed,
         )  # fmt: skip
+
+    def setting(self, name: str) -> float:
+        """The value of `model.…` or `training.…`."""
+        section, _, key = name.partition(".")
+        return getattr(getattr(self, section), key)
+
+    def with_settings(self, values: Mapping[str, float]) -> Problem:
+        """The same problem under other values of `model.…` and `training.…`."""
+        sections: dict[str, dict[str, float]] = {"model": {}, "training": {}}
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            sections[section][key] = value
+        return replace(
+            self,
+            model=Model.model_validate(self.model.model_dump() | sections["model"]),
+            training=Training.model_validate(self.training.model_dump() | sections["training"]),
+        )
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """Labels of the items that can be an answer."""
+        return np.flatnonzero(self.catalogue.is_candidate)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the validation queries chose, beside the number of epochs; a refit takes it over."""
+
+    ridge: float = _RIDGES[1]
+    now: float = _NOW[1]
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Values of the query tower's numbers, by name (`_CHOICES`)."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +284,6 @@ class Epoch:
     ndcg: float
     recall: float
     factorized_top_k: float
-    recency: float
     seconds: float
 
 
@@ -246,7 +300,7 @@ def fit(
     ends with the very same weights.
 
     Returns:
-        The model and a report: epochs, metrics by epoch, seconds.
+        The model and a report: epochs, metrics by epoch, what validation chose, seconds.
 
     Raises:
         UserError: There is nothing to fit, or the loss is not a number any more.
@@ -262,21 +316,15 @@ def fit(
         queries = validation_queries(train, validation, problem)
     started = time.monotonic()
     with _deterministic():
-        if queries is None:
-            run = _Run(problem, train, None, settings.epochs, checkpoint and os.path.join(checkpoint, "fit"), log_dir)
-            run.train()
-            return run.model, run.report(started)
-        search = _Run(
-            problem, train, queries, settings.epochs, checkpoint and os.path.join(checkpoint, "search"), log_dir
-        )
+        where = checkpoint and os.path.join(checkpoint, "fit" if queries is None else "search")
+        search = _Run(problem, train, queries, settings.epochs, where, log_dir)
         search.train()
-        if not settings.refit:
+        if queries is None or validation is None or not settings.refit:
             return search.model, search.report(started)
-        assert validation is not None
         everything = train + validation.take(_trainable(validation, problem.catalogue))
         final = _Run(
             problem, everything, None, search.best + 1, checkpoint and os.path.join(checkpoint, "refit"),
-            log_dir and os.path.join(log_dir, "refit"), search.epochs[search.best].recency,
+            log_dir and os.path.join(log_dir, "refit"), search.chosen,
         )  # fmt: skip
         final.train()
         return final.model, search.report(started)
@@ -298,34 +346,39 @@ class _Run:
         epochs: int,
         checkpoint: str | None,
         log_dir: str | None,
-        recency: float = 0.0,
+        chosen: Chosen | None = None,
     ) -> None:
         self._problem, self._rows, self._queries = problem, rows, queries
         self._limit = epochs
+        self.chosen = chosen or Chosen()
+        self.final = (math.nan, math.nan)
         self._writer = tf.summary.create_file_writer(log_dir) if log_dir else None
         self.epochs: list[Epoch] = []
         self.resumed_from = 0
-        self.model = problem.build(rows)
-        self.model.query_tower.recency.assign(recency)
+        # Whole histories stand behind the rows, for those read as COMPLETION.
+        self._groups = user_groups(rows)
+        data, factors = rows, None
+        if problem.features.history is not None:
+            wholes = whole_histories(rows, self._groups, problem)
+            data = rows + replace(wholes, weight=wholes.weight * completion_weights(self._groups, problem.training))
+            factors = self._solve(wholes) if problem.model.linear_rank else None
+        self.model = problem.build(rows, factors)
+        self._choose(self.chosen.gains)
+        self._set_trend(self.chosen.now)
         settings = problem.training
         self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
         self._optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
         self._optimizer.build(self.model.trainable_variables)
         self.model.compile(optimizer=self._optimizer)
+        self._averages = [tf.Variable(v, trainable=False) for v in self.model.trainable_variables]
         self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
         self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
         kept = tf.train.Checkpoint(
-            model=self.model, optimizer=self._optimizer, best=self._best_weights, state=self._state
-        )
+            model=self.model, optimizer=self._optimizer, averages=self._averages, best=self._best_weights,
+            state=self._state,
+        )  # fmt: skip
         self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
-        # Whole histories stand behind the rows, for those read as COMPLETION.
-        self._groups = user_groups(rows)
-        data = rows
-        if problem.features.history is not None:
-            wholes = whole_histories(rows, self._groups, problem)
-            weights = wholes.weight * completion_weights(self._groups, problem.training)
-            data = rows + Rows(wholes.features, wholes.label, weights, wholes.user)
-        self._data = {key: tf.constant(_compact(values)) for key, values in data.features.items()}
+        self._data = {key: tf.constant(values) for key, values in data.features.items()}
         self._data |= {LABEL: tf.constant(data.label), WEIGHT: tf.constant(data.weight)}
         self._step = tf.function(
             self._train_step, input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
@@ -343,15 +396,12 @@ class _Run:
             number = len(self.epochs)
             epoch = self._epoch(number)
             self.epochs.append(epoch)
-            if self.best == number:
-                for best, variable in zip(self._best_weights, self.model.variables, strict=True):
-                    best.assign(variable)
             self._say(number, epoch)
             if self._saver is not None:
                 self._state.assign(json.dumps([vars(e) for e in self.epochs]))
                 self._saver.save(number)
-        for best, variable in zip(self._best_weights, self.model.variables, strict=True):
-            variable.assign(best)
+        _assign(self.model.variables, self._best_weights)
+        self._calibrate()
 
     def report(self, started: float) -> dict[str, Any]:
         return {
@@ -359,6 +409,9 @@ class _Run:
             "resumed_from_epoch": self.resumed_from,
             "seconds": round(time.monotonic() - started, 2),
             "history": [vars(epoch) for epoch in self.epochs],
+            "chosen": vars(self.chosen),
+            "ndcg": self.final[0],
+            "recall": self.final[1],
         }
 
     def _is_stale(self) -> bool:
@@ -386,43 +439,140 @@ class _Run:
                 f"training: the loss is not a number any more in epoch {number + 1}; "
                 f"lower training.learning_rate (it is {settings.learning_rate:g})"
             )
+        # What is validated and kept are the averaged weights; the fit goes on from the last ones.
+        last = [v.numpy() for v in self.model.trainable_variables]
+        _assign(self.model.trainable_variables, self._averages)
         metrics = dict.fromkeys(("ndcg", "recall", "factorized_top_k"), math.nan)
-        recency = float(self.model.query_tower.recency.numpy())
         if self._queries is not None:
-            metrics, recency = self._validate()
-        return Epoch(loss=loss, recency=recency, seconds=time.monotonic() - started, **metrics)
+            metrics = self._validate(self._queries)
+        if self._queries is None or metrics["ndcg"] > max((e.ndcg for e in self.epochs), default=-1.0):
+            _assign(self._best_weights, self.model.variables)
+        _assign(self.model.trainable_variables, last)
+        return Epoch(loss=loss, seconds=time.monotonic() - started, **metrics)
 
     def _train_step(self, indices: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         batch = {key: tf.gather(values, indices) for key, values in self._data.items()}
         reading = tf.where(indices < len(self._rows), NEXT, COMPLETION)
-        return self.model.train_step(batch | {"reading": reading, "seed": seed})["loss"]
+        loss = self.model.train_step(batch | {"reading": reading, "seed": seed})["loss"]
+        # The first steps move fast and are forgotten sooner.
+        step = tf.cast(self._optimizer.iterations, tf.float32)
+        kept = tf.minimum(self._problem.training.averaging, step / (10.0 + step))
+        for average, variable in zip(self._averages, self.model.trainable_variables, strict=True):
+            average.assign(kept * average + (1.0 - kept) * variable)
+        return loss
 
-    def _validate(self) -> tuple[dict[str, float], float]:
-        """Metrics under the recency with the best NDCG, which the model keeps."""
-        assert self._queries is not None
-        tower, k = self.model.query_tower, self._problem.training.metric_k
-        labels = np.flatnonzero(self._problem.catalogue.is_candidate)
-        candidates = self.model.candidate_vectors(tf.constant(labels, tf.int32))
-        recencies = _RECENCIES if self._problem.features.history is not None else _RECENCIES[:1]
+    def _validate(self, queries: Queries) -> dict[str, float]:
+        """Metrics under the better neighbours of what weighs the parts of a query."""
+        candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
+        ndcg, recall = self._climb(queries, candidates, list(self._numbers()), rounds=1)
+        return {"ndcg": ndcg, "recall": recall, "factorized_top_k": self._factorized_top_k(queries, candidates)}
+
+    def _calibrate(self) -> None:
+        """Lets the validation queries choose all the numbers of the query tower, and what the trend calls now."""
+        if self._queries is None:
+            return
+        before, results = self._gains(), []
+        for now in _NOW:
+            self._choose(before)
+            self._set_trend(now)
+            candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
+            metrics = self._climb(self._queries, candidates, list(self._numbers()), rounds=3)
+            results.append((metrics, now, self._gains()))
+        self.final, now, gains = max(results, key=lambda result: result[0][0])
+        self._set_trend(now)
+        self._choose(gains)
+        self.chosen = replace(self.chosen, now=now, gains=gains)
+
+    def _numbers(self) -> dict[str, tf.Variable]:
+        """The query tower's numbers that have an effect."""
+        tower = self.model.query_tower
+        numbers = {"trend_gain": tower.trend_gain}
+        if self._problem.features.history is not None:
+            numbers |= {"cold_trend_gain": tower.cold_trend_gain, "recency": tower.recency}
+        if self._problem.features.history is not None and self._problem.model.linear_rank:
+            numbers |= {"linear_recency": tower.linear_recency, "linear_gain": tower.linear_gain}
+        return numbers
+
+    def _gains(self) -> dict[str, float]:
+        return {name: float(variable.numpy()) for name, variable in self._numbers().items()}
+
+    def _choose(self, gains: Mapping[str, float]) -> None:
+        for name, value in gains.items():
+            self._numbers()[name].assign(value)
+
+    def _climb(self, queries: Queries, candidates: tf.Tensor, names: Sequence[str], rounds: int) -> tuple[float, float]:
+        """Moves each number to its best neighbour while that helps; returns the NDCG and recall that it ends with."""
+        numbers, tower = self._numbers(), self.model.query_tower
+        inputs = {key: tf.constant(queries.features[key]) for key in query_inputs(tower.features)}
+        learned = functools.cache(lambda recency: tower.learned(inputs, recency))
+        linear_part = functools.cache(lambda recency: tower.linear(inputs, recency))
+
+        def measure() -> tuple[float, float]:
+            linear_vectors = linear_part(tower.linear_recency.numpy()) if "linear_recency" in numbers else None
+            vectors = tower.blend(inputs, learned(tower.recency.numpy()), linear_vectors).numpy()
+            return _rank(
+                vectors, candidates.numpy(), queries, self._problem.candidates, self._problem.training.metric_k
+            )
+
+        best = measure()
+        for _ in range(rounds):
+            before = best
+            for name in names:
+                choices, variable = np.array(_CHOICES[name]), numbers[name]
+                start = int(np.argmin(np.abs(choices - variable.numpy())))
+                for direction in (-1, 1):
+                    place = start + direction
+                    while 0 <= place < len(choices):
+                        kept = variable.numpy()
+                        variable.assign(choices[place])
+                        result = measure()
+                        if result[0] <= best[0]:
+                            variable.assign(kept)
+                            break
+                        best, place = result, place + direction
+            if best == before:
+                break
+        return best
+
+    def _solve(self, wholes: Rows) -> linear.Factors | None:
+        """The closed-form part, under the ridge with the best NDCG on the validation queries."""
+        problem = self._problem
+        history = problem.features.history
+        assert history is not None
+        owned = np.concatenate([wholes.label[:, np.newaxis], wholes.features[history.column]], axis=1)
+        items = min(len(problem.catalogue.is_candidate) - 1, problem.model.linear_items)
+        moments = linear.moments(owned, items, _DECAY, problem.training.seed)
+        rank = problem.model.linear_rank
+        if self._queries is None:
+            return linear.factors(moments, linear.solve(moments, self.chosen.ridge), rank)
+        labels = problem.candidates
         results = []
-        for recency in recencies:
-            tower.recency.assign(recency)
-            results.append((*ranking_metrics(self.model, self._queries, candidates, labels, k), recency))
-        ndcg, recall, recency = max(results, key=lambda result: result[0])
-        tower.recency.assign(recency)
-        return {"ndcg": ndcg, "recall": recall,
-                "factorized_top_k": self._factorized_top_k(candidates, labels)}, recency  # fmt: skip
+        for ridge in _RIDGES:
+            factors = linear.factors(moments, linear.solve(moments, ridge), rank)
+            table = _rows_up_to(factors.history, problem.item_rows)
+            candidates = _rows_up_to(factors.items, len(problem.catalogue.is_candidate))[labels]
+            for recency in _CHOICES["linear_recency"]:
+                vectors = _recency_weights(self._queries.features[history.column], recency, len(table)) @ table
+                ndcg, _ = _rank(vectors, candidates, self._queries, labels, problem.training.metric_k)
+                results.append((ndcg, ridge, recency, factors))
+        _, ridge, recency, factors = max(results, key=lambda result: result[0])
+        self.chosen = replace(self.chosen, ridge=ridge, gains={"linear_recency": recency})
+        return factors
 
-    def _factorized_top_k(self, candidates: tf.Tensor, labels: np.ndarray) -> float:
+    def _set_trend(self, now: float) -> None:
+        rows = self._rows
+        self.model.candidate_tower.trend.assign(trend(rows.label, rows.time, now, self._problem.catalogue))
+
+    def _factorized_top_k(self, queries: Queries, candidates: tf.Tensor) -> float:
         """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""
-        assert self._queries is not None
+        labels = self._problem.candidates
         k = min(self._problem.training.metric_k, len(labels))
         index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(candidates, tf.constant(labels, tf.int64))
         metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
-        rows, columns = np.nonzero(self._queries.relevant)
-        true = self._queries.relevant[rows, columns].astype(np.int64)
+        rows, columns = np.nonzero(queries.relevant)
+        true = queries.relevant[rows, columns].astype(np.int64)
         rows, true = rows[:_VALIDATION_QUERIES], true[:_VALIDATION_QUERIES]
-        vectors = np.concatenate([v for v, _ in _query_vectors(self.model, self._queries)])
+        vectors = np.concatenate([v for v, _ in _query_vectors(self.model, queries)])
         for start in range(0, len(rows), _QUERY_BATCH):
             part = slice(start, start + _QUERY_BATCH)
             metric.update_state(
@@ -484,8 +634,9 @@ def whole_histories(rows: Rows, groups: np.ndarray, problem: Problem) -> Rows:
     owned = owned[: len(found)]
     wholes = rows.take(np.array(latest, np.int64))
     return Rows(
-        {**wholes.features, history.column: owned[:, 1:]}, owned[:, 0].astype(np.int64), wholes.weight, wholes.user
-    )
+        {**wholes.features, history.column: owned[:, 1:]},
+        owned[:, 0].astype(np.int64), wholes.weight, wholes.user, wholes.time,
+    )  # fmt: skip
 
 
 def draw_rows(groups: np.ndarray, training: Training, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -571,24 +722,68 @@ def ranking_metrics(
     NDCG@k = Σ_{hits at rank r ≤ k} 1 / log2(r + 1), divided by the same sum for min(k, relevant) hits on top
     (Järvelin & Kekäläinen 2002, binary relevance). recall@k = hits / relevant.
     """
+    vectors = np.concatenate([vectors for vectors, _ in _query_vectors(model, queries)])
+    return _rank(vectors, candidates.numpy(), queries, labels, k)
+
+
+def _rank(vectors: np.ndarray, candidates: np.ndarray, queries: Queries, labels: np.ndarray, k: int) -> Any:
     k = min(k, len(labels))
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     column_of = np.full(int(labels.max()) + 1, -1)
     column_of[labels] = np.arange(len(labels))
     ndcg, recall = [], []
-    for vectors, part in _query_vectors(model, queries):
-        scores = vectors @ candidates.numpy().T
+    for start in range(0, len(vectors), _QUERY_BATCH):
+        part = slice(start, start + _QUERY_BATCH)
+        scores = vectors[part] @ candidates.T
         seen, relevant = queries.seen[part], queries.relevant[part]
         rows, columns = np.nonzero((seen > 0) & (seen < len(column_of)))
         columns = column_of[seen[rows, columns]]
         scores[rows[columns >= 0], columns[columns >= 0]] = -np.inf
         top = labels[tf.math.top_k(scores, k).indices.numpy()]
-        hits = np.stack([np.isin(row, wanted[wanted > 0]) for row, wanted in zip(top, relevant, strict=True)])
+        # One number for a pair of query and item, so that a single look-up finds the hits of all queries.
+        width = 1 + max(int(labels.max()), int(relevant.max(initial=0)))
+        of_query = np.arange(len(top))[:, np.newaxis] * width
+        hits = np.isin(top + of_query, (relevant + of_query)[relevant > 0])
         count = np.count_nonzero(relevant, axis=1)
         ideal = np.cumsum(discounts)[np.minimum(count, k) - 1]
         ndcg.append(hits @ discounts / ideal)
         recall.append(hits.sum(axis=1) / count)
     return float(np.mean(np.concatenate(ndcg))), float(np.mean(np.concatenate(recall)))
+
+
+def trend(labels: np.ndarray, times: np.ndarray, now: float, catalogue: Catalogue) -> np.ndarray:
+    """[V + 1] log of an item's share of the interactions of now over its share of all of them.
+
+    Args:
+        labels: [N] items of the rows.
+        times: [N] seconds.
+        now: Which share of the rows, the latest ones, is now.
+        catalogue: Items that are no candidates have no trend.
+    """
+    size = len(catalogue.is_candidate)
+    share = np.bincount(labels, minlength=size) + 0.5
+    share /= share.sum()
+    latest = labels[np.argsort(times, kind="stable")[-max(1, round(now * len(labels))) :]]
+    prior = _TREND_PRIOR * len(latest)
+    recent = (np.bincount(latest, minlength=size) + prior * share) / (len(latest) + prior)
+    return np.where(catalogue.is_candidate, np.log(recent / share), 0.0).astype(np.float32)
+
+
+def _recency_weights(history: np.ndarray, recency: float, items: int) -> scipy.sparse.csr_matrix:
+    """[Q, items] weights of the items of histories [Q, H], as two_tower.QueryTower.linear has them."""
+    present = history > 0
+    row, place = np.nonzero(present)
+    rank = (np.cumsum(present, axis=1) - 1)[row, place]
+    return scipy.sparse.csr_matrix(((1.0 + rank) ** -recency, (row, history[row, place])), (len(history), items))
+
+
+def _rows_up_to(table: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([table, np.zeros((rows - len(table), table.shape[1]), np.float32)])
+
+
+def _assign(variables: Sequence[tf.Variable], values: Sequence[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from modules.features import Bucketized, Columns, Feature, Features, Hash, History, Text, Timestamp, Vocabulary
+from modules.linear import Factors
 from modules.settings import Model, Training
 
 COMPLETION, NEXT = 0, 1
@@ -22,10 +23,16 @@ _DENSE_HISTORY_ITEMS = 20_000
 # Decay keeps embeddings short; without this factor (its initial value) their mean could not move the logits enough.
 _HISTORY_SCALE = 10.0
 _MASKED = np.float32(-1e9)
+LINEAR_GAIN = 0.5
+"""Weight of the closed-form part where no validation chooses it; its scores have a standard deviation of 1."""
 
 
 class TwoTower(tfrs.Model):
     """Query tower, candidate tower and the loss that fits them.
+
+    A vector has up to three parts, and the inner product adds their scores: the part learned by gradient descent, the
+    closed-form part (modules/linear.py), and one dimension for the trend, what is taken up more now than in the long
+    run. Only the first is in the loss; how much the others count is chosen on validation queries (`QueryTower`).
 
     Args:
         features: What each tower reads.
@@ -37,6 +44,7 @@ class TwoTower(tfrs.Model):
         catalogue: Transformed candidate features of every vocabulary item, [V + 1, ...] by label; row 0 is unused.
         is_candidate: [V + 1] bool, which of them can be an answer.
         frequency: [V + 1] training interactions by label.
+        linear: Factors of the closed-form part, if there is one.
         seed: Of the initial weights.
     """
 
@@ -51,6 +59,7 @@ class TwoTower(tfrs.Model):
         catalogue: Mapping[str, np.ndarray],
         is_candidate: np.ndarray,
         frequency: np.ndarray,
+        linear: Factors | None = None,
         seed: int = 0,
     ) -> None:
         # Names are given throughout: Keras would number them on within a process, and gradients of shared variables are
@@ -73,9 +82,9 @@ class TwoTower(tfrs.Model):
             )
             item_ids.build(None)
         dense = self._full_softmax and items <= _DENSE_HISTORY_ITEMS
-        self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, seed + 1)
+        self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, linear, seed + 1)
         self.candidate_tower = CandidateTower(
-            features.candidate, columns, model, cardinalities, item_ids, item_rows, frequency, seed + 2
+            features.candidate, columns, model, cardinalities, item_ids, item_rows, frequency, linear, seed + 2
         )
         self._catalogue = {key: tf.constant(values) for key, values in catalogue.items()}
         self._is_candidate = tf.constant(is_candidate)
@@ -90,10 +99,18 @@ class TwoTower(tfrs.Model):
         self.candidate_vectors(tf.constant([0]))
         self.query_vectors({key: tf.zeros(shape, kind) for key, (shape, kind) in query_inputs(features.query).items()})
 
-    def candidate_vectors(self, labels: tf.Tensor, hide_ids: tf.Tensor | None = None) -> tf.Tensor:
+    def candidate_vectors(self, labels: tf.Tensor) -> tf.Tensor:
         """Vectors of vocabulary items by label, [N] → [N, D]."""
-        encoded = {key: tf.gather(values, labels) for key, values in self._catalogue.items()}
-        return self.candidate_tower(encoded | {"label": labels}, hide_ids)
+        return self.candidate_tower(self._encoded(labels))
+
+    def _learned_candidates(self, labels: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+        dropped = None
+        if seed is not None and self._settings.item_id_dropout:
+            dropped = tf.random.stateless_uniform(tf.shape(labels), seed + 11) < self._settings.item_id_dropout
+        return self.candidate_tower.learned(self._encoded(labels), dropped)
+
+    def _encoded(self, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {key: tf.gather(values, labels) for key, values in self._catalogue.items()} | {"label": labels}
 
     def query_vectors(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Vectors of transformed queries under the recency that serves, [B, D]."""
@@ -104,7 +121,9 @@ class TwoTower(tfrs.Model):
 
         A row owns the set S = its item and its history. The row's item (NEXT) or a random part of S (COMPLETION) is
         hidden and becomes the target; the query sees the rest of S or less, and the rest of S counts neither as a
-        target nor as a negative. Nothing in S is later than the row.
+        target nor as a negative. Nothing in S is later than the row. In a COMPLETION, what lies near a random place of
+        the history counts more, on both sides (`closeness`): tastes move, and what belongs together was taken up
+        together.
 
         Args:
             inputs: Transformed query features [B, ...], `label` [B] (above 0), `interaction_weight` [B],
@@ -117,55 +136,50 @@ class TwoTower(tfrs.Model):
         labels = tf.cast(inputs["label"], tf.int32)
         reading, seed = inputs["reading"], inputs["seed"]
         query = {key: inputs[key] for key in query_inputs(self.query_tower.features)}
+        near = None
         if self._history is None:
             owned = labels[:, tf.newaxis]
-            hidden = tf.ones_like(owned, tf.bool)
+            targets = tf.ones_like(owned, tf.float32)
         else:
             history = tf.cast(inputs[self._history.column], tf.int32)
             owned, hidden, visible = hide(labels, history, reading, self._settings.dropout if training else 0.0, seed)
             query[self._history.column] = visible
-        queries = self.query_tower(query, 0.0, self._settings.id_dropout if training else 0.0, seed + 7)
-        if self._full_softmax:
-            losses = self._catalogue_losses(queries, owned, hidden, seed if training else None)
-        else:
-            losses = self._in_batch_losses(queries, owned, hidden, seed if training else None)
+            near = closeness(owned, reading, self._training.locality, seed + 5)
+            targets = near * tf.cast(hidden, tf.float32)
+        queries = self.query_tower.learned(query, 0.0, self._settings.id_dropout if training else 0.0, seed + 7, near)
+        losses = (self._catalogue_losses if self._full_softmax else self._in_batch_losses)(
+            queries, owned, targets, seed if training else None
+        )
         weights = inputs["interaction_weight"]
         return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
     def _catalogue_losses(
-        self, queries: tf.Tensor, owned: tf.Tensor, hidden: tf.Tensor, seed: tf.Tensor | None
+        self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor | None
     ) -> tf.Tensor:
-        items = int(self._is_candidate.shape[0])
-        hide_ids = None
-        if seed is not None and self._settings.item_id_dropout:
-            hide_ids = tf.random.stateless_uniform([items - 1], seed + 11) < self._settings.item_id_dropout
-        candidates = self.candidate_vectors(tf.range(1, items), hide_ids)
+        candidates = self._learned_candidates(tf.range(1, int(self._is_candidate.shape[0])), seed)
         logits = tf.matmul(queries, candidates, transpose_b=True) / self._training.temperature
-        return masked_softmax_loss(logits, owned, hidden, self._is_candidate)
+        return masked_softmax_loss(logits, owned, targets, self._is_candidate)
 
     def _in_batch_losses(
-        self, queries: tf.Tensor, owned: tf.Tensor, hidden: tf.Tensor, seed: tf.Tensor | None
+        self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor | None
     ) -> tf.Tensor:
-        # One target a row: a random one of its hidden items.
-        noise = tf.random.stateless_uniform(tf.shape(owned), (tf.constant([0, 0]) if seed is None else seed) + 13)
-        position = tf.argmax(tf.where(hidden, noise, -1.0), axis=1, output_type=tf.int32)
-        targets = tf.gather(owned, position, batch_dims=1)
-        hide_ids = None
-        if seed is not None and self._settings.item_id_dropout:
-            hide_ids = tf.random.stateless_uniform(tf.shape(targets), seed + 11) < self._settings.item_id_dropout
+        # One target a row: a random one of its hidden items, near ones more often (Gumbel-max).
+        noise = tf.random.stateless_uniform(tf.shape(owned), (tf.constant([0, 0]) if seed is None else seed) + 13, 1e-9)
+        drawn = tf.where(targets > 0, tf.math.log(targets) - tf.math.log(-tf.math.log(noise)), _MASKED)
+        positives = tf.gather(owned, tf.argmax(drawn, axis=1, output_type=tf.int32), batch_dims=1)
         # A batch mate is no negative for a row that owns it already.
-        mates = tf.reduce_any(owned[:, :, tf.newaxis] == targets[tf.newaxis, tf.newaxis, :], axis=1)
-        score_mask = ~mates | tf.eye(tf.size(targets), dtype=tf.bool)
+        mates = tf.reduce_any(owned[:, :, tf.newaxis] == positives[tf.newaxis, tf.newaxis, :], axis=1)
+        score_mask = ~mates | tf.eye(tf.size(positives), dtype=tf.bool)
         losses = self._task(
             queries,
-            self.candidate_vectors(targets, hide_ids),
-            candidate_sampling_probability=tf.gather(self._sampling, targets),
-            candidate_ids=targets,
+            self._learned_candidates(positives, seed),
+            candidate_sampling_probability=tf.gather(self._sampling, positives),
+            candidate_ids=positives,
             score_mask=score_mask,
             compute_metrics=False,
             compute_batch_metrics=False,
         )
-        return losses * tf.cast(tf.gather(self._is_candidate, targets), tf.float32)
+        return losses * tf.cast(tf.gather(self._is_candidate, positives), tf.float32)
 
 
 def hide(
@@ -199,16 +213,33 @@ def hide(
     return owned, hidden, visible
 
 
-def masked_softmax_loss(logits: tf.Tensor, owned: tf.Tensor, hidden: tf.Tensor, is_candidate: tf.Tensor) -> tf.Tensor:
+def closeness(owned: tf.Tensor, reading: tf.Tensor, locality: float, seed: tf.Tensor) -> tf.Tensor:
+    """[B, S] weights (1 + d) ** −locality, d being how many items lie between one and a random one of the row.
+
+    1 everywhere in rows that are read as NEXT.
+
+    Args:
+        owned: [B, S] without gaps, padded with 0 at the end.
+        reading: [B] COMPLETION or NEXT.
+        locality: 0 makes all weights 1.
+        seed: [2].
+    """
+    count = tf.reduce_sum(tf.cast(owned > 0, tf.float32), axis=1, keepdims=True)
+    centre = tf.floor(tf.random.stateless_uniform(tf.shape(count), seed) * count)
+    distance = tf.abs(tf.range(tf.cast(tf.shape(owned)[1], tf.float32))[tf.newaxis] - centre)
+    return tf.where((reading == COMPLETION)[:, tf.newaxis], tf.pow(1.0 + distance, -locality), 1.0)
+
+
+def masked_softmax_loss(logits: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, is_candidate: tf.Tensor) -> tf.Tensor:
     """Cross-entropy of the hidden items against every candidate that the row does not own.
 
-    −Σ_{t hidden} log softmax(logits over hidden ∪ not owned)[t] / (number of hidden candidates); 0 for a row whose
-    hidden items are no candidates.
+    −Σ_{t hidden} w_t · log softmax(logits over hidden ∪ not owned)[t] / Σ_t w_t over the hidden candidates; 0 for a row
+    whose hidden items are no candidates.
 
     Args:
         logits: [B, V] of the items 1 … V.
         owned: [B, S] item indices, 0 is padding, above V is out of vocabulary.
-        hidden: [B, S] bool.
+        targets: [B, S] weights w of the hidden items, 0 for the visible ones.
         is_candidate: [V + 1] bool; others take no part.
 
     Returns:
@@ -216,26 +247,27 @@ def masked_softmax_loss(logits: tf.Tensor, owned: tf.Tensor, hidden: tf.Tensor, 
     """
     items = tf.shape(logits)[1]
     owned = tf.cast(owned, tf.int32)
-    targets = _many_hot(owned, tf.cast(hidden, tf.float32), items)
-    visible = _many_hot(owned, tf.cast(~hidden, tf.float32), items)
-    candidates = is_candidate[tf.newaxis, 1:]
-    is_target = (targets > 0) & candidates
-    logits = tf.where(candidates & ((visible <= 0) | is_target), logits, _MASKED)
-    targets = tf.cast(is_target, tf.float32)
-    count = tf.reduce_sum(targets, axis=1)
-    positive = tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=1)
-    return tf.math.divide_no_nan(count * tf.reduce_logsumexp(logits, axis=1) - positive, count)
+    visible = _many_hot(owned, tf.cast(targets <= 0, tf.float32), items)
+    targets = tf.where(is_candidate[tf.newaxis, 1:], _many_hot(owned, targets, items), 0.0)
+    is_target = targets > 0
+    logits = tf.where(is_candidate[tf.newaxis, 1:] & ((visible <= 0) | is_target), logits, _MASKED)
+    weight = tf.reduce_sum(targets, axis=1)
+    positive = tf.reduce_sum(tf.where(is_target, logits * targets, 0.0), axis=1)
+    return tf.math.divide_no_nan(weight * tf.reduce_logsumexp(logits, axis=1) - positive, weight)
 
 
 class QueryTower(tf_keras.layers.Layer):
-    """Weighted mean of the history's item embeddings, plus one term for each other feature, plus a constant.
+    """A query's vector.
 
-    The history is learned from flat, as a bag: which items go together does not depend on their order. How much the
-    newest items count is one number, `recency`, that validation chooses: 0 where any of the user's further items is
-    asked for, more where the very next one is.
+    The learned part is a weighted mean of the history's item embeddings, plus one term for each other feature, plus a
+    constant; without `normalize` its last dimension is the constant 1, which meets the candidate's bias. The
+    closed-form part is a weighted sum of the history's rows of a fixed table. Missing values contribute nothing.
 
-    Missing values contribute nothing. Without `normalize` the last dimension is the constant 1, which meets the
-    candidate's bias.
+    Which items go together is learned; a few numbers say how that answers a request, and validation chooses them,
+    because they depend on what is asked for, any of the user's further items or the very next one, in an old world or a
+    new one: `recency` and `linear_recency` (how much the newest items of the history count in either part),
+    `linear_gain` (how much the closed-form part counts), `trend_gain` and `cold_trend_gain` (how much the trend counts
+    for a request with a history and for one without).
     """
 
     def __init__(
@@ -245,6 +277,7 @@ class QueryTower(tf_keras.layers.Layer):
         cardinalities: Mapping[str, int],
         item_ids: tf_keras.layers.Embedding | None,
         dense_history: bool,
+        linear: Factors | None,
         seed: int,
     ) -> None:
         super().__init__(name="query_tower")
@@ -253,56 +286,110 @@ class QueryTower(tf_keras.layers.Layer):
         self._item_ids = item_ids
         self.dense_history = dense_history
         self._normalize = model.normalize
+        self._has_discount = model.diversity > 0
         self._width = model.dimension if model.normalize else model.dimension - 1
         others = [f for f in features if not isinstance(f, History)]
         self._terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._layers = _residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
-        self.recency = self.add_weight(name="recency", shape=[], initializer="zeros", trainable=False)
+        self.recency = self._chosen("recency", 0.0)
+        self.trend_gain = self._chosen("trend_gain", 0.0)
         if self._history is not None:
+            self.cold_trend_gain = self._chosen("cold_trend_gain", 0.0)
             self.history_scale = self.add_weight(
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
             )
+        self._linear = None
+        if linear is not None:
+            self._linear = _fixed(linear.history, "linear_history")
+            self.linear_recency = self._chosen("linear_recency", 0.0)
+            self.linear_gain = self._chosen("linear_gain", LINEAR_GAIN)
 
-    def call(
+    def _chosen(self, name: str, value: float) -> tf.Variable:
+        initializer = tf_keras.initializers.Constant(value)
+        return self.add_weight(name=name, shape=[], initializer=initializer, trainable=False)
+
+    def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, D] query vectors of transformed query features."""
+        linear = None if self._linear is None else self.linear(inputs, self.linear_recency)
+        return self.blend(inputs, self.learned(inputs, self.recency), linear)
+
+    def blend(self, inputs: dict[str, tf.Tensor], learned: tf.Tensor, linear: tf.Tensor | None) -> tf.Tensor:
+        """[B, D] query vectors from their parts, each with its gain."""
+        trend = tf.fill([tf.shape(learned)[0], 1], self.trend_gain)
+        if self._history is not None:
+            is_warm = tf.reduce_any(inputs[self._history.column] > 0, axis=1, keepdims=True)
+            trend = tf.where(is_warm, trend, self.cold_trend_gain)
+        parts = [learned, *([] if linear is None else [self.linear_gain * linear]), trend]
+        if self._has_discount:
+            parts.append(tf.ones_like(trend))
+        return tf.concat(parts, axis=1)
+
+    def linear(self, inputs: dict[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
+        """The closed-form part, [B, R]; the history's p-th newest item (p from 0) weighs (1 + p) ** −recency."""
+        assert self._linear is not None and self._history is not None
+        history = tf.cast(inputs[self._history.column], tf.int32)
+        return self._sum(self._linear, history, _by_rank(history, recency))
+
+    def learned(
         self,
         inputs: dict[str, tf.Tensor],
-        recency: float | None = None,
+        recency: tf.Tensor | float,
         dropout: float = 0.0,
         seed: tf.Tensor | None = None,
+        closeness: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """[B, D] query vectors.
+        """The learned part, [B, dimension].
 
         Args:
             inputs: Transformed query features.
-            recency: The history's p-th newest item (p from 0) weighs (1 + p) ** −recency; by default as `self.recency`.
+            recency: The history's p-th newest item (p from 0) weighs (1 + p) ** −recency.
             dropout: Share of the features, but for the history, that a row does not see.
             seed: [2], for the dropout.
+            closeness: [B, H] factors of the history's weights.
         """
         rows = tf.shape(next(iter(inputs.values())))[0]
         vectors = self.constant + self._terms(inputs, rows, dropout, seed)
         if self._history is not None:
-            vectors += self._pool(inputs[self._history.column], self.recency if recency is None else recency)
+            assert self._item_ids is not None
+            history = tf.cast(inputs[self._history.column], tf.int32)
+            weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
+            weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
+            vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
         for layer in self._layers:
             vectors = layer(vectors)
         return _finish(vectors, None if self._normalize else tf.ones([rows, 1]))
 
-    def _pool(self, history: tf.Tensor, recency: tf.Tensor | float) -> tf.Tensor:
-        assert self._item_ids is not None
-        history = tf.cast(history, tf.int32)
-        present = tf.cast(history > 0, tf.float32)
-        # Rank from the newest among the items that are there: hidden ones leave no gap, as at serving.
-        rank = tf.cumsum(present, axis=1, exclusive=True)
-        weights = present * tf.pow(1.0 + rank, -recency)
-        weights = self.history_scale * tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
+    def _sum(self, table: tf.Tensor, history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Σ weights · rows of a table, [B, width]; weights [B, H] are 0 at padding."""
         if self.dense_history:
-            table = self._item_ids.embeddings
             return tf.matmul(_many_hot(history, weights, tf.shape(table)[0] - 1), table[1:])
-        return tf.einsum("bh,bhd->bd", weights, self._item_ids(history))
+        return tf.einsum("bh,bhd->bd", weights, tf.gather(table, history))
+
+
+def _by_rank(history: tf.Tensor, recency: tf.Tensor | float) -> tf.Tensor:
+    """[B, H] (1 + p) ** −recency for the p-th newest item, 0 at padding.
+
+    p is the rank among the items that are there: hidden ones leave no gap, as at serving.
+    """
+    present = tf.cast(history > 0, tf.float32)
+    return present * tf.pow(1.0 + tf.cumsum(present, axis=1, exclusive=True), -recency)
+
+
+def _log_popularity(frequency: np.ndarray) -> np.ndarray:
+    """[V + 1] log of each item's frequency over the mean; unknown items, row 0, are as rare as the rarest."""
+    popularity = np.log((frequency + 1.0) / np.mean(frequency[1:] + 1.0))
+    popularity[0] = popularity[1:].min(initial=0.0)
+    return popularity.astype(np.float32)
+
+
+def _fixed(values: np.ndarray, name: str) -> tf.Variable:
+    return tf.Variable(values, trainable=False, name=name, dtype=tf.float32)
 
 
 class CandidateTower(tf_keras.layers.Layer):
-    """The item's own embedding plus one term for each content feature; the last dimension is the item's bias."""
+    """A candidate's vector: the learned part (the item's own embedding, one term for each content feature, and as last
+    dimension the item's bias), the item's row of the closed-form part, its trend."""
 
     def __init__(
         self,
@@ -313,6 +400,7 @@ class CandidateTower(tf_keras.layers.Layer):
         item_ids: tf_keras.layers.Embedding | None,
         item_rows: int,
         frequency: np.ndarray,
+        linear: Factors | None,
         seed: int,
     ) -> None:
         super().__init__(name="candidate_tower")
@@ -325,15 +413,31 @@ class CandidateTower(tf_keras.layers.Layer):
         if not model.normalize and self._id is not None:
             known = len(frequency)
             bias = np.zeros(item_rows, np.float32)
-            bias[1:known] = np.log((frequency[1:] + 1.0) / np.mean(frequency[1:] + 1.0))
+            bias[:known] = _log_popularity(frequency)
             # Items without an interaction start among the rarest, and learn from `item_id_dropout`.
-            bias[known:] = bias[1:known].min(initial=0.0)
+            bias[known:] = bias[0]
+            bias[0] = 0.0
             self.bias = self.add_weight(
                 name="item_bias", shape=bias.shape, initializer=tf_keras.initializers.Constant(bias)
             )
+        self._linear = None if linear is None else _fixed(linear.items, "linear_items")
+        self.trend = _fixed(np.zeros(len(frequency), np.float32), "trend")
+        self._discount = None
+        if model.diversity:
+            self._discount = _fixed(-model.diversity * _log_popularity(frequency), "popularity_discount")
 
-    def call(self, inputs: dict[str, tf.Tensor], hide_ids: tf.Tensor | None = None) -> tf.Tensor:
-        """[B, D] candidate vectors of transformed candidate features; `hide_ids` [B] bool makes an item unknown."""
+    def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, D] candidate vectors of transformed candidate features and `label` (0 for an unknown item)."""
+        parts = [self.learned(inputs)]
+        if self._linear is not None:
+            parts.append(tf.gather(self._linear, inputs["label"]))
+        parts.append(tf.gather(self.trend, inputs["label"])[:, tf.newaxis])
+        if self._discount is not None:
+            parts.append(tf.gather(self._discount, inputs["label"])[:, tf.newaxis])
+        return tf.concat(parts, axis=1)
+
+    def learned(self, inputs: dict[str, tf.Tensor], hide_ids: tf.Tensor | None = None) -> tf.Tensor:
+        """The learned part, [B, dimension]; `hide_ids` [B] bool makes an item unknown."""
         rows = tf.shape(next(iter(inputs.values())))[0]
         vectors = self._terms(inputs, rows)
         bias = tf.zeros([rows, 1])

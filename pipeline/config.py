@@ -95,6 +95,7 @@ class Config(Settings):
     data_schema: Schema = Field(Schema(), alias="schema")
     model: settings.Model = settings.Model()
     training: settings.Training = settings.Training()
+    tuner: settings.Tuner = settings.Tuner()
     index: settings.Index = settings.Index()
     serving: settings.Serving = settings.Serving()
     evaluation: settings.Evaluation = settings.Evaluation()

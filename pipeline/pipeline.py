@@ -13,7 +13,7 @@ import tfx.components  # noqa: F401
 
 # isort: split
 import tensorflow_data_validation as tfdv
-from tfx.components import SchemaGen, StatisticsGen, Trainer, Transform
+from tfx.components import SchemaGen, StatisticsGen, Trainer, Transform, Tuner
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -94,19 +94,44 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
     )
     transform.add_upstream_node(example_validator)
 
-    # The two towers.
+    # The two towers, under the settings that the Tuner finds where it is enabled. A warm start goes on from the weights
+    # of the last pushed model.
+    baseline_resolver = BaselineResolver(
+        push_destination=config.push_destination,
+        pipeline_stamp=stamp,
+        baseline_version=latest_version(config.push_destination, excluding_stamp=stamp),
+    )
+    fitting: dict[str, Any] = {
+        "examples": transform.outputs["transformed_examples"],
+        "transform_graph": transform.outputs["transform_graph"],
+        "schema": schema,
+        "train_args": trainer_pb2.TrainArgs(splits=[TRAIN]),
+        "eval_args": trainer_pb2.EvalArgs(splits=[VALIDATION]),
+    }
+    custom_config = {
+        "features": config.features.model_dump_json(),
+        "columns": columns.model_dump_json(),
+        "model": config.model.model_dump_json(),
+        "training": config.training.model_dump_json(),
+    }
+    tuner = None
+    if config.tuner.enabled:
+        tuner = Tuner(
+            tuner_fn="modules.tuner.tuner_fn",
+            **fitting,
+            custom_config={
+                **custom_config,
+                "tuner": config.tuner.model_dump_json(),
+                "code": code("modules.tuner"),
+            },
+        )
     trainer = Trainer(
         run_fn="modules.trainer.run_fn",
-        examples=transform.outputs["transformed_examples"],
-        transform_graph=transform.outputs["transform_graph"],
-        schema=schema,
-        train_args=trainer_pb2.TrainArgs(splits=[TRAIN]),
-        eval_args=trainer_pb2.EvalArgs(splits=[VALIDATION]),
+        **fitting,
+        hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
+        base_model=baseline_resolver.outputs["baseline"] if config.training.warm_start else None,
         custom_config={
-            "features": config.features.model_dump_json(),
-            "columns": columns.model_dump_json(),
-            "model": config.model.model_dump_json(),
-            "training": config.training.model_dump_json(),
+            **custom_config,
             "checkpoint_root": os.path.join(config.root, "checkpoints"),
             "code": code("modules.trainer"),
         },
@@ -127,11 +152,6 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
     servable = index_builder.outputs["servable"]
 
     # The two gates.
-    baseline_resolver = BaselineResolver(
-        push_destination=config.push_destination,
-        pipeline_stamp=stamp,
-        baseline_version=latest_version(config.push_destination, excluding_stamp=stamp),
-    )
     evaluator = Evaluator(
         examples=examples,
         model=servable,
@@ -200,10 +220,10 @@ def _stamp(config: Config) -> str:
     """Identifies what makes a servable: data, code, and the part of the configuration that it depends on."""
     what: dict[str, Any] = {
         "config": config.model_dump(
-            mode="json", include={"tables", "split", "features", "model", "training", "index", "serving"}
+            mode="json", include={"tables", "split", "features", "model", "training", "tuner", "index", "serving"}
         ),
         "tables": tables_fingerprint(config.tables),
-        "code": code("modules.trainer", "components.interaction_example_gen.executor",
+        "code": code("modules.trainer", "modules.tuner", "components.interaction_example_gen.executor",
                      "components.scann_index_builder.executor"),
     }  # fmt: skip
     # A limit on latency decides whether a servable is pushed, not what it is.

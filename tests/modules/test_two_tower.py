@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from modules.features import Columns, Features
+from modules.linear import Factors
 from modules.settings import Model, Training
-from modules.two_tower import COMPLETION, NEXT, TwoTower, hide, masked_softmax_loss
+from modules.two_tower import COMPLETION, NEXT, TwoTower, closeness, hide, masked_softmax_loss
 
 COLUMNS = Columns(user="user", item="item", timestamp="time")
 FEATURES = Features.model_validate(
@@ -26,7 +27,7 @@ FEATURES = Features.model_validate(
 ITEMS = 12
 
 
-def towers(model=None, features=FEATURES, **training):
+def towers(model=None, features=FEATURES, linear=None, **training):
     rng = np.random.default_rng(0)
     catalogue = {"item": np.arange(ITEMS + 1), "title": rng.integers(0, 6, (ITEMS + 1, 3))}
     is_candidate = np.arange(ITEMS + 1) > 0
@@ -36,7 +37,7 @@ def towers(model=None, features=FEATURES, **training):
     frequency = np.append(0, np.arange(ITEMS, 0, -1)).astype(np.float32)
     built = TwoTower(
         features, COLUMNS, model or Model(dimension=8, dropout=0.0, id_dropout=0.0, item_id_dropout=0.0),
-        Training(**training), cardinalities, ITEMS + 2, catalogue, is_candidate, frequency,
+        Training(**training), cardinalities, ITEMS + 2, catalogue, is_candidate, frequency, linear,
     )  # fmt: skip
     # Trained weights are no zeros.
     for variable in built.trainable_variables:
@@ -68,13 +69,26 @@ def softmax_cross_entropy(logits, target):
     return np.log(np.sum(np.exp(logits))) - logits[target]
 
 
+def factors(rank=3):
+    rng = np.random.default_rng(8)
+    history, items = rng.normal(size=(ITEMS + 2, rank)), rng.normal(size=(ITEMS + 1, rank))
+    # Neither padding nor unknown items have a row.
+    history[[0, ITEMS + 1]] = items[0] = 0.0
+    return Factors(history.astype(np.float32), items.astype(np.float32))
+
+
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("recency", [0.0, 0.7])
 def test_query_vector_is_the_sum_of_its_terms(dense, recency):
-    model = towers()
+    linear = factors()
+    model = towers(linear=linear)
     tower = model.query_tower
     tower.dense_history = dense
     tower.recency.assign(recency)
+    tower.linear_recency.assign(0.4)
+    tower.linear_gain.assign(1.5)
+    tower.trend_gain.assign(0.3)
+    tower.cold_trend_gain.assign(0.9)
     inputs = batch()
     by_name = {v.name.rsplit("query_tower/", 1)[-1]: v.numpy() for v in tower.variables}
     ids = tower._item_ids.embeddings.numpy()
@@ -94,29 +108,50 @@ def test_query_vector_is_the_sum_of_its_terms(dense, recency):
         weights = (1.0 + np.arange(len(history))) ** -recency
         if history:
             expected += tower.history_scale.numpy() * (weights / weights.sum()) @ ids[history]
-        np.testing.assert_allclose(vector, np.append(expected, 1.0), rtol=2e-4, atol=1e-4)
+        weights = (1.0 + np.arange(len(history))) ** -0.4
+        closed_form = 1.5 * weights @ linear.history[history] if history else np.zeros(3)
+        expected = np.concatenate([expected, [1.0], closed_form, [0.3 if history else 0.9]])
+        np.testing.assert_allclose(vector, expected, rtol=2e-4, atol=1e-4)
 
 
-def test_bias_is_inside_the_candidate_vector():
-    model = towers()
+def test_bias_closed_form_and_trend_are_inside_the_candidate_vector():
+    linear = factors()
+    model = towers(linear=linear)
+    model.candidate_tower.trend.assign(np.arange(ITEMS + 1) / 10.0)
     vectors = model.candidate_vectors(tf.range(1, ITEMS + 1)).numpy()
-    np.testing.assert_allclose(vectors[:, -1], model.candidate_tower.bias.numpy()[1 : ITEMS + 1])
-    assert vectors.shape == (ITEMS, 8)
+    np.testing.assert_allclose(vectors[:, 7], model.candidate_tower.bias.numpy()[1 : ITEMS + 1])
+    np.testing.assert_allclose(vectors[:, 8:11], linear.items[1:])
+    np.testing.assert_allclose(vectors[:, 11], np.arange(1, ITEMS + 1) / 10.0, rtol=1e-6)
+    assert vectors.shape == (ITEMS, 12)
+    assert model.query_vectors(batch()).shape == (6, 12)
+
+
+def test_diversity_takes_the_popularity_off_the_scores():
+    sizes = {"dimension": 8, "dropout": 0.0, "id_dropout": 0.0, "item_id_dropout": 0.0}
+    plain, diverse = towers(Model(**sizes)), towers(Model(**sizes, diversity=0.5))
+    labels, inputs = tf.range(1, ITEMS + 1), batch()
+    scores = [
+        tf.matmul(m.query_vectors(inputs), m.candidate_vectors(labels), transpose_b=True) for m in (plain, diverse)
+    ]
+    frequency = np.arange(ITEMS, 0, -1)
+    discount = 0.5 * np.log((frequency + 1) / np.mean(frequency + 1))
+    np.testing.assert_allclose(scores[0] - scores[1], np.tile(discount, (6, 1)), rtol=1e-3, atol=1e-3)
 
 
 def test_normalized_vectors_have_length_one():
     model = towers(Model(dimension=8, normalize=True, query_layers=(16,), candidate_layers=(16, 8)))
     for vectors in (model.query_vectors(batch()), model.candidate_vectors(tf.range(1, 5))):
-        np.testing.assert_allclose(tf.norm(vectors, axis=1), 1.0, rtol=1e-5)
-        assert vectors.shape[1] == 8
+        # Beside the normalised part stands the trend.
+        np.testing.assert_allclose(tf.norm(vectors[:, :8], axis=1), 1.0, rtol=1e-5)
+        assert vectors.shape[1] == 9
 
 
 def test_hidden_id_is_the_unknown_item():
-    model = towers()
-    labels = tf.constant([2, 3])
-    hidden = model.candidate_vectors(labels, tf.constant([True, False])).numpy()
-    known = model.candidate_vectors(labels).numpy()
-    unknown = model.candidate_tower({"item": tf.constant([ITEMS + 1]), "title": model._catalogue["title"][2:3]})
+    tower = (model := towers()).candidate_tower
+    encoded = {"item": tf.constant([2, 3]), "title": model._catalogue["title"][2:4], "label": tf.constant([2, 3])}
+    hidden = tower.learned(encoded, tf.constant([True, False])).numpy()
+    known = tower.learned(encoded).numpy()
+    unknown = tower.learned({**encoded, "item": tf.constant([ITEMS + 1] * 2)}).numpy()
     np.testing.assert_allclose(hidden[0], unknown[0], rtol=1e-6)
     np.testing.assert_array_equal(hidden[1], known[1])
 
@@ -160,14 +195,14 @@ def test_masked_softmax_with_several_targets():
     rng = np.random.default_rng(5)
     logits = rng.normal(size=(2, 6)).astype(np.float32)
     owned = np.array([[2, 5, 1, 0], [3, 9, 0, 0]])
-    hidden = np.array([[True, False, True, False], [False, True, False, False]])
+    targets = np.array([[0.5, 0.0, 1.5, 0.0], [0.0, 1.0, 0.0, 0.0]], np.float32)
     is_candidate = np.array([False, True, True, True, False, True, True])
     actual = masked_softmax_loss(
-        tf.constant(logits), tf.constant(owned), tf.constant(hidden), tf.constant(is_candidate)
+        tf.constant(logits), tf.constant(owned), tf.constant(targets), tf.constant(is_candidate)
     )
     # Row 0: targets 2 and 1; 5 is owned, 4 no candidate. Row 1: its target is out of vocabulary.
     allowed = logits[0][[0, 1, 2, 5]]
-    expected = np.mean([softmax_cross_entropy(allowed, 0), softmax_cross_entropy(allowed, 1)])
+    expected = np.average([softmax_cross_entropy(allowed, 0), softmax_cross_entropy(allowed, 1)], weights=[1.5, 0.5])
     np.testing.assert_allclose(actual, [expected, 0.0], rtol=1e-5)
 
 
@@ -192,6 +227,46 @@ def test_nothing_sees_its_target(reading):
     np.testing.assert_allclose((visible[:, 3] > 0).mean(), 0.6, atol=0.08)
 
 
+def test_closeness_falls_with_the_distance_from_a_place_of_the_history():
+    owned = tf.constant([[3, 5, 7, 8, 0, 0]] * 600)
+    weights = closeness(owned, tf.fill([600], COMPLETION), 0.5, tf.constant([1, 2])).numpy()
+    centres = weights.argmax(axis=1)
+    np.testing.assert_allclose(np.bincount(centres, minlength=6) / 600, [0.25] * 4 + [0, 0], atol=0.06)
+    distance = np.abs(np.arange(6) - centres[:, np.newaxis])
+    np.testing.assert_allclose(weights, (1.0 + distance) ** -0.5, rtol=1e-5)
+    np.testing.assert_array_equal(closeness(owned, tf.fill([600], NEXT), 0.5, tf.constant([1, 2])), 1.0)
+
+
+def test_a_whole_history_is_completed_near_its_place():
+    model = towers(Model(dimension=8, dropout=0.5, id_dropout=0.0, item_id_dropout=0.0), negatives="catalogue")
+    inputs = {**batch(), "reading": tf.fill([6], COMPLETION)}
+    labels, history = tf.cast(inputs["label"], tf.int32), inputs["history"]
+    owned, hidden, visible = hide(labels, history, inputs["reading"], 0.5, inputs["seed"])
+    near = closeness(owned, inputs["reading"], 0.5, inputs["seed"] + 5).numpy()
+    learned = model.query_tower.learned({**inputs, "history": visible}, 0.0, closeness=tf.constant(near)).numpy()
+    ids, scale = model.query_tower._item_ids.embeddings.numpy(), model.query_tower.history_scale.numpy()
+    without = model.query_tower.learned({**inputs, "history": tf.zeros_like(visible)}, 0.0).numpy()
+    candidates = model.candidate_tower.learned(model._encoded(tf.range(ITEMS + 1))).numpy()
+    losses = []
+    for row in range(6):
+        seen = visible.numpy()[row]
+        weights = near[row] * (seen > 0)
+        query = without[row].copy()
+        if weights.any():
+            query[:-1] += scale * weights @ ids[seen] / weights.sum()
+        np.testing.assert_allclose(learned[row], query, rtol=1e-3, atol=1e-3)
+        own, is_target = (
+            owned.numpy()[row],
+            hidden.numpy()[row] & np.isin(owned.numpy()[row], [*range(1, 4), *range(5, ITEMS + 1)]),
+        )
+        kept_out = set(own[~hidden.numpy()[row]]) - set(own[is_target])
+        allowed = [i for i in range(1, ITEMS + 1) if i != 4 and i not in kept_out]
+        each = [softmax_cross_entropy(candidates[allowed] @ query, allowed.index(i)) for i in own[is_target]]
+        losses.append(np.average(each, weights=near[row][is_target]) if each else 0.0)
+    expected = np.average(losses, weights=inputs["interaction_weight"])
+    assert float(model.compute_loss(inputs, training=True)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_query_vectors_do_not_depend_on_the_target():
     model = towers()
     inputs = batch()
@@ -213,7 +288,7 @@ def test_rows_of_a_batch_do_not_touch_each_other():
 def test_missing_values_add_nothing():
     model = towers()
     inputs = {key: tf.zeros_like(value) for key, value in batch(rows=1).items()}
-    np.testing.assert_allclose(model.query_vectors(inputs)[0, :-1], model.query_tower.constant, atol=1e-6)
+    np.testing.assert_allclose(model.query_vectors(inputs)[0, :-2], model.query_tower.constant, atol=1e-6)
 
 
 def test_id_dropout_hides_a_feature_of_a_row_whole():
@@ -221,8 +296,8 @@ def test_id_dropout_hides_a_feature_of_a_row_whole():
     inputs = batch(rows=300)
     age_only = {k: tf.zeros_like(v) if k != "age" else tf.ones_like(v) for k, v in inputs.items()}
     base = model.query_tower.constant.numpy()
-    vectors = model.query_tower(age_only, 0.0, 0.5, tf.constant([5, 6])).numpy()[:, :-1] - base
-    whole = model.query_tower(age_only).numpy()[0, :-1] - base
+    vectors = model.query_tower.learned(age_only, 0.0, 0.5, tf.constant([5, 6])).numpy()[:, :-1] - base
+    whole = model.query_tower.learned(age_only, 0.0).numpy()[0, :-1] - base
     kept = np.isclose(vectors, whole, atol=1e-5).all(axis=1)
     assert (kept | np.isclose(vectors, 0, atol=1e-5).all(axis=1)).all()
     assert 0.4 < kept.mean() < 0.6

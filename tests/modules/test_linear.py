@@ -1,0 +1,99 @@
+"""The closed-form item-to-item weights against their definition."""
+
+import numpy as np
+import pytest
+
+from modules import linear
+
+DECAY = 0.85
+
+
+def histories(users=80, items=12, longest=9, seed=0):
+    """Newest first, each item once, padded with 0."""
+    rng = np.random.default_rng(seed)
+    owned = np.zeros((users, longest), np.int64)
+    for row in owned:
+        length = rng.integers(0, longest + 1)
+        row[:length] = rng.permutation(np.arange(1, items + 1))[:length]
+    return owned
+
+
+def designs(owned, items):
+    """X [users, V], S and T [places, V], item by item."""
+    whole, before, after = [], [], []
+    for row in owned:
+        oldest_first = [i - 1 for i in row[::-1] if 0 < i <= items]
+        x = np.zeros(items)
+        x[oldest_first] = 1
+        whole.append(x)
+        for place in range(1, len(oldest_first)):
+            s, t = np.zeros((2, items))
+            for distance, item in enumerate(oldest_first[:place][::-1][:50]):
+                s[item] += (1 + distance) ** -DECAY
+            for distance, item in enumerate(oldest_first[place : place + 10]):
+                t[item] += (1 + distance) ** -DECAY
+            before.append(s)
+            after.append(t)
+    return np.array(whole), np.array(before), np.array(after)
+
+
+@pytest.mark.parametrize("items", [12, 7], ids=["all items", "the most frequent ones"])
+def test_moments_are_those_of_whole_histories_and_transitions(items):
+    owned = histories()
+    whole, before, after = designs(owned, items)
+    actual = linear.moments(owned, items, DECAY, seed=0)
+    np.testing.assert_allclose(actual.together, whole.T @ whole)
+    np.testing.assert_allclose(actual.gram, 2 * whole.T @ whole + before.T @ before)
+    np.testing.assert_allclose(actual.cross, 2 * whole.T @ whole + before.T @ after)
+
+
+def test_weights_are_the_least_squares_under_a_zero_diagonal():
+    owned, items, ridge = histories(), 12, 3.0
+    whole, before, after = designs(owned, items)
+    weights = linear.solve(linear.moments(owned, items, DECAY, seed=0), ridge)
+    for item in range(items):
+        # The same problem without the item's own column, solved column by column.
+        others = [i for i in range(items) if i != item]
+        design = np.concatenate([np.sqrt(2) * whole[:, others], before[:, others], np.sqrt(ridge) * np.eye(items - 1)])
+        target = np.concatenate([np.sqrt(2) * whole[:, item], after[:, item], np.zeros(items - 1)])
+        np.testing.assert_allclose(weights[others, item], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-8)
+        assert weights[item, item] == pytest.approx(0, abs=1e-12)
+
+
+def test_factors_of_full_rank_are_the_weights_up_to_the_scale():
+    owned, items = histories(), 12
+    moments = linear.moments(owned, items, DECAY, seed=0)
+    weights = linear.solve(moments, 3.0)
+    factors = linear.factors(moments, weights, rank=items)
+    product = factors.history[1:] @ factors.items[1:].T
+    scale = np.linalg.norm(product) / np.linalg.norm(weights)
+    np.testing.assert_allclose(product, scale * weights, atol=1e-4)
+    scores = (designs(owned, items)[0]) @ product
+    assert np.sqrt(np.mean(scores**2)) == pytest.approx(1.0, rel=1e-4)
+    assert not factors.history[0].any() and not factors.items[0].any()
+
+
+def test_factors_of_lower_rank_lose_least_in_the_scores():
+    owned, items = histories(), 12
+    moments = linear.moments(owned, items, DECAY, seed=0)
+    weights = linear.solve(moments, 3.0)
+    whole, before, _ = designs(owned, items)
+    design = np.concatenate([np.sqrt(2) * whole, before])
+    values = np.linalg.svd(design @ weights, compute_uv=False)
+    for rank in (2, 5):
+        factors = linear.factors(moments, weights, rank)
+        kept = weights @ factors.items[1:] @ factors.items[1:].T
+        lost = np.linalg.norm(design @ (weights - kept))
+        # Eckart and Young: no factors of this rank lose less.
+        assert lost == pytest.approx(np.sqrt(np.sum(values[rank:] ** 2)), rel=1e-6)
+
+
+def test_many_users_are_drawn_from_and_taken_in_parts(monkeypatch):
+    owned = histories(users=30)
+    whole = linear.moments(owned, 12, DECAY, seed=0)
+    monkeypatch.setattr(linear, "_USERS_AT_ONCE", 7)
+    in_parts = linear.moments(owned, 12, DECAY, seed=0)
+    np.testing.assert_allclose(in_parts.gram, whole.gram)
+    np.testing.assert_allclose(in_parts.cross, whole.cross)
+    monkeypatch.setattr(linear, "_USERS", 20)
+    assert linear.moments(owned, 12, DECAY, seed=0).users == 20
