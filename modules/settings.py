@@ -24,7 +24,7 @@ class Model(Settings):
     """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
     id_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of the other query features that are hidden in each training step, so that unknown users work."""
-    item_id_dropout: float = Field(0.02, ge=0, lt=1)
+    item_id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the items whose id is hidden in each training step, so that unknown items work by their content."""
     linear_rank: int = Field(256, ge=0)
     """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
@@ -43,7 +43,7 @@ class Training(Settings):
     epochs: int = Field(40, ge=1)
     """At most; early stopping usually ends before."""
     batch_size: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1.5e-3, gt=0)
     weight_decay: float = Field(5.0, ge=0)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
     completion: float = Field(1.0, ge=0, le=1)
@@ -62,7 +62,7 @@ class Training(Settings):
     temperature: float = Field(1.0, gt=0)
     averaging: float = Field(0.98, ge=0, lt=1)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
-    patience: int = Field(6, ge=1)
+    patience: int = Field(4, ge=1)
     """Epochs without a better validation metric before training stops."""
     warm_start: bool = False
     """Starts from the weights of the last pushed model where there is one: what both know keeps its rows, what is new
@@ -84,7 +84,7 @@ class Tuner(Settings):
     """Share of the training period's interactions, the latest ones, that trials are judged by."""
     search: dict[str, tuple[float, ...]] = Field(
         default={
-            "training.learning_rate": (5e-4, 1e-3, 2e-3),
+            "training.learning_rate": (1e-3, 1.5e-3, 3e-3),
             "training.weight_decay": (2.0, 5.0, 10.0),
             "training.locality": (0.0, 0.5, 1.0),
             "training.user_exponent": (0.25, 0.5, 0.75),

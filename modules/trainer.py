@@ -28,6 +28,7 @@ from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, Log1p
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
+from modules.warm_start import SPECIFICATION, Start
 
 _PROGRESS = logging.getLogger("twotower.progress")
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
@@ -42,6 +43,7 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
     "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
 }
+_CLIMB_EVERY = 3
 _RIDGES = (100.0, 300.0, 1000.0)
 # Transitions: the n-th item from a place weighs n ** −decay.
 _DECAY = 0.85
@@ -70,9 +72,16 @@ def run_fn(fn_args: Any) -> None:
     validation = read_rows(fn_args.eval_files or [], features, tft_output)
     checkpoint = None
     if config.get("checkpoint_root"):
-        identity = json.dumps([config, sorted(fn_args.train_files), fn_args.transform_graph_path], sort_keys=True)
+        identity = json.dumps(
+            [config, sorted(fn_args.train_files), fn_args.transform_graph_path, getattr(fn_args, "base_model", None),
+             getattr(fn_args, "hyperparameters", None)], sort_keys=True,
+        )  # fmt: skip
         checkpoint = os.path.join(config["checkpoint_root"], hashlib.sha256(identity.encode()).hexdigest()[:16])
-    model, report = fit(problem, train, validation, checkpoint, fn_args.model_run_dir)
+    start = None
+    if problem.training.warm_start and fn_args.base_model and tf.io.gfile.exists(fn_args.base_model):
+        start = Start(fn_args.base_model, problem.features, problem.columns, tft_output)
+    model, report = fit(problem, train, validation, checkpoint, fn_args.model_run_dir, start)
+    report["tuned"] = _tuned(fn_args)
     export(model, problem, tft_output, fn_args.serving_model_dir)
     if fn_args.model_run_dir:
         with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, "training.json"), "w") as file:
@@ -101,8 +110,12 @@ def read_problem(fn_args: Any) -> Problem:
         item_rows=item_rows(features, columns, tft_output),
         catalogue=read_catalogue([catalogue_files], features, len(item_frequency(tft_output)), tft_output),
     )
-    # What the Tuner found.
-    return problem.with_settings((getattr(fn_args, "hyperparameters", None) or {}).get("values", {}))
+    return problem.with_settings(_tuned(fn_args))
+
+
+def _tuned(fn_args: Any) -> dict[str, float]:
+    """What the Tuner found, if there was one."""
+    return (getattr(fn_args, "hyperparameters", None) or {}).get("values", {})
 
 
 def item_rows(features: Features, columns: Columns, tft_output: tft.TFTransformOutput) -> int:
@@ -125,6 +138,7 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
+    setattr(module, SPECIFICATION, tf.Variable(problem.features.model_dump_json(), trainable=False))
     module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -293,6 +307,7 @@ def fit(
     validation: Rows | None,
     checkpoint: str | None = None,
     log_dir: str | None = None,
+    start: Start | None = None,
 ) -> tuple[TwoTower, dict[str, Any]]:
     """Fits with early stopping on the validation rows, then again on all rows (`training.refit`).
 
@@ -317,14 +332,14 @@ def fit(
     started = time.monotonic()
     with _deterministic():
         where = checkpoint and os.path.join(checkpoint, "fit" if queries is None else "search")
-        search = _Run(problem, train, queries, settings.epochs, where, log_dir)
+        search = _Run(problem, train, queries, settings.epochs, where, log_dir, start=start)
         search.train()
         if queries is None or validation is None or not settings.refit:
             return search.model, search.report(started)
         everything = train + validation.take(_trainable(validation, problem.catalogue))
         final = _Run(
             problem, everything, None, search.best + 1, checkpoint and os.path.join(checkpoint, "refit"),
-            log_dir and os.path.join(log_dir, "refit"), search.chosen,
+            log_dir and os.path.join(log_dir, "refit"), search.chosen, start,
         )  # fmt: skip
         final.train()
         return final.model, search.report(started)
@@ -347,6 +362,7 @@ class _Run:
         checkpoint: str | None,
         log_dir: str | None,
         chosen: Chosen | None = None,
+        start: Start | None = None,
     ) -> None:
         self._problem, self._rows, self._queries = problem, rows, queries
         self._limit = epochs
@@ -363,6 +379,7 @@ class _Run:
             data = rows + replace(wholes, weight=wholes.weight * completion_weights(self._groups, problem.training))
             factors = self._solve(wholes) if problem.model.linear_rank else None
         self.model = problem.build(rows, factors)
+        self.taken_over = start.apply(self.model) if start else []
         self._choose(self.chosen.gains)
         self._set_trend(self.chosen.now)
         settings = problem.training
@@ -410,6 +427,7 @@ class _Run:
             "seconds": round(time.monotonic() - started, 2),
             "history": [vars(epoch) for epoch in self.epochs],
             "chosen": vars(self.chosen),
+            "taken_over": self.taken_over,
             "ndcg": self.final[0],
             "recall": self.final[1],
         }
@@ -462,9 +480,10 @@ class _Run:
         return loss
 
     def _validate(self, queries: Queries) -> dict[str, float]:
-        """Metrics under the better neighbours of what weighs the parts of a query."""
+        """Metrics; every few epochs what weighs the parts of a query moves to better neighbours first."""
         candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
-        ndcg, recall = self._climb(queries, candidates, list(self._numbers()), rounds=1)
+        names = list(self._numbers()) if len(self.epochs) % _CLIMB_EVERY == 0 else []
+        ndcg, recall = self._climb(queries, candidates, names, rounds=1)
         return {"ndcg": ndcg, "recall": recall, "factorized_top_k": self._factorized_top_k(queries, candidates)}
 
     def _calibrate(self) -> None:

@@ -186,6 +186,7 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
             schema_gen,
             example_validator,
             transform,
+            *([tuner] if tuner else []),
             trainer,
             index_builder,
             baseline_resolver,

@@ -29,6 +29,7 @@ def summarize(
     evaluation = read_json(_output(run, "Evaluator", "evaluation"), evaluation_summary.FILE_NAME)
     report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
     training = read_json(_output(run, "Trainer", "model_run"), "training.json")
+    trials = read_json(_output(run, "Tuner", "tuner_results"), "tuner_results.json")
     infra = _output(run, "ServableValidator", "blessing")
     pushed = _output(run, "Pusher", "pushed_model")
     gates = {}
@@ -43,6 +44,7 @@ def summarize(
         "state": run.state,
         "protocol": PROTOCOLS[config.split.strategy],
         "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
+        "tuner": trials or [],
         "training": training,
         "metrics": evaluation.get("metrics", {}),
         "baseline": {
@@ -75,9 +77,14 @@ def render(summary: dict[str, Any], console: Console) -> None:
     if data:
         table.add_row("data", _counts(data))
     table.add_row("protocol", f"{summary['protocol']}; the whole catalogue is ranked, seen items are left out")
+    if summary["tuner"]:
+        best, *_ = sorted(summary["tuner"], key=lambda trial: -trial["score"])
+        values = ", ".join(f"{key} {value:g}" for key, value in best.items() if key not in ("trial_id", "score"))
+        table.add_row("tuner", f"best of {len(summary['tuner'])} trials (ndcg {best['score']:.4f}): {values}")
     training = summary["training"]
     if training.get("epochs"):
-        table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s")
+        start = ", from the last pushed weights" if training.get("taken_over") else ""
+        table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s{start}")
     index = summary["index"]
     if index:
         table.add_row("index", _index(index))

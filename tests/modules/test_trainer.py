@@ -249,7 +249,8 @@ def test_exported_vectors_and_popularity(world, tmp_path):
     splits = split_rows()
     counts = [sum(r["item"] == [f"i{i}"] for r in splits["train"] + splits["validation"]) for i in (0, 5, ITEMS, 999)]
     np.testing.assert_array_equal(answer["popularity"], counts)
-    assert answer["embedding"].shape == (4, MODEL.dimension)
+    # The learned part, the closed form of at most one dimension per item, the trend.
+    assert answer["embedding"].shape == (4, MODEL.dimension + ITEMS + 1)
     assert np.isfinite(answer["embedding"]).all()
 
 
