@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--users", metavar="FILE", help="a file with one user id per line (default: every user)")
     sub.add_argument("--k", type=int, default=100)
 
+    sub = command("serve", _serve, "development server: the pushed model over TF Serving's gRPC and REST interface")
+    sub.add_argument("--model-name", metavar="NAME", help="name in requests (default: the configuration's)")
+    sub.add_argument("--model-base-path", metavar="FOLDER", help="folder with the versions (default: where runs push)")
+    sub.add_argument("--model-config-file", metavar="F", help="TF Serving's: models, version policies and labels")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    sub.add_argument("--grpc-port", type=int, default=8500, help="0 takes a free one (default 8500)")
+    sub.add_argument("--rest-port", type=int, default=8501, help="0 takes a free one (default 8501)")
+
     sub = command("runs", _runs, "what ran, with metrics; with a run's id its stages and lineage")
     sub.add_argument("run", nargs="?", help="id of a run, or `last`")
     sub.add_argument("--last", type=int, default=10, metavar="N", help="how many runs (default 10)")
@@ -225,6 +233,34 @@ def _batch(options: argparse.Namespace) -> int:
     outcome = {"users": count, "output": options.output, "model_version": recommender.version}
     print(
         json.dumps(outcome) if options.json else f"{count:,} users → {options.output} (version {recommender.version})"
+    )
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    name, base_path = options.model_name, options.model_base_path
+    if not options.model_config_file and not (name and base_path):
+        config = load(options.config, options.overrides)
+        name, base_path = name or config.name, base_path or config.push_destination
+    from serving.development_server import server
+
+    def announce(running: server.Server) -> None:
+        if options.json:
+            print(json.dumps({"grpc": running.grpc_address, "rest": running.rest_address}), flush=True)
+        else:
+            what = options.model_config_file or f"{name} from {base_path}"
+            print(f"development server: {what}; gRPC {running.grpc_address}, REST {running.rest_address}", flush=True)
+
+    server.serve(
+        server.Options(
+            model_name=name or "",
+            model_base_path=base_path or "",
+            model_config_file=options.model_config_file or "",
+            host=options.host,
+            grpc_port=options.grpc_port,
+            rest_port=options.rest_port,
+        ),
+        announce,
     )
     return 0
 

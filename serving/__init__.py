@@ -1,0 +1,1 @@
+"""What an operator of TF Serving needs beside a pushed model: client, development server, configuration files."""

@@ -1,0 +1,160 @@
+"""The server as a whole: two ports over the same models, and a look at their folders every second."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow as tf
+from tensorflow_serving.config import model_server_config_pb2
+
+from modules.errors import UserError
+from serving.development_server import grpc_services
+from serving.development_server.errors import ServingError
+from serving.development_server.metrics import Metrics
+from serving.development_server.models import LOG, Models, check_folder, read_config, single_model
+from serving.development_server.rest import RestServer
+
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `twotower serve` takes.
+
+    Either `model_config_file`, or `model_name` with `model_base_path`.
+    """
+
+    model_name: str = ""
+    model_base_path: str = ""
+    model_config_file: str = ""
+    """A ModelServerConfig in text format; read again whenever it changes."""
+    host: str = "127.0.0.1"
+    grpc_port: int = 8500
+    """0 takes a free one, here and for REST."""
+    rest_port: int = 8501
+    poll_seconds: float = 1.0
+    """How often folders are looked at; TF Serving's default."""
+
+
+class Server:
+    """A running development server; a context manager that stops it.
+
+    Args:
+        options: What to serve, and where.
+
+    Raises:
+        UserError: A folder or file is missing, the configuration is wrong, or a port is taken.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        metrics = Metrics()
+        self._config_file_time = _modified(options.model_config_file)
+        try:
+            self.models = Models(_config(options), metrics)
+        except ServingError as error:
+            raise UserError(error.message) from None
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        try:
+            self._rest = RestServer((options.host, options.rest_port), self.models, metrics)
+        except OSError as error:
+            raise UserError(_port_message("rest", options.rest_port, options.host, error.strerror)) from None
+        try:
+            self._grpc, grpc_port = grpc_services.start(self.models, metrics, f"{host}:{options.grpc_port}")
+        except RuntimeError:
+            self._rest.server_close()
+            raise UserError(_port_message("grpc", options.grpc_port, options.host, "Address already in use")) from None
+        self.grpc_address = f"{host}:{grpc_port}"
+        self.rest_address = f"{host}:{self._rest.server_port}"
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._rest.serve_forever, name="rest", daemon=True),
+            threading.Thread(target=self._watch, name="watch", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops listening, answers what is under way, and gives the memory back."""
+        self._stopping.set()
+        self._grpc.stop(_GRACE_SECONDS).wait()
+        self._rest.shutdown()
+        self._rest.server_close()
+        for thread in self._threads:
+            thread.join()
+        self.models.close()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._options.poll_seconds):
+            try:
+                self._read_config_again()
+                self.models.refresh()
+            except Exception:
+                # Whatever is wrong with a folder, what is loaded goes on answering.
+                LOG.exception("the model folders could not be looked at")
+
+    def _read_config_again(self) -> None:
+        file = self._options.model_config_file
+        modified = _modified(file)
+        if modified == self._config_file_time:
+            return
+        self._config_file_time = modified
+        try:
+            self.models.reconfigure(read_config(file))
+            LOG.info("%s has been read again", file)
+        except (UserError, ServingError) as error:
+            LOG.error("%s; the configuration stays as it was", error)
+
+
+def serve(options: Options, announce: Callable[[Server], None]) -> None:
+    """Runs a server until SIGINT or SIGTERM.
+
+    Args:
+        options: What to serve, and where.
+        announce: Called with the server once it listens.
+
+    Raises:
+        UserError: As `Server`.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    LOG.setLevel(logging.INFO)
+    # TensorFlow says at every load that its loader, which TF Serving calls too, is not the newest.
+    tf.get_logger().setLevel(logging.ERROR)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Server(options) as server:
+        announce(server)
+        stop.wait()
+
+
+def _config(options: Options) -> model_server_config_pb2.ModelServerConfig:
+    if options.model_config_file:
+        return read_config(options.model_config_file)
+    check_folder(options.model_base_path, "--model-base-path")
+    base_path = options.model_base_path
+    return single_model(options.model_name, base_path if "://" in base_path else os.path.abspath(base_path))
+
+
+def _modified(file: str) -> object:
+    if not file:
+        return None
+    try:
+        return tf.io.gfile.stat(file).mtime_nsec
+    except tf.errors.OpError:
+        return None
+
+
+def _port_message(name: str, port: int, host: str, reason: str | None) -> str:
+    return f"--{name}-port {port}: cannot listen on {host}: {reason}; choose another port"
