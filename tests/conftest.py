@@ -1,8 +1,31 @@
 """Settings that must hold before TensorFlow is imported, and fixtures that several folders share."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from e2e_runs import Small
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # As `twotower` sets it: a fit in this process and one in a process that a test starts must add in the same order.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """One trained pipeline for all tests that only look at it, or change a setting of it."""
+    # Imports ML Metadata, which the fast tests need not wait for.
+    import world
+    from e2e_runs import Small, twotower
+
+    folder = tmp_path_factory.mktemp("small")
+    world.write_parquet(folder)
+    path = world.write_config(folder)
+    outcome = twotower("run", "--config", path)
+    assert outcome.code == 0, outcome.errors
+    return Small(folder, path, outcome)

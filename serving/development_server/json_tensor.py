@@ -11,12 +11,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-import tensorflow as tf
 
 from serving.development_server.errors import ServingError, invalid
 
 _ALLOWED: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 """Kind of a numpy dtype → what JSON values it takes."""
+_TYPE_WORDS = {"f4": "float", "f8": "double", "b1": "bool"}
 _DEBUG_CHARACTERS = 256
 _TYPE_NAMES = {
     type(None): "Null", bool: "Bool", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
@@ -272,7 +272,7 @@ def _misformed(document: Any, message: str) -> ServingError:
 
 
 def _type_name(dtype: np.dtype) -> str:
-    return tf.dtypes.as_dtype(dtype).name if dtype.kind != "O" else "string"
+    return _TYPE_WORDS.get(dtype.kind + str(dtype.itemsize), "string" if dtype.kind == "O" else str(dtype))
 
 
 def _in_short(value: Any) -> str:

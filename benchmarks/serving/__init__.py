@@ -1,0 +1,1 @@
+"""How fast and how steadily the development server answers."""
