@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality
+.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality conformance bench-serving
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test"
 	@echo "make test-fast  the tests that take no whole pipeline run"
+	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
+	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
 	@echo "make bench-quality  recommendation quality beside peers, one table"
@@ -36,6 +38,14 @@ test: lint
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
+conformance: $(READY)
+	$(BIN)/python -m pytest tests/serving/conformance $(ARGS)
+
+# On the model that CONFIG's runs pushed; ARGS="--soak 600 --swaps 20" for the soak.
+bench-serving: $(READY)
+	$(BIN)/python -m benchmarks.serving --config $(CONFIG) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
