@@ -146,8 +146,8 @@ def status(models: Models, spec: model_pb2.ModelSpec) -> get_model_status_pb2.Ge
     return get_model_status_pb2.GetModelStatusResponse(model_version_status=models.status(spec))
 
 
-def start(models: Models, metrics: Metrics, address: str) -> tuple[grpc.Server, int]:
-    """A started server and its port.
+def bind(models: Models, metrics: Metrics, address: str) -> tuple[grpc.Server, int]:
+    """A server that waits to be started, and its port.
 
     Raises:
         RuntimeError: The port is taken.
@@ -163,9 +163,7 @@ def start(models: Models, metrics: Metrics, address: str) -> tuple[grpc.Server, 
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(models, metrics), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), server)
-    port = server.add_insecure_port(address)
-    server.start()
-    return server, port
+    return server, server.add_insecure_port(address)
 
 
 def _answer(context: grpc.ServicerContext, answer: Callable[[], Any]) -> Any:

@@ -187,25 +187,23 @@ class Model:
 class Models:
     """All models of a server, by name, and the labels of their versions.
 
-    Args:
-        config: What `tensorflow_model_server --model_config_file` takes. As with its flag
-            `--allow_version_labels_for_unavailable_models`, a new label may name a version that is not there yet; a
-            label that is in use moves only to a version that answers.
-        metrics: Counted by the loader.
+    None until `reconfigure`.
 
-    Raises:
-        ServingError: The configuration contradicts itself.
+    Args:
+        metrics: Counted by the loader.
     """
 
-    def __init__(self, config: model_server_config_pb2.ModelServerConfig, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._models: dict[str, Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
         self._reconfiguring = threading.Lock()
-        self.reconfigure(config)
 
     def reconfigure(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        """Takes over another configuration and loads what it asks for; models that it leaves out are unloaded.
+        """Takes over a configuration and loads what it asks for; models that it leaves out are unloaded.
+
+        As with TF Serving's flag `--allow_version_labels_for_unavailable_models`, a new label may name a version that
+        is not there yet; a label that is in use moves only to a version that answers.
 
         Raises:
             ServingError: It contradicts itself, or moves a label to a version that does not answer. Nothing changes.
@@ -292,13 +290,11 @@ def read_config(path: str) -> model_server_config_pb2.ModelServerConfig:
     """
     try:
         with tf.io.gfile.GFile(path) as file:
-            text = file.read()
+            config = text_format.Parse(file.read(), model_server_config_pb2.ModelServerConfig())
+        _check(config)
     except tf.errors.OpError as error:
         raise UserError(f"--model-config-file {path}: {error.message}") from None
-    try:
-        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-        _check(config)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError) as error:
         raise UserError(f"--model-config-file {path}: not a ModelServerConfig: {error}") from None
     except ServingError as error:
         raise UserError(f"--model-config-file {path}: {error.message}") from None

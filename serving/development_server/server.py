@@ -54,21 +54,22 @@ class Server:
     def __init__(self, options: Options) -> None:
         self._options = options
         metrics = Metrics()
-        self._config_file_time = _modified(options.model_config_file)
-        try:
-            self.models = Models(_config(options), metrics)
-        except ServingError as error:
-            raise UserError(error.message) from None
+        self._config = _config(options)
+        self._complaint = ""
+        self.models = Models(metrics)
+        # The ports first: whoever took one already need not wait for the models.
         host = f"[{options.host}]" if ":" in options.host else options.host
         try:
             self._rest = RestServer((options.host, options.rest_port), self.models, metrics)
         except OSError as error:
             raise UserError(_port_message("rest", options.rest_port, options.host, error.strerror)) from None
         try:
-            self._grpc, grpc_port = grpc_services.start(self.models, metrics, f"{host}:{options.grpc_port}")
+            self._grpc, grpc_port = grpc_services.bind(self.models, metrics, f"{host}:{options.grpc_port}")
         except RuntimeError:
             self._rest.server_close()
             raise UserError(_port_message("grpc", options.grpc_port, options.host, "Address already in use")) from None
+        self.models.reconfigure(self._config)
+        self._grpc.start()
         self.grpc_address = f"{host}:{grpc_port}"
         self.rest_address = f"{host}:{self._rest.server_port}"
         self._stopping = threading.Event()
@@ -98,23 +99,25 @@ class Server:
     def _watch(self) -> None:
         while not self._stopping.wait(self._options.poll_seconds):
             try:
-                self._read_config_again()
+                if self._options.model_config_file:
+                    self._read_config_again()
                 self.models.refresh()
             except Exception:
                 # Whatever is wrong with a folder, what is loaded goes on answering.
                 LOG.exception("the model folders could not be looked at")
 
     def _read_config_again(self) -> None:
-        file = self._options.model_config_file
-        modified = _modified(file)
-        if modified == self._config_file_time:
-            return
-        self._config_file_time = modified
+        # Its content and not its time: that may stand still between the emptying and the filling of a file.
         try:
-            self.models.reconfigure(read_config(file))
-            LOG.info("%s has been read again", file)
+            config = _config(self._options)
+            if config != self._config:
+                self.models.reconfigure(config)
+                LOG.info("%s has been read again", self._options.model_config_file)
+            self._config, self._complaint = config, ""
         except (UserError, ServingError) as error:
-            LOG.error("%s; the configuration stays as it was", error)
+            if str(error) != self._complaint:
+                LOG.error("%s; the configuration stays as it was", error)
+            self._complaint = str(error)
 
 
 def serve(options: Options, announce: Callable[[Server], None]) -> None:
@@ -145,15 +148,6 @@ def _config(options: Options) -> model_server_config_pb2.ModelServerConfig:
     check_folder(options.model_base_path, "--model-base-path")
     base_path = options.model_base_path
     return single_model(options.model_name, base_path if "://" in base_path else os.path.abspath(base_path))
-
-
-def _modified(file: str) -> object:
-    if not file:
-        return None
-    try:
-        return tf.io.gfile.stat(file).mtime_nsec
-    except tf.errors.OpError:
-        return None
 
 
 def _port_message(name: str, port: int, host: str, reason: str | None) -> str:
