@@ -411,6 +411,9 @@ class RestClient(Client):
                     headers={"Content-Type": "application/json"},
                     timeout=urllib3.Timeout(total=seconds),
                 )
+            except urllib3.exceptions.NewConnectionError as error:
+                # A kind of timeout to urllib3; refused it is, and at once.
+                raise _NotReadyError("UNAVAILABLE", f"{self.address}: {error}") from None
             except urllib3.exceptions.TimeoutError as error:
                 raise ServingError("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s: {error}") from None
             except urllib3.exceptions.HTTPError as error:

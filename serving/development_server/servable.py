@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -171,6 +172,9 @@ class Servable:
         """Gives the memory back. Nobody may be asking any more."""
         self._signatures.clear()
         self._session.close()
+        del self._session
+        # A graph's objects point at each other; in a server that makes few others Python would not look for long.
+        gc.collect()
 
     def _warm_up(self) -> None:
         path = os.path.join(self.path, _WARMUP)
