@@ -39,7 +39,7 @@ _WARM_CALLS = 100
 _SOAK_CLIENTS = 8
 # Memory counts as flat when the last tenth of a soak holds at most this multiple of the second tenth.
 _FLAT = 1.10
-_SWAP_SECONDS = 120.0
+_SWAP_SECONDS = 300.0
 
 Request = Mapping[str, np.ndarray]
 

@@ -61,13 +61,16 @@ class Server:
         host = f"[{options.host}]" if ":" in options.host else options.host
         try:
             self._rest = RestServer((options.host, options.rest_port), self.models, metrics)
-        except OSError as error:
-            raise UserError(_port_message("rest", options.rest_port, options.host, error.strerror)) from None
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(_port_message("rest", options.rest_port, options.host, reason)) from None
         try:
             self._grpc, grpc_port = grpc_services.bind(self.models, metrics, f"{host}:{options.grpc_port}")
         except RuntimeError:
             self._rest.server_close()
-            raise UserError(_port_message("grpc", options.grpc_port, options.host, "Address already in use")) from None
+            raise UserError(
+                _port_message("grpc", options.grpc_port, options.host, "taken, or no address of this machine")
+            ) from None
         self.models.reconfigure(self._config)
         self._grpc.start()
         self.grpc_address = f"{host}:{grpc_port}"
@@ -150,5 +153,5 @@ def _config(options: Options) -> model_server_config_pb2.ModelServerConfig:
     return single_model(options.model_name, base_path if "://" in base_path else os.path.abspath(base_path))
 
 
-def _port_message(name: str, port: int, host: str, reason: str | None) -> str:
+def _port_message(name: str, port: int, host: str, reason: str) -> str:
     return f"--{name}-port {port}: cannot listen on {host}: {reason}; choose another port"

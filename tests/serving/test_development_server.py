@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -381,6 +383,14 @@ def test_a_missing_folder_and_a_taken_port_are_one_line(base_path: Path):
             assert outcome.errors.count("twotower:") == 1
 
 
+@pytest.mark.parametrize("option", ["--grpc-port", "--rest-port"])
+def test_a_port_that_is_none_is_one_line(base_path: Path, option: str):
+    ports = {"--grpc-port": "0", "--rest-port": "0", option: "99999"}
+    arguments = [text for pair in ports.items() for text in pair]
+    outcome = twotower("serve", "--model-name", "tiny", "--model-base-path", str(base_path), *arguments)
+    assert outcome.code == 2 and f"{option} 99999" in outcome.errors
+
+
 def test_a_folder_without_versions_is_waited_for(tmp_path: Path, versions: Path):
     (tmp_path / "empty").mkdir()
     options = Options("tiny", str(tmp_path / "empty"), grpc_port=0, rest_port=0, poll_seconds=0.1)
@@ -391,3 +401,13 @@ def test_a_folder_without_versions_is_waited_for(tmp_path: Path, versions: Path)
         (tmp_path / "empty" / ".staging").rename(tmp_path / "empty" / "1")
         client.wait_until_available(30)
         assert client.predict({"x": [1.0], "s": ["a"]})["version"].tolist() == [1]
+
+
+def test_the_command_starts_without_scann_and_tfx():
+    code = """
+import sys
+import pipeline.cli, serving.development_server.server
+print(sorted({m.split(".")[0] for m in sys.modules} & {"scann", "tfx", "apache_beam", "tf_keras", "ml_metadata"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"
