@@ -53,6 +53,10 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        for name, port in (("grpc", options.grpc_port), ("rest", options.rest_port)):
+            # gRPC would take a larger number modulo 65536.
+            if not 0 <= port <= 65535:
+                raise UserError(f"--{name}-port {port}: ports are 0 to 65535")
         metrics = Metrics()
         self._config = _config(options)
         self._complaint = ""
@@ -61,8 +65,8 @@ class Server:
         host = f"[{options.host}]" if ":" in options.host else options.host
         try:
             self._rest = RestServer((options.host, options.rest_port), self.models, metrics)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise UserError(_port_message("rest", options.rest_port, options.host, reason)) from None
         try:
             self._grpc, grpc_port = grpc_services.bind(self.models, metrics, f"{host}:{options.grpc_port}")
