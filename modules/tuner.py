@@ -46,6 +46,8 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     oracle = ConfiguredFirst(
         objective=_OBJECTIVE, max_trials=config.trials, seed=problem.training.seed, hyperparameters=space
     )
+    # Keras Tuner prints; a command's standard output belongs to its answer.
+    oracle.verbose = 0
     search = Search(oracle=oracle, directory=fn_args.working_dir, project_name="search")
     return TunerFnResult(tuner=search, fit_kwargs={"problem": problem, "train": train, "validation": latest})
 
@@ -70,6 +72,12 @@ class ConfiguredFirst(oracles.RandomSearchOracle):
 
 class Search(keras_tuner.engine.base_tuner.BaseTuner):
     """Fits the towers once for each trial."""
+
+    def search_space_summary(self, extended: bool = False) -> None:
+        """Nothing: the configuration says it."""
+
+    def results_summary(self, num_trials: int = 10) -> None:
+        """Nothing: the summary of the run says it, from the stage's `tuner_results`."""
 
     def run_trial(
         self, trial: Any, problem: trainer.Problem, train: trainer.Rows, validation: trainer.Rows

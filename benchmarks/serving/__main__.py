@@ -135,7 +135,7 @@ def single_requests(version: Path) -> list[Request]:
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    requests = []
+    requests: list[Mapping[str, np.ndarray]] = []
     path = str(version / "assets.extra" / "tf_serving_warmup_requests")
     for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_models
 from e2e_runs import twotower
-from served import eventually, http_request
+from servers import eventually, http_request
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 

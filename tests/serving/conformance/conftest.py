@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import Pushing, Target, development_server, eventually, look_at, newest
+from servers import Pushing, Target, development_server, eventually, look_at, newest
 
 MODEL = "small-world"
 

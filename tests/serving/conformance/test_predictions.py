@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from served import RECOMMEND, SIGNATURES, Target, http_request
+from servers import RECOMMEND, SIGNATURES, Target, http_request
 
 from serving.client import Client, GrpcClient, RestClient
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
-from served import Target, http_request
+from servers import Target, http_request
 
 from serving.client import GrpcClient, RestClient, ServingError
 

@@ -6,7 +6,7 @@ import json
 
 import grpc
 import pytest
-from served import Target, http_request
+from servers import Target, http_request
 
 from serving.client import Client, GrpcClient, RestClient, ServingError
 

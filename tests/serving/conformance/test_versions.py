@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from served import Pushing, Target, eventually, mark, newest
+from servers import Pushing, Target, eventually, mark, newest
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.client import Client, GrpcClient, RestClient, ServingError
