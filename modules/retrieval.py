@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +24,16 @@ SMALLEST_TRAINED = 100
 
 _EXACT_BELOW = 20_000
 _QUANTIZED_BELOW = 100_000
-# Vectors of one partition lie in blocks of this many, so that a partition is read as a few long runs of memory. Larger
+# Members of one partition lie in blocks of this many, so that a partition is read as a few long runs of memory. Larger
 # blocks pad more (half a block per partition on average), smaller ones make the gather slower.
-_BLOCK = 32
+_BLOCK = 16
+# A batch is searched this many queries at a time, which bounds the memory that their members take side by side.
+_GROUP = 8
+# A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
+# partition tree finds among rare members is neither the best of them nor enough.
+_FEW = 1 / 16
+# The score of a block's padding, far below any other and finite, so that no product with it is NaN.
+_PADDING = -1e30
 # How far ScaNN's ops, which know no filters, look beyond k for a filtered query before it is answered exactly instead.
 _FILTER_OVERFETCH = 4
 # The value that ScaNN's authors recommend for inner products: errors along the vector cost more than across it.
@@ -49,9 +57,9 @@ def resolve_strategy(strategy: Literal["auto", "exact", "quantized", "tree"], si
 class Effort:
     """How much of an index a search looks at: more finds more and takes longer."""
 
-    partitions_to_search: int = 1
+    partitions_to_search: int | tf.Tensor = 1
     """Leaves of the tree whose members are scored."""
-    reorder: int = 1
+    reorder: int | tf.Tensor = 1
     """Candidates of the approximate pass that are scored again exactly."""
 
 
@@ -66,6 +74,23 @@ class TrainedScann:
     """[P, D] float32 centres of the partitions; None without a tree."""
     partition_of: np.ndarray | None = None
     """[C] int32 partition of each row."""
+
+    def with_rows(self, kept: np.ndarray, new: np.ndarray) -> TrainedScann:
+        """The same partitions for other rows, without ScaNN's own state.
+
+        Args:
+            kept: Rows that stay, in the order they will have.
+            new: [N, D] vectors of the rows after them; each goes to the partition with the nearest centroid.
+        """
+        assert self.centroids is not None and self.partition_of is not None
+        norms = np.sum(self.centroids**2, axis=1)
+        nearest = [
+            np.argmin(norms - 2 * part @ self.centroids.T, axis=1).astype(np.int32)
+            for part in np.array_split(new, max(1, len(new) // 1000))
+        ]
+        return TrainedScann(
+            tf.Module(), "tree", self.centroids, np.concatenate([self.partition_of[kept], *nearest]).astype(np.int32)
+        )
 
 
 def default_partitions(size: int) -> int:
@@ -129,12 +154,18 @@ class TopK(tf.Module, abc.ABC):
     namespaces: tuple[str, ...] = ()
     """Namespaces of custom ops, which `tf.saved_model.SaveOptions` must be told about."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, effort: Effort | None = None) -> None:
         super().__init__()
         self.size = size
+        self.effort = effort or Effort()
 
     def search(
-        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None = None
+        self,
+        queries: tf.Tensor,
+        k: int,
+        excluded: tf.Tensor,
+        allowed: tf.Tensor | None = None,
+        effort: Effort | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the candidates with the highest inner products.
 
@@ -147,6 +178,7 @@ class TopK(tf.Module, abc.ABC):
             k: Number of results.
             excluded: [B, E] int32 rows that must not come back, padded with -1.
             allowed: [B, C] bool; where given, no other rows come back.
+            effort: Instead of the index's own; its numbers may be scalar int32 tensors, so that one graph tries many.
 
         Returns:
             Scores [B, k] float32, best first, padded with −inf, and rows [B, k] int32, padded with -1.
@@ -154,58 +186,95 @@ class TopK(tf.Module, abc.ABC):
         # Neither ScaNN's ops nor map_fn take an empty batch: it gets one query that is dropped again.
         batch = tf.shape(queries)[0]
         queries, excluded, allowed = (_at_least_one(x) for x in (queries, excluded, allowed))
-        scores, rows = self._search(queries, k, excluded, allowed)
+        scores, rows = self._search(queries, k, excluded, allowed, effort or self.effort)
         return scores[:batch], rows[:batch]
 
     def _search(
-        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
     ) -> tuple[tf.Tensor, tf.Tensor]:
         # At most E of the best k + E are excluded, so k are left.
         spare = tf.shape(excluded)[1]
-        scores, rows = best(*self._candidates(queries, k, spare, allowed), k, excluded, allowed)
-        if self._is_exact():
-            return scores, rows
-        exist = self.size if allowed is None else tf.reduce_sum(tf.cast(allowed, tf.int32), axis=1)
-        found = tf.reduce_sum(tf.cast(rows != NO_ROW, tf.int32), axis=1)
-        short = tf.reshape(tf.where(found < tf.minimum(k, exist)), [-1])
 
-        def complete() -> tuple[tf.Tensor, tf.Tensor]:
-            some = [None if x is None else tf.gather(x, short) for x in (queries, excluded, allowed)]
-            all_scores, all_rows = best(*self._exhaustive(some[0], k, spare, some[2]), k, some[1], some[2])
-            where = short[:, tf.newaxis]
-            return (
-                tf.tensor_scatter_nd_update(scores, where, all_scores),
-                tf.tensor_scatter_nd_update(rows, where, all_rows),
+        def approximate() -> tuple[tf.Tensor, tf.Tensor]:
+            return best(*self._candidates(queries, k, spare, allowed, effort), k, excluded, allowed)
+
+        if allowed is None:
+            exist, few = tf.constant(self.size), tf.constant(False)
+            scores, rows = approximate()
+        else:
+            exist = tf.math.count_nonzero(allowed, axis=1, dtype=tf.int32)
+            few = exist <= int(_FEW * self.size)
+            shape = [tf.shape(queries)[0], k]
+            scores, rows = tf.cond(
+                tf.reduce_all(few), lambda: (tf.fill(shape, -np.inf), tf.fill(shape, NO_ROW)), approximate
+            )
+        if self._is_exact():
+            if allowed is None:
+                return scores, rows
+            again = few
+        else:
+            found = tf.math.count_nonzero(rows != NO_ROW, axis=1, dtype=tf.int32)
+            again = few | (found < tf.minimum(k, exist))
+        chosen = tf.reshape(tf.where(again), [-1])
+
+        def exact() -> tuple[tf.Tensor, tf.Tensor]:
+            some, without = tf.gather(queries, chosen), tf.gather(excluded, chosen)
+            if allowed is None:
+                found = best(*self._exhaustive(some, k, spare), k, without)
+            else:
+                found = best(*self._among_allowed(some, chosen, k, spare, allowed), k, without)
+            where = chosen[:, tf.newaxis]
+            return tf.tensor_scatter_nd_update(scores, where, found[0]), tf.tensor_scatter_nd_update(
+                rows, where, found[1]
             )
 
-        return tf.cond(tf.size(short) > 0, complete, lambda: (scores, rows))
+        return tf.cond(tf.size(chosen) > 0, exact, lambda: (scores, rows))
 
-    @abc.abstractmethod
+    def _among_allowed(
+        self, queries: tf.Tensor, numbers: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The exactly best allowed rows of some of the batch's queries, which are at these numbers in it."""
+        depth = self._depth(k, spare)
+
+        def search_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            query, number = inputs
+            rows = tf.cast(tf.reshape(tf.where(allowed[number]), [-1]), tf.int32)
+            scores = tf.linalg.matvec(self.vectors(rows), query)
+            missing = tf.maximum(depth - tf.size(rows), 0)
+            scores, columns = tf.math.top_k(tf.pad(scores, [[0, missing]], constant_values=-np.inf), depth)
+            return scores, tf.gather(tf.pad(rows, [[0, missing]], constant_values=NO_ROW), columns)
+
+        return tf.map_fn(
+            search_one,
+            (queries, numbers),
+            fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
+        )
+
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         """Vectors [..., D] float32 of rows [...] int32."""
+        return tf.gather(self._all_vectors(), rows)
 
     @abc.abstractmethod
-    def _score_all(self, queries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Scores [B, N] and the row of each column, [N], -1 for none; None when column i is row i."""
+    def _all_vectors(self) -> tf.Tensor:
+        """[C, D] float32."""
 
     @abc.abstractmethod
     def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores and rows [B, N] of what the layer finds: its k + spare best, if it finds so many."""
 
-    def _depth(self, count: int, spare: tf.Tensor) -> tf.Tensor:
+    def _depth(self, count: int | tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
         return tf.minimum(count + spare, self.size)
 
     def _is_exact(self) -> bool:
         return False
 
     def _exhaustive(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        scores, row_of = self._score_all(queries)
-        scores, columns = tf.math.top_k(_mask(scores, row_of, allowed), self._depth(k, spare))
-        return scores, columns if row_of is None else tf.gather(row_of, columns)
+        scores = tf.matmul(queries, self._all_vectors(), transpose_b=True)
+        return tf.math.top_k(_mask(scores, allowed), self._depth(k, spare))
 
 
 class BruteForce(TopK):
@@ -219,16 +288,15 @@ class BruteForce(TopK):
         super().__init__(len(vectors))
         self._vectors = _variable(vectors)
 
-    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self._vectors, rows)
+    def _all_vectors(self) -> tf.Tensor:
+        return self._vectors
 
     def _is_exact(self) -> bool:
         return True
 
-    def _score_all(self, queries: tf.Tensor) -> tuple[tf.Tensor, None]:
-        return tf.matmul(queries, self._vectors, transpose_b=True), None
-
-    def _candidates(self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None) -> Any:
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
+    ) -> Any:
         return self._exhaustive(queries, k, spare, allowed)
 
 
@@ -243,30 +311,25 @@ class Scann(TopK):
     namespaces = ("Scann",)
 
     def __init__(self, trained: TrainedScann, effort: Effort) -> None:
-        super().__init__(int(trained.state.dataset.shape[0]))
+        super().__init__(int(trained.state.dataset.shape[0]), effort)
         self._state = trained.state
         self._strategy = trained.strategy
-        self._effort = effort
 
-    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self._dataset(), rows)
-
-    def _dataset(self) -> tf.Tensor:
+    def _all_vectors(self) -> tf.Tensor:
         # ScaNN creates its variables without a static shape.
         return tf.ensure_shape(self._state.dataset.read_value(), self._state.dataset.shape)
 
-    def _score_all(self, queries: tf.Tensor) -> tuple[tf.Tensor, None]:
-        return tf.matmul(queries, self._dataset(), transpose_b=True), None
-
-    def _candidates(self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None) -> Any:
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
+    ) -> Any:
         from scann.scann_ops.py import scann_ops
 
         fetch = k if allowed is None else _FILTER_OVERFETCH * k
         settings: dict[str, Any] = {"final_num_neighbors": self._depth(fetch, spare)}
         if self._strategy != "exact":
-            settings["pre_reorder_num_neighbors"] = self._depth(max(fetch, self._effort.reorder), spare)
+            settings["pre_reorder_num_neighbors"] = self._depth(tf.maximum(fetch, effort.reorder), spare)
         if self._strategy == "tree":
-            settings["leaves_to_search"] = self._effort.partitions_to_search
+            settings["leaves_to_search"] = effort.partitions_to_search
         found = scann_ops.searcher_from_module(self._state).search_batched(queries, **settings)
         # Queries with fewer results than others of their batch are padded with row 0 and a distance of NaN.
         return found.distances, tf.where(tf.math.is_nan(found.distances), NO_ROW, found.indices)
@@ -275,11 +338,13 @@ class Scann(TopK):
 class Stock(TopK):
     """Search of what ScaNN trained, with stock TensorFlow ops only.
 
-    - `tree`: ScaNN's partitions, stored one after the other in blocks of equal size. The partitions with the highest
-      centroid scores are gathered block by block and all their members are scored exactly.
-    - `quantized`: a first pass over the whole catalogue sees only its leading principal dimensions, its best `reorder`
-      candidates are scored exactly. ScaNN's codes are of no use here: gathering their look-up tables with stock ops
-      takes six times as long as scoring all vectors exactly.
+    Both approximate strategies take a cheap first look at many candidates and score its best `reorder` exactly. ScaNN's
+    codes are of no use here: gathering their look-up tables with stock ops takes longer than scoring vectors.
+
+    - `tree`: the members of the partitions with the highest centroid scores. A member's score is its centroid's plus
+      the query's product with its residual, of which the first look sees the leading principal dimensions, in
+      bfloat16; partitions lie one after the other in blocks of equal size.
+    - `quantized`: the leading principal dimensions of the whole catalogue.
     - `exact`: one matrix product.
 
     Args:
@@ -296,87 +361,106 @@ class Stock(TopK):
         effort: Effort | None = None,
         trained: TrainedScann | None = None,
     ) -> None:
-        super().__init__(len(vectors))
+        super().__init__(len(vectors), effort)
         self._strategy = strategy
-        self._effort = effort or Effort()
-        self._dimension = vectors.shape[1]
+        self._vectors = _variable(vectors)
         if strategy == "tree":
             if trained is None or trained.centroids is None or trained.partition_of is None:
                 raise ValueError("the tree strategy needs the partitions that ScaNN trained")
-            blocks, block_counts = _blocks(trained.partition_of, len(trained.centroids))
+            blocks, counts = _blocks(trained.partition_of, len(trained.centroids))
             self._centroids = _variable(trained.centroids)
-            self._first_block = _variable(np.cumsum(block_counts, dtype=np.int32) - block_counts)
-            self._end_block = _variable(np.cumsum(block_counts, dtype=np.int32))
-            self._rows = _variable(blocks)
-            place = np.flatnonzero(blocks.ravel() != NO_ROW)
-            place_of_row = np.empty(len(vectors), np.int32)
-            place_of_row[blocks.ravel()[place]] = place
-            self._place = _variable(place_of_row)
-            stored = np.zeros((blocks.size, self._dimension), np.float32)
-            stored[place_of_row] = vectors
-            self._vectors = _variable(stored.reshape(*blocks.shape, self._dimension))
-        else:
-            self._vectors = _variable(vectors)
-        if strategy == "quantized":
-            leading = _leading_directions(vectors)
+            self._first_block = _variable(np.cumsum(counts, dtype=np.int32) - counts)
+            self._end_block = _variable(np.cumsum(counts, dtype=np.int32))
+            # One more, of padding only, fills up queries whose partitions have fewer blocks than others' of the batch.
+            self._rows = _variable(np.vstack([blocks, np.full((1, _BLOCK), NO_ROW, np.int32)]))
+            partition_of_block = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+            self._partition_of_block = _variable(np.append(partition_of_block, np.int32(0)))
+            leading, reduced = _reduced_residuals(vectors, trained.centroids, trained.partition_of, blocks)
+            self._leading = _variable(leading)
+            self._reduced = _variable(reduced)
+        elif strategy == "quantized":
+            leading = _leading_directions(vectors, vectors.shape[1])
             self._leading = _variable(leading)
             self._reduced = _variable(vectors @ leading)
 
-    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
-        if self._strategy != "tree":
-            return tf.gather(self._vectors, rows)
-        return tf.gather(self._flat(), tf.gather(self._place, rows))
+    def _all_vectors(self) -> tf.Tensor:
+        return self._vectors
 
     def _is_exact(self) -> bool:
         return self._strategy == "exact"
 
-    def _flat(self) -> tf.Tensor:
-        return tf.reshape(self._vectors, [-1, self._dimension])
-
-    def _score_all(self, queries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        if self._strategy != "tree":
-            return tf.matmul(queries, self._vectors, transpose_b=True), None
-        return tf.matmul(queries, self._flat(), transpose_b=True), tf.reshape(self._rows, [-1])
-
-    def _candidates(self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None) -> Any:
-        if self._strategy == "tree":
-            return self._search_partitions(queries, k, spare, allowed)
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
+    ) -> Any:
+        if self._strategy == "exact":
+            return self._exhaustive(queries, k, spare, allowed)
+        depth = self._depth(tf.maximum(k, effort.reorder), spare)
         if self._strategy == "quantized":
-            return self._search_reduced(queries, k, spare, allowed)
-        return self._exhaustive(queries, k, spare, allowed)
-
-    def _search_reduced(self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None) -> Any:
-        approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
-        _, rows = tf.math.top_k(_mask(approximate, None, allowed), self._depth(max(k, self._effort.reorder), spare))
-        return tf.linalg.matvec(tf.gather(self._vectors, rows), queries), rows
-
-    def _search_partitions(self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None) -> Any:
-        leaves = min(self._effort.partitions_to_search, int(self._centroids.shape[0]))
-        _, partitions = tf.math.top_k(tf.matmul(queries, self._centroids, transpose_b=True), leaves)
-        fetch = self._depth(k, spare)
-        first, end = tf.gather(self._first_block, partitions), tf.gather(self._end_block, partitions)
-
-        # One query at a time: partitions differ in size, and a batch's blocks side by side would need gigabytes.
-        def search_one(inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-            query, first, end, *mask = inputs
-            blocks = tf.ragged.range(first, end).flat_values
-            rows = tf.reshape(tf.gather(self._rows, blocks), [-1])
-            members = tf.reshape(tf.gather(self._vectors, blocks), [-1, self._dimension])
-            scores = tf.where(rows == NO_ROW, -np.inf, tf.linalg.matvec(members, query))
-            if mask:
-                scores = tf.where(tf.gather(mask[0], tf.maximum(rows, 0)), scores, -np.inf)
-            missing = tf.maximum(fetch - tf.size(rows), 0)
-            scores = tf.pad(scores, [[0, missing]], constant_values=-np.inf)
-            rows = tf.pad(rows, [[0, missing]], constant_values=NO_ROW)
-            scores, columns = tf.math.top_k(scores, fetch)
-            return scores, tf.gather(rows, columns)
-
-        inputs = (queries, first, end) if allowed is None else (queries, first, end, allowed)
-        return tf.map_fn(
-            search_one,
-            inputs,
-            fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
+            approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
+            _, rows = tf.math.top_k(_mask(approximate, allowed), depth, sorted=False)
+            return self._rescored(queries, rows)
+        leaves = tf.minimum(effort.partitions_to_search, int(self._centroids.shape[0]))
+        by_centroid = tf.matmul(queries, self._centroids, transpose_b=True)
+        _, partitions = tf.math.top_k(by_centroid, leaves, sorted=False)
+        return _in_groups(
+            lambda chosen: self._search_partitions(
+                tf.gather(queries, chosen),
+                tf.gather(by_centroid, chosen),
+                tf.gather(partitions, chosen),
+                depth,
+                None if allowed is None else tf.gather(allowed, chosen),
+            ),
+            tf.shape(queries)[0],
         )
+
+    def _search_partitions(
+        self,
+        queries: tf.Tensor,
+        by_centroid: tf.Tensor,
+        partitions: tf.Tensor,
+        depth: tf.Tensor,
+        allowed: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = tf.shape(queries)[0]
+        flat = tf.reshape(partitions, [-1])
+        ranges = tf.ragged.range(tf.gather(self._first_block, flat), tf.gather(self._end_block, flat))
+        padding_block = int(self._rows.shape[0]) - 1
+        splits = ranges.row_splits[:: tf.shape(partitions)[1]]
+        blocks = tf.RaggedTensor.from_row_splits(ranges.values, splits, validate=False).to_tensor(padding_block)
+        base = tf.gather(by_centroid, tf.gather(self._partition_of_block, blocks), batch_dims=1)
+        # The last of the reduced dimensions is 0 for a member and very low for padding.
+        seen = tf.cast(tf.pad(queries @ self._leading, [[0, 0], [0, 1]], constant_values=1.0), tf.bfloat16)
+        width = int(self._reduced.shape[2])
+        members = tf.reshape(tf.gather(self._reduced, blocks), [batch, -1, width])
+        # Not matmul, for which oneDNN would compile a kernel for each number of members that it has not met yet.
+        scores = tf.cast(tf.einsum("bnd,bd->bn", members, seen), tf.float32)
+        scores = tf.reshape(tf.reshape(scores, [batch, -1, _BLOCK]) + base[:, :, tf.newaxis], [batch, -1])
+        if allowed is not None:
+            rows = tf.reshape(tf.gather(self._rows, blocks), [batch, -1])
+            scores = tf.where(tf.gather(allowed, tf.maximum(rows, 0), batch_dims=1), scores, 2 * _PADDING)
+        missing = tf.maximum(depth - tf.shape(scores)[1], 0)
+        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=2 * _PADDING)
+        _, columns = tf.math.top_k(scores, depth, sorted=False)
+        blocks = tf.pad(blocks, [[0, 0], [0, (missing + _BLOCK - 1) // _BLOCK]], constant_values=padding_block)
+        places = tf.gather(blocks, columns // _BLOCK, batch_dims=1) * _BLOCK + columns % _BLOCK
+        return self._rescored(queries, tf.gather(tf.reshape(self._rows, [-1]), places))
+
+    def _rescored(self, queries: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.reduce_sum(self.vectors(tf.maximum(rows, 0)) * queries[:, tf.newaxis], axis=2), rows
+
+
+def vectors_of(index: Any) -> np.ndarray:
+    """[C, D]: the vectors of a `BruteForce` or `Stock` index, also of one inside a loaded SavedModel."""
+    return index._vectors.numpy()
+
+
+def partitions_of(index: Any) -> TrainedScann:
+    """The partitions of a `Stock` tree, also of one inside a loaded SavedModel; without ScaNN's own state."""
+    rows, of_block = index._rows.numpy(), index._partition_of_block.numpy()
+    partition_of = np.empty(index._vectors.shape[0], np.int32)
+    members = rows != NO_ROW
+    partition_of[rows[members]] = np.repeat(of_block, _BLOCK).reshape(rows.shape)[members]
+    return TrainedScann(tf.Module(), "tree", index._centroids.numpy(), partition_of)
 
 
 def best(
@@ -421,12 +505,21 @@ def _contains(sets: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.gather(ordered, position, batch_dims=1) == values
 
 
-def _mask(scores: tf.Tensor, row_of: tf.Tensor | None, allowed: tf.Tensor | None) -> tf.Tensor:
-    """Scores [B, N] with −inf in columns without a row and in those whose row is not allowed."""
-    if row_of is not None:
-        scores = tf.where(row_of == NO_ROW, -np.inf, scores)
-        allowed = None if allowed is None else tf.gather(allowed, tf.maximum(row_of, 0), axis=1)
+def _mask(scores: tf.Tensor, allowed: tf.Tensor | None) -> tf.Tensor:
     return scores if allowed is None else tf.where(allowed, scores, -np.inf)
+
+
+def _in_groups(search: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], batch: tf.Tensor) -> Any:
+    """Searches a batch group by group: `search` gets the numbers of a group's queries and gives scores and rows."""
+    groups = -(-batch // _GROUP)
+    size = -(-batch // groups)
+    numbers = tf.reshape(tf.minimum(tf.range(groups * size), batch - 1), [groups, size])
+    found = tf.map_fn(
+        search,
+        numbers,
+        fn_output_signature=(tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None, None], tf.int32)),
+    )
+    return [tf.reshape(x, [groups * size, -1])[:batch] for x in found]
 
 
 def _blocks(partition_of: np.ndarray, partitions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -441,12 +534,33 @@ def _blocks(partition_of: np.ndarray, partitions: int) -> tuple[np.ndarray, np.n
     return rows.reshape(-1, _BLOCK), counts.astype(np.int32)
 
 
-def _leading_directions(vectors: np.ndarray) -> np.ndarray:
+def _leading_directions(vectors: np.ndarray, at_most: int) -> np.ndarray:
     """[D, R] float32: the principal directions that hold most of the vectors' energy."""
-    energy, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
+    energy, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
     share = np.cumsum(energy[::-1]) / max(energy.sum(), np.finfo(np.float64).tiny)
-    count = int(np.searchsorted(share, _ENERGY)) + 1
+    count = min(int(np.searchsorted(share, _ENERGY)) + 1, at_most)
     return directions[:, ::-1][:, :count].astype(np.float32)
+
+
+def _reduced_residuals(
+    vectors: np.ndarray, centroids: np.ndarray, partition_of: np.ndarray, blocks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leading directions [D, R] of what the centroids leave over, and the residuals along them in blocks.
+
+    With half of the dimensions at most, and two bytes each, they take a quarter of the vectors' memory. The blocks are
+    [N + 1, _BLOCK, R + 1] bfloat16; in the last dimension, padding has a very low score.
+    """
+    residuals = vectors - centroids[partition_of]
+    leading = _leading_directions(residuals, max(1, vectors.shape[1] // 2 - 1))
+    count = leading.shape[1]
+    reduced = np.zeros((blocks.size + _BLOCK, count + 1), tf.bfloat16.as_numpy_dtype)
+    rows = blocks.ravel()
+    members = np.flatnonzero(rows != NO_ROW)
+    reduced[members, :count] = (residuals @ leading)[rows[members]]
+    is_padding = np.ones(len(reduced), bool)
+    is_padding[members] = False
+    reduced[is_padding, count] = _PADDING
+    return leading, reduced.reshape(-1, _BLOCK, count + 1)
 
 
 def _variable(value: np.ndarray) -> tf.Variable:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from modules import retrieval
 from modules.retrieval import NO_ROW, BruteForce, Effort, Scann, Stock
@@ -112,11 +114,54 @@ def test_approximate_layers_are_exact_at_full_effort(layer, strategy):
 @pytest.mark.parametrize(("layer", "strategy"), _APPROXIMATE)
 def test_little_effort_finds_most_of_the_best(layer, strategy):
     vectors, queries = _vectors(3000), _vectors(3000, seed=9)[:100]
-    index = _index(layer, strategy, vectors, Effort(partitions_to_search=12, reorder=100))
+    index = _index(layer, strategy, vectors, Effort(partitions_to_search=12, reorder=200))
     nothing = np.zeros((len(queries), 0), np.int32)
     scores, _ = index.search(queries, 10, nothing)
     kth = np.array([best[-1] for best in _oracle(vectors, queries, 10, nothing, None)])
     assert np.mean(scores.numpy() >= kth[:, None] - 1e-4) > 0.9
+
+
+_SIZES = st.sampled_from([100, 160, 333, 900])
+
+
+@given(size=_SIZES, seed=st.integers(0, 10_000), data=st.data())
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("layer", ["brute_force", "scann", "stock"])
+def test_business_rules_hold_on_random_catalogues(layer, size, seed, data):
+    """Random catalogues, ties and duplicates among them; random filters, exclusions, k, batch sizes and efforts."""
+    generator = np.random.default_rng(seed)
+    vectors = _vectors(size, seed)
+    vectors[generator.integers(size, size=size // 5)] = vectors[0]
+    strategy = data.draw(st.sampled_from(["exact", "quantized", "tree"]))
+    effort = Effort(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 200)))
+    index = _index(layer, strategy, vectors, effort)
+    for _ in range(3):
+        batch, k = data.draw(st.sampled_from([1, 2, 7, 8, 9, 20])), data.draw(st.integers(1, 90))
+        queries = generator.normal(size=(batch, _DIMENSION)).astype(np.float32)
+        excluded = generator.integers(-1, size, (batch, data.draw(st.sampled_from([0, 1, 40, 300])))).astype(np.int32)
+        allowed = None
+        if data.draw(st.booleans()):
+            # Each query has a filter of its own: of everything, of nothing, of 1 %, and between.
+            shares = generator.choice([0, 0.01, 0.05, 0.07, 0.5, 1], size=(batch, 1))
+            allowed = generator.random((batch, size)) < shares
+        scores, rows = (x.numpy() for x in index.search(queries, k, excluded, allowed))
+        expected = _check_promises(vectors, queries, k, excluded, allowed, scores, rows)
+        for number, best in enumerate(expected):
+            few = allowed is not None and allowed[number].sum() <= size / 16
+            if few or layer == "brute_force" or strategy == "exact":
+                np.testing.assert_allclose(scores[number, : len(best)], best, rtol=1e-4, atol=1e-4)
+
+
+def test_an_effort_may_be_tensors():
+    vectors, queries = _vectors(2000), _vectors(2000, seed=5)[:20]
+    nothing = np.zeros((len(queries), 0), np.int32)
+    for layer, strategy in _APPROXIMATE:
+        index = _index(layer, strategy, vectors, Effort(1, 10))
+        search = tf.function(lambda p, r, index=index: index.search(queries, 10, nothing, effort=Effort(p, r))[0])
+        for effort in (Effort(1, 10), Effort(7, 60)):
+            expected, _ = index.search(queries, 10, nothing, effort=effort)
+            found = search(tf.constant(effort.partitions_to_search), tf.constant(effort.reorder))
+            np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{layer} {strategy}")
 
 
 def test_an_empty_batch_gets_an_empty_answer():
