@@ -35,6 +35,7 @@ HEAD_SHARE = 0.1
 """Share of the catalogue that counts as the popular head in `evaluate`."""
 
 _ITEM_IDS_FILE = "catalogue_item_ids.txt"
+_FILTER_VALUES_FILE = "filter_values_{}.txt"
 _LIST_SEPARATOR = "|"
 # Neighbours are rescored by cosine among this multiple of k.
 _SIMILAR_OVERFETCH = 5
@@ -58,13 +59,26 @@ class Catalogue:
 
     def by_popularity(self) -> Catalogue:
         """The same items, the most popular first, equally popular ones by id: the order that rows must have."""
-        order = sorted(range(len(self.item_ids)), key=lambda row: (-self.popularity[row], self.item_ids[row]))
+        return self.only(sorted(range(len(self.item_ids)), key=lambda row: (-self.popularity[row], self.item_ids[row])))
+
+    def only(self, rows: Sequence[int] | np.ndarray) -> Catalogue:
+        """Some of the rows, in this order."""
         return Catalogue(
-            [self.item_ids[row] for row in order],
-            self.vectors[order],
-            self.popularity[order],
-            {column: [values[row] for row in order] for column, values in self.returned.items()},
-            {column: [values[row] for row in order] for column, values in self.attributes.items()},
+            [self.item_ids[row] for row in rows],
+            self.vectors[rows],
+            self.popularity[rows],
+            {column: [values[row] for row in rows] for column, values in self.returned.items()},
+            {column: [values[row] for row in rows] for column, values in self.attributes.items()},
+        )
+
+    def followed_by(self, less_popular: Catalogue) -> Catalogue:
+        """These rows, then others with the same columns."""
+        return Catalogue(
+            [*self.item_ids, *less_popular.item_ids],
+            np.concatenate([self.vectors, less_popular.vectors]),
+            np.concatenate([self.popularity, less_popular.popularity]),
+            {column: [*values, *less_popular.returned[column]] for column, values in self.returned.items()},
+            {column: [*values, *less_popular.attributes[column]] for column, values in self.attributes.items()},
         )
 
 
@@ -178,7 +192,7 @@ class Servable(tf.Module):
             for column in serving.return_columns
         }
         self._attributes = {
-            column: Attribute(catalogue.attributes[column], os.path.join(assets, f"filter_values_{number}.txt"))
+            column: Attribute(catalogue.attributes[column], os.path.join(assets, _FILTER_VALUES_FILE.format(number)))
             for number, column in enumerate(serving.filter_columns)
         }
         self.size = len(catalogue.item_ids)
@@ -339,6 +353,51 @@ def load_description(path: str) -> Description:
         return Description.model_validate_json(file.read())
 
 
+def embedding_of(loaded: Any) -> tf.Module:
+    """The embedding model inside a loaded servable, without its index, as `Servable` takes it."""
+    embedding = tf.Module()
+    # What the signatures read: their variables and tables.
+    embedding.model = loaded._embedding
+    embedding.signatures = {name: loaded.signatures[name] for name in ("query_embedding", "candidate_embedding")}
+    return embedding
+
+
+def read_catalogue(loaded: Any, path: str, description: Description) -> Catalogue:
+    """The catalogue of a loaded servable; its popularity is falling numbers, since only the order is kept.
+
+    Args:
+        loaded: The servable.
+        path: The folder it was loaded from.
+        description: Its description.
+    """
+    item_ids = _lines(os.path.join(path, description.item_ids))
+    size = len(item_ids)
+    attributes: dict[str, list[list[str]]] = {}
+    for number, column in enumerate(description.filter_columns):
+        values = _lines(os.path.join(path, "assets", _FILTER_VALUES_FILE.format(number)))
+        first, end, rows = (
+            getattr(loaded._attributes[column], name).numpy() for name in ("_first", "_end", "_rows")
+        )  # fmt: skip
+        of_row: list[list[str]] = [[] for _ in range(size)]
+        for value, start, stop in zip(values, first, end, strict=False):
+            for row in rows[start:stop]:
+                of_row[row].append(value)
+        attributes[column] = of_row
+    returned = {c: [value.decode() for value in loaded._returned[c].numpy()] for c in description.return_columns}
+    popularity = np.arange(size, 0, -1, dtype=np.float32)
+    return Catalogue(item_ids, retrieval.vectors_of(loaded.index), popularity, returned, attributes)
+
+
+def values(example: tf.train.Example, column: str) -> list[str]:
+    """A column's values as strings, whatever their type; 3.0 is "3"."""
+    feature = example.features.feature[column]
+    if feature.HasField("bytes_list"):
+        return [value.decode("utf-8", "replace") for value in feature.bytes_list.value]
+    if feature.HasField("int64_list"):
+        return [str(value) for value in feature.int64_list.value]
+    return [f"{value:.7g}" for value in feature.float_list.value]
+
+
 def warmup_requests(
     catalogue: Catalogue, features: Features, serving: Serving, item_column: str, queries: Sequence[bytes],
     items: Sequence[bytes],
@@ -382,6 +441,11 @@ def warmup_requests(
 def joined(values: Sequence[str]) -> str:
     """The values of one row as one output string."""
     return _LIST_SEPARATOR.join(values)
+
+
+def _lines(path: str) -> list[str]:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read().decode().split("\n")[:-1]
 
 
 def _most_common(values: Sequence[Sequence[str]]) -> str:

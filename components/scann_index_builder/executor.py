@@ -21,7 +21,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.scann_index_builder import tuning
+from components.scann_index_builder import plot, tuning
 from components.scann_index_builder.tuning import Queries
 from modules import servable
 from modules.errors import UserError
@@ -126,6 +126,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         io_utils.write_string_file(
             os.path.join(report_artifact.uri, tuning.REPORT_FILE), report.model_dump_json(indent=2)
         )
+        io_utils.write_string_file(os.path.join(report_artifact.uri, plot.PLOT_FILE), plot.svg(report))
         report_artifact.set_float_custom_property("recall", report.chosen.recall)
         report_artifact.set_int_custom_property("target_met", int(report.target_met))
         logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
@@ -174,12 +175,12 @@ class _Embed(beam.DoFn):
         embedded = self._model.signatures["candidate_embedding"](**requests)
         examples = [tf.train.Example.FromString(record) for record in batch]
         columns: list[Any] = [
-            [servable.joined(_values(example, self._item_column)) for example in examples],
+            [servable.joined(servable.values(example, self._item_column)) for example in examples],
             [vector.tobytes() for vector in embedded["embedding"].numpy()],
             embedded["popularity"].numpy(),
         ]
-        columns += [[servable.joined(_values(e, c)) for e in examples] for c in self._serving.return_columns]
-        columns += [[_values(e, c) for e in examples] for c in self._serving.filter_columns]
+        columns += [[servable.joined(servable.values(e, c)) for e in examples] for c in self._serving.return_columns]
+        columns += [[servable.values(e, c) for e in examples] for c in self._serving.filter_columns]
         schema = self.schema()
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         yield pa.Table.from_arrays(arrays, schema=schema)
@@ -189,16 +190,6 @@ class _Embed(beam.DoFn):
 def _load(model_path: str) -> Any:
     """The embedding model, once per process: Beam's in-process runner and the rest of the executor share it."""
     return tf.saved_model.load(model_path)
-
-
-def _values(example: tf.train.Example, column: str) -> list[str]:
-    """A column's values as strings, whatever their type; 3.0 is "3"."""
-    feature = example.features.feature[column]
-    if feature.HasField("bytes_list"):
-        return [value.decode("utf-8", "replace") for value in feature.bytes_list.value]
-    if feature.HasField("int64_list"):
-        return [str(value) for value in feature.int64_list.value]
-    return [f"{value:.7g}" for value in feature.float_list.value]
 
 
 def _read_catalogue(folder: str, serving: Serving) -> Catalogue:

@@ -1,11 +1,11 @@
-"""Builds the index layers, finds the least effort that reaches the recall target, and measures what it gets."""
+"""Builds the index layers, finds the cheapest setting that reaches the recall target, and measures what it gets."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,17 +33,23 @@ REPORT_FILE = "report.json"
 _Search = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Queries [B, D] and excluded rows [B, E] → scores and rows [B, k]."""
 
-# The search for the least effort starts with this share of the partitions, or those that hold this multiple of k if
-# that is more (with fewer, searches end in the exact fallback), and with this multiple of recall_k to reorder.
-_FIRST_SHARE = 1 / 32
+# Trees are trained with these multiples of the default number of partitions when the settings name none.
+_PARTITION_FACTORS = (1, 4)
+# The search for the cheapest effort starts with this share of the partitions, or those that hold this multiple of k if
+# that is more (with fewer, searches end in the exact fallback), and goes on until that many doublings after the first
+# success have not made it cheaper.
+_FIRST_SHARE = 1 / 64
 _FIRST_MEMBERS = 2
-_FIRST_REORDER = 4
+_DOUBLINGS_AFTER_SUCCESS = 1
+# Candidates to rescore, as multiples of k.
+_REORDER_FACTORS = (1, 2, 4, 8, 16)
 # What the recall on the eval queries may lack: the target was met on others, and a sample's recall varies.
 _SAMPLING_TOLERANCE = 0.01
-_SINGLE_CALLS = 100
 _BATCH = 64
-_BATCHED_CALLS = 16
-_WARMUP_CALLS = 3
+# Calls that a latency is the median of: of a setting that is tried, and of the one that is reported.
+_TRIED_CALLS = {1: 20, _BATCH: 3}
+_REPORTED_CALLS = {1: 100, _BATCH: 16}
+_WARMUP_CALLS = 2
 # Scores this close (relative to the k-th) tie; float products differ by as much between layers.
 _TIE = 1e-5
 
@@ -63,7 +69,7 @@ class Latency(BaseModel):
 
 
 class Trial(BaseModel):
-    """One setting and the recall it has on the validation queries."""
+    """One setting: the recall it has on the validation queries, and what it costs."""
 
     layer: str
     strategy: str
@@ -72,14 +78,15 @@ class Trial(BaseModel):
     partitions_to_search: int | None
     reorder: int | None
     recall: float
+    latency_ms: Latency
+    build_seconds: float
+    """Training and building; of a few settings that share an index, each has its whole time."""
+    bytes: int
+    """Memory of the index's variables."""
 
 
 class Measured(Trial):
     """A layer at the setting that was found for it; recall is that on the eval queries."""
-
-    latency_ms: Latency
-    build_seconds: float
-    bytes: int
 
 
 class Report(BaseModel):
@@ -124,35 +131,18 @@ class Queries:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One layer and strategy: how to make its index, and what was trained for it."""
+    """An index of one layer and strategy, built, with a search whose effort is an input."""
 
     layer: str
     strategy: Strategy
-    trained: TrainedScann | None
-    train_seconds: float
-
-    def index(self, vectors: np.ndarray, effort: Effort) -> TopK:
-        if self.layer == "brute_force":
-            return BruteForce(vectors)
-        if self.layer == "scann":
-            assert self.trained is not None
-            return Scann(self.trained, effort)
-        return Stock(vectors, self.strategy, effort, self.trained)
-
-    @property
-    def partitions(self) -> int | None:
-        return None if self.trained is None or self.trained.centroids is None else len(self.trained.centroids)
-
-
-@dataclass(frozen=True)
-class _Built:
-    """An index at one effort, its search at the served k, and how it did on the validation queries."""
-
+    partitions: int | None
     index: TopK
-    effort: Effort
-    search: _Search
     seconds: float
-    trial: Trial
+    traced: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+
+    def search(self, effort: Effort) -> _Search:
+        numbers = tf.constant(effort.partitions_to_search), tf.constant(effort.reorder)
+        return lambda queries, excluded: self.traced(queries, excluded, *numbers)
 
 
 def build_index(
@@ -168,124 +158,189 @@ def build_index(
         k: Items per search.
 
     Returns:
-        The index, its effort, and the report. When no effort reaches the recall target it is the best one found, and
-        the report says so.
+        The index, its effort, and the report. The setting is the fastest for single queries of those that reach the
+        recall target. When none does, it is the one with the best recall, and the report says so.
     """
     recall_k = min(settings.recall_k, len(vectors))
     k = max(k, recall_k)
     brute_force = BruteForce(vectors)
-    exact = _searcher(brute_force, recall_k, vectors.shape[1])
-    exact_validation, exact_evaluation = _scores(exact, validation), _scores(exact, evaluation)
+    exact = _traced(brute_force, recall_k, vectors.shape[1])
+    exact_validation, exact_evaluation = (
+        _scores(lambda q, e: exact(q, e, tf.constant(1), tf.constant(1)), queries)
+        for queries in (validation, evaluation)
+    )
     strategy = "exact" if settings.layer == "brute_force" else resolve_strategy(settings.strategy, len(vectors))
 
     tried: list[Trial] = []
-    measured: list[Measured] = []
-    for candidate in _candidates(vectors, settings, strategy):
-        best: _Built | None = None
-        for effort in _efforts(candidate, settings, recall_k, k, len(vectors)):
-            built = _build(candidate, effort, vectors, k, validation, exact_validation)
-            tried.append(built.trial)
-            if best is None or built.trial.recall > best.trial.recall:
-                best = built
-            if built.trial.recall >= settings.recall_target:
-                break
-        assert best is not None
-        recall = _recall(_scores(best.search, evaluation), exact_evaluation)
-        logging.info("%s/%s: recall@%d %.4f", candidate.layer, candidate.strategy, recall_k, recall)
-        found = Measured(
-            **best.trial.model_dump(exclude={"recall"}),
-            recall=recall,
-            latency_ms=_latency(best.search, evaluation),
-            build_seconds=round(candidate.train_seconds + best.seconds, 4),
-            bytes=_bytes(best.index),
-        )
-        measured.append(found)
-        if (candidate.layer, candidate.strategy) == (settings.layer, strategy):
-            chosen, chosen_at = found, best
+    best: dict[tuple[str, str], tuple[_Candidate, Effort, Trial]] = {}
+    for candidate in _candidates(vectors, settings, strategy, k):
+        kind = candidate.layer, candidate.strategy
+        for effort, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
+            tried.append(trial)
+            if kind not in best or _better(trial, best[kind][2], settings.recall_target):
+                best[kind] = candidate, effort, trial
+
+    measured: dict[tuple[str, str], Measured] = {}
+    for found, (candidate, effort, trial) in best.items():
+        search = candidate.search(effort)
+        recall = _recall(_scores(search, evaluation), exact_evaluation)
+        logging.info("%s/%s: recall@%d %.4f", *found, recall_k, recall)
+        latency = _latency(search, evaluation, _REPORTED_CALLS)
+        measured[found] = Measured(**{**trial.model_dump(), "recall": recall, "latency_ms": latency})
+    chosen = measured[settings.layer, strategy]
+    candidate, effort, trial = best[settings.layer, strategy]
+    candidate.index.effort = effort
     report = Report(
         catalogue_size=len(vectors),
         dimension=vectors.shape[1],
         k=k,
         recall_k=recall_k,
         recall_target=settings.recall_target,
-        target_met=chosen_at.trial.recall >= settings.recall_target
+        target_met=trial.recall >= settings.recall_target
         and chosen.recall >= settings.recall_target - _SAMPLING_TOLERANCE,
         queries={"validation": len(validation), "eval": len(evaluation)},
         chosen=chosen,
-        measured=measured,
+        measured=list(measured.values()),
         tried=tried,
     )
-    return chosen_at.index, chosen_at.effort, report
+    return candidate.index, effort, report
 
 
-def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy) -> Iterator[_Candidate]:
+def frontier(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats in both recall and single-query latency, by rising recall."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (-t.recall, t.latency_ms.single.p50)):
+        if not found or trial.latency_ms.single.p50 < found[-1].latency_ms.single.p50:
+            found.append(trial)
+    return found[::-1]
+
+
+def _better(trial: Trial, than: Trial, target: float) -> bool:
+    if min(trial.recall, than.recall) >= target:
+        return trial.latency_ms.single.p50 < than.latency_ms.single.p50
+    return trial.recall > than.recall
+
+
+def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int) -> Iterator[_Candidate]:
     """Exact search, ScaNN's tree with both searches of it, and the configured layer when it is none of these."""
     wanted: list[tuple[str, Strategy]] = [("brute_force", "exact")]
     if len(vectors) >= SMALLEST_TRAINED:
         wanted += [("scann", "tree"), ("stock", "tree")]
     if (settings.layer, strategy) not in wanted:
         wanted.append((settings.layer, strategy))
-    trained: dict[str, tuple[TrainedScann, float]] = {}
-    for layer, its_strategy in wanted:
-        state: TrainedScann | None
-        needs_scann = layer == "scann" or (layer == "stock" and its_strategy == "tree")
-        if needs_scann and its_strategy not in trained:
+    default = default_partitions(len(vectors))
+    # Where no tree is asked for, one is enough to compare with.
+    factors = _PARTITION_FACTORS if strategy == "tree" else (1,)
+    trees = (settings.partitions,) if settings.partitions else [factor * default for factor in factors]
+    for partitions in dict.fromkeys(min(count, len(vectors)) for count in trees):
+        trained: dict[str, tuple[TrainedScann, float]] = {}
+        for layer, its_strategy in wanted:
+            if its_strategy != "tree" and partitions != trees[0]:
+                continue
+            state, seconds = None, 0.0
+            if layer == "scann" or (layer == "stock" and its_strategy == "tree"):
+                if its_strategy not in trained:
+                    trained[its_strategy] = _train(vectors, its_strategy, partitions, settings)
+                state, seconds = trained[its_strategy]
             started = time.perf_counter()
-            state = train_scann(
-                vectors,
+            index = _index(layer, its_strategy, vectors, state)
+            leaves = None if state is None or state.centroids is None else len(state.centroids)
+            yield _Candidate(
+                layer,
                 its_strategy,
-                partitions=settings.partitions or default_partitions(len(vectors)),
-                dimensions_per_block=settings.dimensions_per_block,
-                seed=settings.seed,
+                leaves,
+                index,
+                round(seconds + time.perf_counter() - started, 4),
+                _traced(index, k, vectors.shape[1]),
             )
-            trained[its_strategy] = state, time.perf_counter() - started
-        state, seconds = trained[its_strategy] if needs_scann else (None, 0.0)
-        yield _Candidate(layer, its_strategy, state, seconds)
 
 
-def _build(
-    candidate: _Candidate, effort: Effort, vectors: np.ndarray, k: int, validation: Queries, exact: np.ndarray
-) -> _Built:
+def _train(vectors: np.ndarray, strategy: Strategy, partitions: int, settings: Index) -> tuple[TrainedScann, float]:
     started = time.perf_counter()
-    index = candidate.index(vectors, effort)
-    seconds = time.perf_counter() - started
-    search = _searcher(index, k, vectors.shape[1])
-    trial = Trial(
-        layer=candidate.layer,
-        strategy=candidate.strategy,
-        partitions=candidate.partitions,
-        partitions_to_search=effort.partitions_to_search if candidate.strategy == "tree" else None,
-        reorder=effort.reorder if _reorders(candidate) else None,
-        recall=_recall(_scores(search, validation), exact),
+    state = train_scann(
+        vectors,
+        strategy,
+        partitions=partitions,
+        dimensions_per_block=settings.dimensions_per_block,
+        seed=settings.seed,
     )
-    return _Built(index, effort, search, seconds, trial)
+    return state, time.perf_counter() - started
 
 
-def _efforts(candidate: _Candidate, settings: Index, recall_k: int, k: int, size: int) -> Iterator[Effort]:
-    """Doubles what the settings leave open until nothing is left to double."""
-    leaves = candidate.partitions or 1
-    first = max(math.ceil(leaves * _FIRST_SHARE), math.ceil(leaves * _FIRST_MEMBERS * k / size))
-    partitions = min(settings.partitions_to_search or first, leaves)
-    reorder = min(settings.reorder or _FIRST_REORDER * recall_k, size)
-    while True:
-        yield Effort(partitions, reorder)
-        more_partitions = partitions if settings.partitions_to_search else min(2 * partitions, leaves)
-        more_reorder = reorder if settings.reorder or not _reorders(candidate) else min(2 * reorder, size)
-        if (more_partitions, more_reorder) == (partitions, reorder):
+def _index(layer: str, strategy: Strategy, vectors: np.ndarray, trained: TrainedScann | None) -> TopK:
+    if layer == "brute_force":
+        return BruteForce(vectors)
+    if layer == "scann":
+        assert trained is not None
+        return Scann(trained, Effort())
+    return Stock(vectors, strategy, Effort(), trained)
+
+
+def _trials(
+    candidate: _Candidate, settings: Index, recall_k: int, k: int, validation: Queries, exact: np.ndarray
+) -> Iterator[tuple[Effort, Trial]]:
+    """Tries efforts: more and more partitions, and for each number of them more and more to reorder."""
+    memory = _bytes(candidate.index)
+    succeeded = 0
+    for partitions in _doubling(candidate, settings, k):
+        reached = False
+        for reorder in _reorders(candidate, settings, k):
+            effort = Effort(partitions, reorder)
+            search = candidate.search(effort)
+            trial = Trial(
+                layer=candidate.layer,
+                strategy=candidate.strategy,
+                partitions=candidate.partitions,
+                partitions_to_search=partitions if candidate.strategy == "tree" else None,
+                reorder=reorder if candidate.strategy != "exact" else None,
+                recall=_recall(_scores(search, validation), exact),
+                latency_ms=_latency(search, validation, _TRIED_CALLS),
+                build_seconds=candidate.seconds,
+                bytes=memory,
+            )
+            yield effort, trial
+            reached = trial.recall >= settings.recall_target
+            if reached:
+                break
+        succeeded += reached
+        if succeeded > _DOUBLINGS_AFTER_SUCCESS:
             return
-        partitions, reorder = more_partitions, more_reorder
 
 
-def _reorders(candidate: _Candidate) -> bool:
-    """Whether candidates are scored twice: a stock tree scores its members exactly at once."""
-    return candidate.strategy == "quantized" or (candidate.layer == "scann" and candidate.strategy == "tree")
+def _doubling(candidate: _Candidate, settings: Index, k: int) -> Iterator[int]:
+    """Numbers of partitions to search, up to all of them."""
+    leaves = candidate.partitions or 1
+    if settings.partitions_to_search or candidate.strategy != "tree":
+        yield min(settings.partitions_to_search or 1, leaves)
+        return
+    partitions = max(math.ceil(leaves * _FIRST_SHARE), math.ceil(leaves * _FIRST_MEMBERS * k / candidate.index.size))
+    while partitions < leaves:
+        yield partitions
+        partitions *= 2
+    yield leaves
 
 
-def _searcher(index: TopK, k: int, dimension: int) -> _Search:
-    """A traced search. It does not keep the index alive."""
-    signature = [tf.TensorSpec([None, dimension], tf.float32), tf.TensorSpec([None, None], tf.int32)]
+def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
+    """Numbers of candidates to score exactly; without a limit of the settings, in the end the whole catalogue."""
+    size = candidate.index.size
+    if candidate.strategy == "exact":
+        return [1]
+    if settings.reorder:
+        return [min(settings.reorder, size)]
+    tried = [min(factor * k, size) for factor in _REORDER_FACTORS]
+    return list(dict.fromkeys([*tried, size] if candidate.strategy == "quantized" else tried))
+
+
+def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Queries, excluded rows, partitions to search, reorder → scores and rows. It does not keep the index alive."""
+    number = tf.TensorSpec([], tf.int32)
+    signature = [tf.TensorSpec([None, dimension]), tf.TensorSpec([None, None], tf.int32), number, number]
     # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
-    search = tf.function(lambda q, e: index.search(q, k, e), input_signature=signature, autograph=False)
+    search = tf.function(
+        lambda q, e, partitions, reorder: index.search(q, k, e, effort=Effort(partitions, reorder)),
+        input_signature=signature,
+        autograph=False,
+    )
     return search.get_concrete_function()
 
 
@@ -310,11 +365,11 @@ def _recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean(np.minimum(hits, exist) / exist))
 
 
-def _latency(search: _Search, queries: Queries) -> Latency:
-    def measure(size: int, calls: int) -> Percentiles:
-        batches = list(itertools.islice(queries.batches(size), calls))
+def _latency(search: _Search, queries: Queries, calls: Mapping[int, int]) -> Latency:
+    def measure(size: int) -> Percentiles:
+        batches = list(itertools.islice(queries.batches(size), calls[size]))
         milliseconds = []
-        for call in range(-_WARMUP_CALLS, calls):
+        for call in range(-_WARMUP_CALLS, calls[size]):
             started = time.perf_counter()
             search(*batches[call % len(batches)])[1].numpy()
             if call >= 0:
@@ -322,7 +377,7 @@ def _latency(search: _Search, queries: Queries) -> Latency:
         p50, p99 = np.percentile(milliseconds, (50, 99))
         return Percentiles(p50=round(p50, 4), p99=round(p99, 4))
 
-    return Latency(single=measure(1, _SINGLE_CALLS), batch_64=measure(_BATCH, _BATCHED_CALLS))
+    return Latency(single=measure(1), batch_64=measure(_BATCH))
 
 
 def _bytes(index: TopK) -> int:

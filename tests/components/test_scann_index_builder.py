@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 from components.scann_index_builder import executor, tuning
 from components.scann_index_builder.component import IndexReport, ScannIndexBuilder
 from components.scann_index_builder.executor import Executor
+from components.scann_index_builder.plot import PLOT_FILE
 from components.scann_index_builder.tuning import Queries
 from modules import servable
 from modules.errors import UserError
@@ -22,6 +24,7 @@ from modules.settings import Evaluation, Index, Serving
 
 pytestmark = pytest.mark.slow
 
+_SVG = "{http://www.w3.org/2000/svg}"
 _SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
 
@@ -118,8 +121,39 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
     answers = _answers(result.path, world, range(1, 30, 2))
     hits = [len(set(a) & set(_oracle(world, u, 10))) / 10 for a, u in zip(answers, range(1, 30, 2), strict=True)]
     assert np.mean(hits) == pytest.approx(chosen["recall"], abs=1e-3), "the servable has the recall of the report"
-    trials = [t for t in result.report["tried"] if t["layer"] == layer]
-    assert all(trial["recall"] < 0.9 for trial in trials[:-1]), "the least effort that reaches the target"
+    trials = [t for t in result.report["tried"] if (t["layer"], t["strategy"]) == (layer, "tree")]
+    assert {t["partitions"] for t in trials} == {45, 180}, "the square root of the catalogue, and four times that"
+    enough = [t for t in trials if t["recall"] >= 0.9]
+    assert chosen["latency_ms"]["single"]["p50"] > 0 and len(enough) < len(trials)
+    fastest = min(enough, key=lambda t: t["latency_ms"]["single"]["p50"])
+    setting = ("partitions", "partitions_to_search", "reorder")
+    assert [chosen[key] for key in setting] == [fastest[key] for key in setting], "the cheapest that reaches the target"
+    description = servable.load_description(str(result.path))
+    assert description.partitions_to_search == chosen["partitions_to_search"]
+
+    plot = ElementTree.fromstring((tmp_path / "report" / PLOT_FILE).read_text())
+    dots = [c for c in plot.iter(f"{_SVG}circle") if c.find(f"{_SVG}title") is not None]
+    assert len(dots) == len(result.report["tried"]) + len(result.report["measured"]), "every trial, and the legend"
+    assert all(0 < float(dot.get("cx")) < 820 and 0 < float(dot.get("cy")) < 480 for dot in dots)
+
+
+def test_the_frontier_is_what_no_other_setting_beats():
+    def trial(recall: float, milliseconds: float) -> tuning.Trial:
+        latency = tuning.Percentiles(p50=milliseconds, p99=milliseconds)
+        return tuning.Trial(
+            layer="stock",
+            strategy="tree",
+            partitions=9,
+            partitions_to_search=1,
+            reorder=1,
+            recall=recall,
+            latency_ms=tuning.Latency(single=latency, batch_64=latency),
+            build_seconds=1,
+            bytes=1,
+        )
+
+    trials = [trial(0.5, 2), trial(0.9, 3), trial(0.9, 2.5), trial(0.7, 1), trial(0.95, 9), trial(0.94, 10)]
+    assert [(t.recall, t.latency_ms.single.p50) for t in tuning.frontier(trials)] == [(0.7, 1), (0.9, 2.5), (0.95, 9)]
 
 
 def test_an_unreachable_target_builds_the_best_found_and_says_so(tmp_path):
