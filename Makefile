@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality conformance bench-serving
+.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality conformance bench-serving bench-index
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-fast  the tests that take no whole pipeline run"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
+	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
 	@echo "make bench-quality  recommendation quality beside peers, one table"
@@ -77,3 +78,9 @@ bench-quality: $(READY) $(BENCH_READY)
 
 clean:
 	rm -rf $(VENV) $(BENCH) runs served results
+
+	rm -rf $(VENV) runs served
+
+# ARGS has the options, for instance ARGS="--sizes 5M --kinds gaussian"; --help lists them.
+bench-index: $(READY) $(BENCH_READY)
+	@$(BIN)/python -m benchmarks.index $(ARGS)

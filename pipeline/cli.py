@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--grpc-port", type=int, default=8500, help="0 takes a free one (default 8500)")
     sub.add_argument("--rest-port", type=int, default=8501, help="0 takes a free one (default 8501)")
 
+    sub = command("update-index", _update_index, "add items to the pushed model and remove others; trains nothing")
+    sub.add_argument("--add", metavar="FILE", help="a table with the columns of tables.items, Parquet or CSV")
+    sub.add_argument("--remove", default="", metavar="ID,ID,…", help="items that are no longer recommended")
+
     sub = command("runs", _runs, "what ran, with metrics; with a run's id its stages and lineage")
     sub.add_argument("run", nargs="?", help="id of a run, or `last`")
     sub.add_argument("--last", type=int, default=10, metavar="N", help="how many runs (default 10)")
@@ -262,6 +266,46 @@ def _serve(options: argparse.Namespace) -> int:
         ),
         announce,
     )
+    return 0
+
+
+def _update_index(options: argparse.Namespace) -> int:
+    config = load(options.config, options.overrides)
+    remove = _list(options.remove)
+    if options.add is None and not remove:
+        raise UserError("nothing to update: give --add FILE or --remove ID,ID,…")
+    from components.interaction_example_gen import tables
+
+    plan = None
+    if options.add is not None:
+        items = config.tables.items.model_copy(update={"path": options.add})
+        changed = config.tables.model_copy(update={"items": items})
+        plan = tables.plan(
+            changed, config.split, tables.wanted(changed, config.features, config.evaluation, config.serving)
+        )
+    with local_runner.captured_output(os.devnull):
+        from components.scann_index_builder import update
+
+        new = update.NewItems({})
+        if plan is not None:
+            new = update.NewItems.read(options.add, config.tables.items.id, plan)
+        outcome = update.update(
+            config.push_destination,
+            new,
+            remove,
+            config.features,
+            config.serving,
+            config.index,
+            config.tables.interactions.item,
+        )
+    if options.json:
+        print(outcome.model_dump_json())
+    else:
+        print(
+            f"{outcome.added:,} items added, {outcome.removed:,} removed, {outcome.catalogue_size:,} in all; "
+            f"recall@{outcome.recall_k} {outcome.recall:.3f} on warm-up requests"
+        )
+        print(f"version {outcome.version} pushed in {outcome.seconds:.1f} s, in place of {outcome.updated_version}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Speed of the index layers beside their peers, at equal recall."""

@@ -1,0 +1,270 @@
+"""What is compared. Each system imports its library when it is built: no process needs all of them."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Effort = tuple[int, ...]
+Efforts = Iterator[Sequence[Effort]]
+"""Groups of rising cost; within a group efforts rise as well, and the first that is good enough ends it."""
+
+
+class System(abc.ABC):
+    """An index over vectors [C, D] that answers k best rows by inner product."""
+
+    in_bench_environment = False
+    """Whether its library is installed beside the pipeline or among the benchmarks' peers."""
+
+    def __init__(self, vectors: np.ndarray, k: int, threads: int) -> None:
+        self.size, self.dimension = vectors.shape
+        self.k = k
+        self.threads = threads
+        self.build(vectors)
+
+    @abc.abstractmethod
+    def build(self, vectors: np.ndarray) -> None:
+        """With all processors there are."""
+
+    @abc.abstractmethod
+    def efforts(self) -> Efforts: ...
+
+    @abc.abstractmethod
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        """Rows [B, k], best first."""
+
+    @abc.abstractmethod
+    def bytes(self) -> int:
+        """Memory of what is searched."""
+
+
+class _TensorFlow(System):
+    """A layer of this project in a traced function, as a servable has it."""
+
+    def _trace(self, index: Any) -> None:
+        import tensorflow as tf
+
+        from modules.retrieval import Effort as LayerEffort
+
+        self._index = index
+        number = tf.TensorSpec([], tf.int32)
+        signature = [tf.TensorSpec([None, self.dimension]), tf.TensorSpec([None, None], tf.int32), number, number]
+        self._search = tf.function(
+            lambda q, e, leaves, reorder: index.search(q, self.k, e, effort=LayerEffort(leaves, reorder))[1],
+            input_signature=signature,
+            autograph=False,
+        ).get_concrete_function()
+        self._nothing = {size: tf.zeros([size, 0], tf.int32) for size in (1, 64)}
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        import tensorflow as tf
+
+        nothing = self._nothing.get(len(queries))
+        nothing = tf.zeros([len(queries), 0], tf.int32) if nothing is None else nothing
+        leaves, reorder = effort or (1, 1)
+        return self._search(tf.constant(queries), nothing, tf.constant(leaves), tf.constant(reorder)).numpy()
+
+    def bytes(self) -> int:
+        return sum(v.dtype.size * int(np.prod(v.shape)) for v in self._index.variables if v.dtype.size)
+
+
+class BruteForce(_TensorFlow):
+    def build(self, vectors: np.ndarray) -> None:
+        from modules import retrieval
+
+        self._trace(retrieval.BruteForce(vectors))
+
+    def efforts(self) -> Efforts:
+        yield [(1, 1)]
+
+
+def partitions(size: int) -> int:
+    """Leaves of ScaNN's tree, in all systems that search one; $TWOTOWER_PARTITIONS overrides."""
+    return int(os.environ.get("TWOTOWER_PARTITIONS", 0)) or round(2 * size**0.5)
+
+
+def _tree_efforts(size: int, k: int) -> Efforts:
+    leaves = partitions(size)
+    searched = max(2, leaves // 256)
+    while searched < leaves:
+        yield [(searched, factor * k) for factor in (1, 2, 4, 8, 16)]
+        searched *= 2
+    yield [(leaves, 16 * k)]
+
+
+class Stock(_TensorFlow):
+    def build(self, vectors: np.ndarray) -> None:
+        from modules import retrieval
+
+        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)))
+        self._trace(retrieval.Stock(vectors, "tree", trained=trained))
+
+    def efforts(self) -> Efforts:
+        return _tree_efforts(self.size, self.k)
+
+
+class ScannOp(_TensorFlow):
+    def build(self, vectors: np.ndarray) -> None:
+        from modules import retrieval
+
+        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)))
+        self._trace(retrieval.Scann(trained, retrieval.Effort()))
+
+    def efforts(self) -> Efforts:
+        return _tree_efforts(self.size, self.k)
+
+
+class ScannPybind(System):
+    def build(self, vectors: np.ndarray) -> None:
+        from scann.scann_ops.py import scann_ops_pybind
+
+        leaves = partitions(len(vectors))
+        builder = scann_ops_pybind.builder(vectors, self.k, "dot_product").tree(
+            leaves, 1, min_partition_size=max(1, len(vectors) // (4 * leaves))
+        )
+        self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self.k).build()
+
+    def efforts(self) -> Efforts:
+        return _tree_efforts(self.size, self.k)
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        leaves, reorder = effort
+        if len(queries) == 1:
+            return self._searcher.search(queries[0], self.k, reorder, leaves)[0][np.newaxis]
+        parallel = self._searcher.search_batched_parallel if self.threads > 1 else self._searcher.search_batched
+        return parallel(queries, self.k, reorder, leaves)[0]
+
+    def bytes(self) -> int:
+        return self.size * self.dimension * 4 + self.size * -(-self.dimension // 4)
+
+
+class FaissIvfPq(System):
+    """IVF with 4-bit product codes scanned in registers, as ScaNN's, and exact refinement."""
+
+    in_bench_environment = True
+
+    def build(self, vectors: np.ndarray) -> None:
+        import faiss
+
+        faiss.omp_set_num_threads(os.cpu_count() or 1)
+        leaves, blocks = partitions(len(vectors)), self.dimension // 2
+        self._index = faiss.index_factory(
+            self.dimension, f"IVF{leaves},PQ{blocks}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT
+        )
+        sample = np.random.default_rng(0).permutation(len(vectors))[: max(100_000, 40 * leaves)]
+        self._index.train(vectors[sample])
+        self._index.add(vectors)
+        faiss.omp_set_num_threads(self.threads)
+
+    def efforts(self) -> Efforts:
+        return _tree_efforts(self.size, self.k)
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        import faiss
+
+        leaves, reorder = effort
+        parameters = faiss.IndexRefineSearchParameters(
+            k_factor=reorder / self.k, base_index_params=faiss.SearchParametersIVF(nprobe=leaves)
+        )
+        return self._index.search(queries, self.k, params=parameters)[1]
+
+    def bytes(self) -> int:
+        import faiss
+
+        return len(faiss.serialize_index(self._index))
+
+
+_GRAPH_DEGREE = 32
+_BUILD_EFFORT = 200
+
+
+def _graph_efforts(k: int) -> Efforts:
+    for factor in (1, 2, 4, 8, 16, 32):
+        yield [(factor * k,)]
+
+
+class FaissHnsw(System):
+    in_bench_environment = True
+
+    def build(self, vectors: np.ndarray) -> None:
+        import faiss
+
+        faiss.omp_set_num_threads(os.cpu_count() or 1)
+        self._index = faiss.IndexHNSWFlat(self.dimension, _GRAPH_DEGREE // 2, faiss.METRIC_INNER_PRODUCT)
+        self._index.hnsw.efConstruction = _BUILD_EFFORT
+        self._index.add(vectors)
+        faiss.omp_set_num_threads(self.threads)
+
+    def efforts(self) -> Efforts:
+        return _graph_efforts(self.k)
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        import faiss
+
+        return self._index.search(queries, self.k, params=faiss.SearchParametersHNSW(efSearch=effort[0]))[1]
+
+    def bytes(self) -> int:
+        import faiss
+
+        return len(faiss.serialize_index(self._index))
+
+
+class Hnswlib(System):
+    in_bench_environment = True
+
+    def build(self, vectors: np.ndarray) -> None:
+        import hnswlib
+
+        self._index = hnswlib.Index("ip", self.dimension)
+        self._index.init_index(len(vectors), ef_construction=_BUILD_EFFORT, M=_GRAPH_DEGREE // 2)
+        self._index.add_items(vectors, num_threads=os.cpu_count() or 1)
+
+    def efforts(self) -> Efforts:
+        return _graph_efforts(self.k)
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        self._index.set_ef(effort[0])
+        return self._index.knn_query(queries, self.k, num_threads=self.threads)[0]
+
+    def bytes(self) -> int:
+        return int(self._index.index_file_size())
+
+
+class Usearch(System):
+    in_bench_environment = True
+
+    def build(self, vectors: np.ndarray) -> None:
+        from usearch.index import Index
+
+        self._index = Index(
+            ndim=self.dimension, metric="ip", dtype="f32", connectivity=_GRAPH_DEGREE // 2,
+            expansion_add=_BUILD_EFFORT,
+        )  # fmt: skip
+        self._index.add(np.arange(len(vectors)), vectors, threads=os.cpu_count() or 1)
+
+    def efforts(self) -> Efforts:
+        return _graph_efforts(self.k)
+
+    def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
+        self._index.expansion_search = effort[0]
+        found = self._index.search(queries, self.k, threads=self.threads)
+        return np.asarray(found.keys).reshape(len(queries), -1)
+
+    def bytes(self) -> int:
+        return int(self._index.memory_usage)
+
+
+SYSTEMS: dict[str, type[System]] = {
+    "tensorflow": BruteForce,
+    "stock": Stock,
+    "scann_op": ScannOp,
+    "scann_pybind": ScannPybind,
+    "faiss_ivfpq": FaissIvfPq,
+    "faiss_hnsw": FaissHnsw,
+    "hnswlib": Hnswlib,
+    "usearch": Usearch,
+}
