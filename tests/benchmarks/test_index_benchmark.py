@@ -1,0 +1,57 @@
+"""The index benchmark on little data: its yardstick against numpy, and a run from the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.index import data
+from benchmarks.index.__main__ import _ROOT, main
+
+
+def test_exact_is_the_sorted_product():
+    vectors, queries = data.make("gaussian", 500)
+    expected = np.argsort(-(queries @ vectors.T), axis=1)[:, :20]
+    np.testing.assert_array_equal(data.exact(vectors, queries, 20), expected)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "clustered"])
+def test_the_same_seed_makes_the_same_data(kind):
+    first, second, other = (data.make(kind, 1000, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    assert first[0].shape == (1000, data.DIMENSION) and first[1].shape == (2 * data.QUERIES, data.DIMENSION)
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.slow
+def test_a_run_compares_systems_at_the_target(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks.index", "--sizes", "3k", "--kinds", "two_tower", "--k", "20"]
+    options = ["--systems", "tensorflow,stock", "--target", "0.9", "--output", str(tmp_path)]
+    done = subprocess.run([*command, *options], cwd=_ROOT, capture_output=True, text=True, check=True)
+    rows = {row["system"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["tensorflow"]["recall_k"] == 1.0 and rows["stock"]["recall_k"] >= 0.88
+    for row in rows.values():
+        assert row["reached"] and row["single_ms"] > 0 and row["batch_qps"] > 0
+    assert rows["tensorflow"]["vs_tensorflow"] == {"single": 1.0, "batch": 1.0}
+    assert rows["tensorflow"]["memory"] == 1.0 and 1 < rows["stock"]["memory"] < 1.6
+    assert done.stdout.strip() == (tmp_path / "results.md").read_text().strip()
+    assert done.stdout.count("\n| two_tower | 3,000 |") == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--kinds", "text", "unknown 'text'"),
+        ("--sizes", "many", "--sizes many"),
+        ("--bench-python", "x", "bench-setup"),
+    ],
+)
+def test_a_wrong_option_is_named(option, value, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.index", option, value])
+    with pytest.raises(SystemExit):
+        main()
+    assert words in capsys.readouterr().err
