@@ -125,11 +125,11 @@ class Index(Settings):
     """Share of the exact top k that the index must find, on real queries."""
     recall_k: int = Field(10, ge=1)
     partitions: int | None = Field(None, ge=1)
-    """Number of leaves; by default the square root of the catalogue's size."""
+    """Number of leaves; by default the faster of the square root of the catalogue's size and four times that."""
     partitions_to_search: int | None = Field(None, ge=1)
-    """By default the fewest that reach the recall target on validation queries."""
+    """By default, as `reorder`, from the fastest setting that reaches the recall target on validation queries."""
     reorder: int | None = Field(None, ge=1)
-    """Candidates rescored exactly, by default as many as the recall target needs."""
+    """Candidates of the approximate pass that are scored again exactly."""
     dimensions_per_block: int = Field(2, ge=1)
     """Dimensions that share one code of the asymmetric hash."""
     seed: int = 42
