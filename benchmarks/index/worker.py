@@ -20,7 +20,8 @@ _TRIED_CALLS = 15
 def main(name: str, data: str, k: int, target: float, threads: int) -> None:
     # TensorFlow and OpenMP read these when they start.
     os.environ.update(OMP_NUM_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="3", TF_NUM_INTEROP_THREADS=str(threads))
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
+    # Threads that wait give way: whatever else the machine does shall not be measured.
+    os.environ.update(TF_NUM_INTRAOP_THREADS=str(threads), OMP_WAIT_POLICY="passive")
     from benchmarks.index.systems import SYSTEMS, Effort
 
     # The libraries write progress to standard output; the answers keep it to themselves.

@@ -40,9 +40,10 @@ def svg(report: Report) -> str:
         recall = left + (1 - left) * step / 10
         parts += [_line(x(recall), bottom, x(recall), _TOP, "#e4e4e4")]
         parts += [_text(x(recall), bottom + 18, f"{recall:.2f}", anchor="middle")]
-    for exponent in range(low, high + 1):
-        parts += [_line(_LEFT, y(10**exponent), right, y(10**exponent), "#e4e4e4")]
-        parts += [_text(_LEFT - 8, y(10**exponent) + 4, f"{10.0**exponent:g}", anchor="end")]
+    for milliseconds in (first * 10.0**exponent for exponent in range(low, high + 1) for first in (1, 2, 5)):
+        if milliseconds <= 10.0**high:
+            parts += [_line(_LEFT, y(milliseconds), right, y(milliseconds), "#e4e4e4")]
+            parts += [_text(_LEFT - 8, y(milliseconds) + 4, f"{milliseconds:g}", anchor="end")]
     parts += [
         _line(_LEFT, bottom, right, bottom, "#222"),
         _line(_LEFT, bottom, _LEFT, _TOP, "#222"),
