@@ -217,7 +217,7 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     shutil.copytree(embedding, copied)
     catalogue = world.catalogue()
     trained = retrieval.train_scann(catalogue.vectors, "tree")
-    index = Stock(catalogue.vectors, "tree", Effort(partitions_to_search=1000), trained)
+    index = Stock(catalogue.vectors, "tree", Effort(partitions_to_search=1000, reorder=_ITEMS), trained)
     built, _ = _build(world, copied, tmp_path, index)
     queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
     warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
