@@ -77,9 +77,7 @@ bench-quality: $(READY) $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.quality --config $(CONFIG) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) runs served results
-
-	rm -rf $(VENV) runs served
+	rm -rf $(VENV) $(BENCH) runs served results bench-results
 
 # ARGS has the options, for instance ARGS="--sizes 5M --kinds gaussian"; --help lists them.
 bench-index: $(READY) $(BENCH_READY)
