@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality conformance bench-serving bench-index
+.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -75,6 +75,10 @@ bench-lock:
 bench-quality: $(READY) $(BENCH_READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
 	@$(BIN)/python -m benchmarks.quality --config $(CONFIG) $(ARGS)
+
+# After bench-quality, whose runs it reads.
+bench-ablations: $(READY)
+	@$(BIN)/python -m benchmarks.quality.ablations --config $(CONFIG) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) runs served results bench-results

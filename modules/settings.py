@@ -31,6 +31,8 @@ class Model(Settings):
     out. It needs a history."""
     linear_items: int = Field(5_000, ge=2)
     """The closed-form part covers this many of the most frequent items: its cost grows with their cube."""
+    trend: bool = True
+    """Lets validation choose how much counts what is taken up more now than in the long run."""
     diversity: float = Field(0.0, ge=0, le=1)
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""

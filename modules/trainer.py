@@ -262,9 +262,9 @@ class Problem:
         section, _, key = name.partition(".")
         return getattr(getattr(self, section), key)
 
-    def with_settings(self, values: Mapping[str, float]) -> Problem:
+    def with_settings(self, values: Mapping[str, Any]) -> Problem:
         """The same problem under other values of `model.…` and `training.…`."""
-        sections: dict[str, dict[str, float]] = {"model": {}, "training": {}}
+        sections: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
         for name, value in values.items():
             section, _, key = name.partition(".")
             sections[section][key] = value
@@ -504,11 +504,15 @@ class _Run:
 
     def _numbers(self) -> dict[str, tf.Variable]:
         """The query tower's numbers that have an effect."""
-        tower = self.model.query_tower
-        numbers = {"trend_gain": tower.trend_gain}
-        if self._problem.features.history is not None:
-            numbers |= {"cold_trend_gain": tower.cold_trend_gain, "recency": tower.recency}
-        if self._problem.features.history is not None and self._problem.model.linear_rank:
+        tower, has_history = self.model.query_tower, self._problem.features.history is not None
+        numbers: dict[str, tf.Variable] = {}
+        if self._problem.model.trend:
+            numbers["trend_gain"] = tower.trend_gain
+            if has_history:
+                numbers["cold_trend_gain"] = tower.cold_trend_gain
+        if has_history:
+            numbers["recency"] = tower.recency
+        if has_history and self._problem.model.linear_rank:
             numbers |= {"linear_recency": tower.linear_recency, "linear_gain": tower.linear_gain}
         return numbers
 

@@ -89,9 +89,10 @@ class Protocol:
         The eval rows are in interactions.parquet because the pipeline's Evaluator reads them; that no fit depends on
         them is what tests/benchmarks/test_leaks.py holds.
         """
-        # An item without a row in train has no label to be validated by, and a held-out user's history no place in
-        # train: there, training stops by rows that are drawn.
-        protocol = self.name if self.name in ("random", "leave-last-out", "temporal") else "random"
+        # A held-out user's history has no place in train: there, the latest interactions of the users in train stand
+        # for what held-out users are asked. An item without a row in train has no label to be validated by: rows are
+        # drawn.
+        protocol = {"cold-users": "latest", "cold-items": "random"}.get(self.name, self.name)
         held = carve(self.cut.train, protocol, self._draw + 1, VALIDATION_SHARE[protocol]).test.index
         split = pd.Series("train", self.cut.train.index)
         split[held] = "validation"

@@ -10,11 +10,11 @@ import pandas as pd
 
 TEST_SHARE = {"random": 0.2, "leave-last-out": 0.0, "temporal": 0.1, "cold-users": 0.2, "cold-items": 0.1}
 """Protocol → what the judge holds out: a share of interactions, of users, or of items; leave-last-out has none."""
-VALIDATION_SHARE = TEST_SHARE | {"random": 0.1}
-"""The same for the validation part that systems carve from train."""
 PROTOCOLS = tuple(TEST_SHARE)
 _BROUGHT = 0.8
 """Share of a cold user's interactions, by time, that are the history; the rest is asked for."""
+VALIDATION_SHARE = TEST_SHARE | {"random": 0.1, "latest": 1 - _BROUGHT}
+"""The same for the validation part that systems carve from train; `latest` holds each user's latest interactions."""
 
 COLUMNS = ["user", "item", "timestamp"]
 
@@ -91,6 +91,14 @@ def _cold_users(table: pd.DataFrame, rng: np.random.Generator, share: float) -> 
     return Carved(table[~table["user"].isin(held)], theirs[~brought].sort_index(), theirs[brought].sort_index())
 
 
+def _latest(table: pd.DataFrame, rng: np.random.Generator, share: float) -> Carved:
+    ordered = _in_time_order(table)
+    place = ordered.groupby("user").cumcount(ascending=False)
+    size = ordered.groupby("user")["item"].transform("size")
+    latest = ordered.index[place < np.floor(size * share)]
+    return _warm(table, table.index.isin(latest))
+
+
 def _cold_items(table: pd.DataFrame, rng: np.random.Generator, share: float) -> Carved:
     held = _draw(table["item"], rng, share)
     cut = _warm(table, table["item"].isin(held).to_numpy())
@@ -103,6 +111,7 @@ _CARVERS: dict[str, Callable[[pd.DataFrame, np.random.Generator, float], Carved]
     "temporal": _temporal,
     "cold-users": _cold_users,
     "cold-items": _cold_items,
+    "latest": _latest,
 }
 
 

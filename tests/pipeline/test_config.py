@@ -13,7 +13,7 @@ def test_the_default_uses_every_kind_of_feature_the_data_set_has():
     assert {f.column for f in config.features.query} == {
         "user_id", "age", "gender", "occupation", "timestamp", "history"
     }  # fmt: skip
-    assert {f.column for f in config.features.candidate} == {"item_id", "title", "genres"}
+    assert {f.column for f in config.features.candidate} == {"item_id", "title", "genres", "release_year"}
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,14 @@ def main() -> None:
     if restricted.exists():
         excluded[COLD] = sorted(set(items) - set(pd.read_parquet(restricted)["item"]))
 
+    # Users who come with eval rows only have a history in them only where what came before the row counts.
+    protocol = json.loads((options.task / "task.json").read_text())["protocol"]
+    rolling = ["evaluation.history=rolling"] if protocol == "cold-users" else []
     answers, outcomes = [], []
     for seed in (int(seed) for seed in options.seeds.split(",")):
         overrides = [
             *options.overrides,
+            *rolling,
             "split={strategy: column, column: split}",
             f"training.seed={seed}",
             f"serving.k={min(DEPTH, len(items))}",

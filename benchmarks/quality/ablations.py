@@ -1,0 +1,118 @@
+"""`make bench-ablations`: what each part of the towers and their training is worth, on validation rows.
+
+Reads what `make bench-quality ARGS="--systems ours"` has left: the transformed examples of its runs. Every row is a
+fit of the shipped configuration with one part taken away, stopped early and judged by the validation part that the
+benchmark carved from train. Test rows take no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from modules.errors import UserError
+from pipeline import local_runner
+from pipeline.config import load
+
+PARTS: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "no closed-form part": {"model.linear_rank": 0},
+    "no trend": {"model.trend": False},
+    "histories completed as a whole": {"training.locality": 0.0},
+    "next items instead of completion": {"training.completion": 0.0},
+    "in-batch softmax with logQ": {"training.negatives": "in_batch"},
+    "the last weights, not their average": {"training.averaging": 0.0},
+    "no weight decay": {"training.weight_decay": 0.0},
+    "5 % of the history hidden": {"model.dropout": 0.05},
+    "no dropout of query features": {"model.id_dropout": 0.0},
+    "no dropout of item ids": {"model.item_id_dropout": 0.0},
+    "64 learned dimensions": {"model.dimension": 64},
+    "cosine, temperature 0.1": {"model.normalize": True, "training.temperature": 0.1},
+    "a dense layer on the query": {"model.query_layers": (256,)},
+    "interactions count alike": {"training.user_exponent": 1.0},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench-ablations", description=__doc__)
+    parser.add_argument("--config", default="configs/movielens-100k.yaml")
+    parser.add_argument("--protocols", default="random,leave-last-out,temporal")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, as the table names them")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=Path("results/quality"), help="the output of bench-quality")
+    options = parser.parse_args(arguments)
+    try:
+        names = options.protocols.split(",")
+        parts = options.parts.split(",")
+        if unknown := sorted(set(parts) - set(PARTS)):
+            raise UserError(f"--parts: unknown {unknown[0]!r}; known are {', '.join(PARTS)}")
+        local_runner.quiet_libraries()
+        problems = {name: _read(options, name) for name in names}
+    except UserError as error:
+        print(f"bench-ablations: {error}", file=sys.stderr)
+        return 2
+    from modules import trainer
+
+    print("| part | " + " | ".join(f"{name}: NDCG@10 | recall@10" for name in names) + " |")
+    print("| --- |" + " --- | --- |" * len(names), flush=True)
+    results: dict[str, Any] = {}
+    for part in parts:
+        cells = []
+        for name, (problem, train, validation) in problems.items():
+            figures = []
+            for seed in range(1, options.seeds + 1):
+                tried = problem.with_settings({**PARTS[part], "training.seed": seed, "training.refit": False})
+                _, report = trainer.fit(tried, train, validation)
+                figures.append((report["ndcg"], report["recall"]))
+            ndcg, recall = np.mean(figures, axis=0)
+            results.setdefault(part, {})[name] = figures
+            cells.append(f"{ndcg:.4f} | {recall:.4f}")
+        print(f"| {part} | " + " | ".join(cells) + " |", flush=True)
+    (options.results / "ablations.json").write_text(json.dumps(results, indent=1))
+    return 0
+
+
+def _read(options: argparse.Namespace, protocol: str) -> Any:
+    """The problem and the rows of the last run on one protocol."""
+    import tensorflow_transform as tft
+
+    from modules import trainer
+    from pipeline import runs
+
+    root = options.results.resolve() / protocol / "ours" / "runs"
+    config = load(options.config, [f"output.root={root}"])
+    found = runs.read_runs(config, last=1) if root.exists() else []
+    transform = found[0].stage("Transform") if found else None
+    examples = transform.output("transformed_examples") if transform else None
+    graph = transform.output("transform_graph") if transform else None
+    if examples is None or graph is None:
+        raise UserError(f"there is no run on {protocol} in {options.results}; `make bench-quality` makes it")
+    names = config.tables.interactions
+    files = {split: [os.path.join(examples.uri, f"Split-{split}", "*")] for split in ("train", "validation")}
+    problem = trainer.read_problem(
+        SimpleNamespace(
+            train_files=files["train"],
+            transform_graph_path=graph.uri,
+            custom_config={
+                "features": config.features.model_dump_json(),
+                "columns": json.dumps({"user": names.user, "item": names.item, "timestamp": names.timestamp}),
+                "model": config.model.model_dump_json(),
+                "training": config.training.model_dump_json(),
+            },
+        )
+    )
+    output = tft.TFTransformOutput(graph.uri)
+    rows = [trainer.read_rows(files[split], problem.features, output) for split in ("train", "validation")]
+    return problem, *rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
