@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean
+.PHONY: help setup run test test-fast lint lock kubeflow clean
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test"
 	@echo "make test-fast  the tests that take no whole pipeline run"
+	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 
 setup: $(READY)
@@ -42,6 +43,17 @@ lint: $(READY)
 
 lock:
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+
+# The cluster's volume is this folder; the object store and the pods are folders of runs/kubeflow.
+KUBEFLOW := runs/kubeflow
+kubeflow: run
+	@mkdir -p $(KUBEFLOW)
+	@$(BIN)/twotower kubeflow compile --config $(CONFIG) --image twotower:local --pipeline-root minio://mlpipeline/v2/artifacts \
+	  --set 'kubeflow.volumes=[{claim: twotower, path: "$(CURDIR)"}]' --set kubeflow.push=served/kubeflow --output $(KUBEFLOW)/pipeline.yaml
+	@$(BIN)/python -m kubeflow.conformance $(KUBEFLOW)/pipeline.yaml --folder $(KUBEFLOW)
+	@$(BIN)/twotower batch --config $(CONFIG) --output $(KUBEFLOW)/local.parquet
+	@$(BIN)/twotower batch --config $(CONFIG) --set output.push=served/kubeflow --output $(KUBEFLOW)/cluster.parquet
+	@$(BIN)/python -m kubeflow.comparison $(KUBEFLOW)/local.parquet $(KUBEFLOW)/cluster.parquet
 
 clean:
 	rm -rf $(VENV) runs served

@@ -1,9 +1,9 @@
 """Runs a compiled pipeline without a cluster: reads the YAML and nothing else, and does what the cluster does with it.
 
-Each stage's container becomes a process with the container's own command line and a clean environment. What lies between
-the YAML and that process is rebuilt from the open-source backend's sources (kubeflow/pipelines 7b70c7b, backend/src/v2):
-the API server's refusals, the driver's resolution of inputs and provision of outputs, and the launcher's copies between
-object store and container, its placeholders, and its way of publishing artifacts.
+Each stage's container becomes a process with the container's own command line and a clean environment. What lies
+between the YAML and that process is rebuilt from the open-source backend's sources (kubeflow/pipelines 7b70c7b,
+backend/src/v2): the API server's refusals, the driver's resolution of inputs and provision of outputs, and the launcher's
+copies between object store and container, its placeholders, and its way of publishing artifacts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import graphlib
-import json
 import os
 import re
 import shutil
@@ -84,7 +83,8 @@ def load(path: str) -> Compiled:
         deployment = json_format.ParseDict(
             json_format.MessageToDict(spec.deployment_spec), pipeline_spec_pb2.PipelineDeploymentConfig()
         )
-        platforms = [json_format.ParseDict(d, pipeline_spec_pb2.PlatformSpec()) for d in documents if d is not spec_tree]
+        rest = [document for document in documents if document is not spec_tree]
+        platforms = [json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec()) for document in rest]
     except (ValueError, json_format.ParseError) as error:
         raise UserError(f"{path}: not a compiled pipeline: {' '.join(str(error).split())}") from None
     if spec.schema_version != "2.1.0":
@@ -144,7 +144,9 @@ class Cluster:
         for task in compiled.spec.root.dag.tasks:
             arguments = list(compiled.container(task).args)
             if LAUNCHER not in arguments[arguments.index(ARTIFACTS_OPTION) :]:
-                raise UserError("the pipeline reads artifacts from a bucket directly; compile it with an in-process runner")
+                raise UserError(
+                    "the pipeline opens its bucket itself, and there is none here; compile it with an in-process runner"
+                )
 
     def run(self, finished: Mapping[str, Outcome] | None = None, workers: int = 2) -> dict[str, Outcome]:
         """Runs the tasks in the order of their dependencies, independent ones side by side.
@@ -369,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a compiled pipeline and prints what each task did. Exit code 0: every task is done."""
     parser = argparse.ArgumentParser(prog="kubeflow.conformance", description=__doc__)
     parser.add_argument("pipeline", help="the compiled pipeline, YAML")
-    parser.add_argument("--folder", type=Path, default=Path("runs/kubeflow"), help="for the object store, pods and logs")
+    parser.add_argument("--folder", type=Path, default=Path("runs/kubeflow"), help="for the store, pods and logs")
     parser.add_argument("--with-schemas", action="store_true", help="input artifacts carry their type, as on Vertex AI")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="a runtime parameter")
     parser.add_argument("--workers", type=int, default=2, help="tasks at once")
@@ -386,10 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome in outcomes.values():
         what = _option(outcome.command, "--executor_class_path")
         print(f"{outcome.state:<8} {outcome.task:<22} {outcome.seconds:6.1f} s  {what}  {outcome.error}".rstrip())
-    for key in ("pushed_destination",):
-        pushed = outcomes["Pusher"].artifacts.get("pushed_model")
-        if pushed is not None:
-            print(f"pushed   {pushed.metadata.fields[key].string_value or 'nothing: a gate refused'}")
+    pushed = outcomes["Pusher"].artifacts.get("pushed_model")
+    if pushed is not None:
+        print(f"pushed   {pushed.metadata.fields['pushed_destination'].string_value or 'nothing: a gate refused'}")
     return 0 if all(outcome.state == "done" for outcome in outcomes.values()) else 1
 
 

@@ -1,7 +1,7 @@
 """What a compiled stage runs in its container: completes what the backend leaves out, then lets TFX execute the stage.
 
-TFX's own entry point was written for Vertex AI. The open-source backend (read at kubeflow/pipelines 7b70c7b) differs, and
-each difference is made up for here:
+TFX's own entry point was written for Vertex AI. The open-source backend (read at kubeflow/pipelines 7b70c7b) differs,
+and each difference is made up for here:
 
 - Input artifacts come with an empty type schema (backend/src/v2/metadata/client.go, GetOutputArtifactsByExecutionId);
   the stage's own input definitions know it (tensorflow/tfx#7768).
@@ -27,8 +27,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfp.pipeline_spec import pipeline_spec_pb2
 from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
 
 from modules.errors import UserError
 from pipeline import local_runner
@@ -44,7 +44,7 @@ _CUSTOM_TYPES = {"twotower.IndexReport": "components.scann_index_builder.compone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one stage. Exit code 0: done; 2: a mistake in the data or the configuration, said in one line; 1: a crash."""
+    """Runs one stage. Exit code 0: done; 2: a mistake in the data or the configuration, in one line; 1: a crash."""
     options, beam_options = _parser().parse_known_args(arguments)
     local_runner.quiet_libraries()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
@@ -164,7 +164,7 @@ def local_copy(artifact: Any) -> str:
     scheme, _, rest = artifact.uri.partition("://")
     folder = {"gs": "gcs", "minio": "minio", "s3": "s3"}.get(scheme)
     if folder is None:
-        raise UserError(f"{artifact.uri}: the launcher copies gs://, minio:// and s3:// only; correct the pipeline root")
+        raise UserError(f"{artifact.uri}: the launcher copies gs://, minio:// and s3://; correct the pipeline root")
     return os.path.join(os.environ.get(MOUNTS_VARIABLE, "/"), folder, rest)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from kubeflow import entrypoint
 from modules.errors import UserError
-from pipeline.config import Config, Resources
+from pipeline.config import Config, Resources, absolute
 
 # backend/src/v2/objectstore/config.go, bucketPattern, without what follows a question mark: it would become part of
 # nothing that TFX reads.
@@ -57,6 +57,7 @@ def compile_pipeline(config: Config, output: str) -> dict[str, Any]:
     Raises:
         UserError: The cluster would refuse the pipeline, or could not see a path.
     """
+    config = with_absolute_paths(config)
     check(config)
     ending = (".yaml", ".yml") if config.kubeflow.spec == "2.1" else (".json",)
     if not output.endswith(ending):
@@ -73,6 +74,22 @@ def compile_pipeline(config: Config, output: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}") from None
     return job
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Relative paths are of this folder, in a container as well: whether a volume is there, `check` decides."""
+    tables, kubeflow = config.tables, config.kubeflow
+    changed = {
+        name: table.model_copy(update={"path": absolute(table.path)})
+        for name, table in (("interactions", tables.interactions), ("items", tables.items), ("users", tables.users))
+        if table is not None
+    }
+    return config.model_copy(
+        update={
+            "tables": tables.model_copy(update=changed),
+            "kubeflow": kubeflow.model_copy(update={"push": absolute(kubeflow.push or config.output.push)}),
+        }
+    )
 
 
 def check(config: Config) -> None:
@@ -92,18 +109,23 @@ def check(config: Config) -> None:
         )
     root = kubeflow.pipeline_root
     if not root:
-        raise UserError("kubeflow.pipeline_root: is missing; give a bucket, for instance minio://mlpipeline/v2/artifacts "
-                        "(--pipeline-root)")  # fmt: skip
+        raise UserError(
+            "kubeflow.pipeline_root: is missing; give a bucket, as in minio://mlpipeline/v2/artifacts (--pipeline-root)"
+        )
     if not _ROOT.fullmatch(root):
-        raise UserError(f"kubeflow.pipeline_root: {root!r} is not seen by the cluster; give a bucket, as in gs://bucket/path, "
-                        "s3://bucket/path or minio://bucket/path (--pipeline-root)")  # fmt: skip
+        raise UserError(
+            f"kubeflow.pipeline_root: {root!r} is nothing that the cluster can keep artifacts in; give a bucket, as in "
+            "gs://bucket/path, s3://bucket/path or minio://bucket/path (--pipeline-root)"
+        )
     if not root.startswith("gs://") and not _launcher_copies(config):
-        why = "Vertex AI (spec 2.0)" if kubeflow.spec == "2.0" else "kubeflow.beam.options name a remote runner, which"
-        raise UserError(f"kubeflow.pipeline_root: {why} reads artifacts where they are, not {root}; give a gs:// bucket")
+        why = "Vertex AI (spec 2.0) opens" if kubeflow.spec == "2.0" else "remote Beam workers (kubeflow.beam) open"
+        raise UserError(
+            f"kubeflow.pipeline_root: {why} artifacts where they are, and {root} cannot be; give a gs:// root"
+        )
     if kubeflow.spec == "2.0" and platform_settings(config):
         raise UserError("kubeflow: volumes, secrets, node_selector, tolerations and image_pull_secret need spec 2.1")
     for key, path in _paths(config):
-        _check_path(key, path, config)
+        check_path(key, path, config)
     schema = config.data_schema.path
     if schema is not None and "://" not in schema:
         try:
@@ -115,7 +137,7 @@ def check(config: Config) -> None:
                             "put it on gs:// or on a volume of kubeflow.volumes")  # fmt: skip
 
 
-def _check_path(key: str, path: str, config: Config) -> None:
+def check_path(key: str, path: str, config: Config) -> None:
     volumes = config.kubeflow.volumes
     if path.startswith("gs://") or any(path.startswith(volume.path.rstrip("/") + "/") for volume in volumes):
         return
@@ -132,19 +154,19 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
     yield "tables.items.path", tables.items.path
     if tables.users is not None:
         yield "tables.users.path", tables.users.path
-    yield ("kubeflow.push" if config.kubeflow.push else "output.push"), _push_destination(config)
+    yield "kubeflow.push", _push_destination(config)
     if config.data_schema.path is not None and "://" in config.data_schema.path:
         yield "schema.path", config.data_schema.path
 
 
 def _push_destination(config: Config) -> str:
-    return f"{config.kubeflow.push or config.output.push}/{config.name}"
+    return f"{config.kubeflow.push}/{config.name}"
 
 
 def _launcher_copies(config: Config) -> bool:
     """Whether stages work on the launcher's local copies of artifacts: they must be the only ones to read them."""
-    runner = next((o.partition("=")[2] for o in config.kubeflow.beam.options if o.startswith("--runner=")), "DirectRunner")
-    return config.kubeflow.spec == "2.1" and runner in _IN_PROCESS
+    runners = [option.partition("=")[2] for option in config.kubeflow.beam.options if option.startswith("--runner=")]
+    return config.kubeflow.spec == "2.1" and all(runner in _IN_PROCESS for runner in runners)
 
 
 def parameters(config: Config) -> list[Parameter]:
@@ -162,7 +184,7 @@ def parameters(config: Config) -> list[Parameter]:
         *found,
         Parameter("epochs", config.training.epochs, "training.epochs",
                   {"Trainer": ("custom_config", "training", "epochs")}),
-        Parameter("push_to", _push_destination(config), "kubeflow.push",
+        Parameter("push_to", _push_destination(config), "<kubeflow.push>/<name>",
                   {"BaselineResolver": ("push_destination",),
                    "Pusher": ("push_destination", "filesystem", "base_directory")}),
     ]  # fmt: skip

@@ -43,6 +43,7 @@ __all__ = [
     "TemporalSplit",
     "Users",
     "Volume",
+    "absolute",
     "load",
 ]
 
@@ -130,7 +131,7 @@ class Kubeflow(Settings):
     spec: Literal["2.1", "2.0"] = "2.1"
     """Version of the pipeline spec: 2.1 for Kubeflow Pipelines and Vertex AI, 2.0 for Vertex AI alone."""
     push: str | None = None
-    """Instead of output.push: gs:// or a folder of a volume."""
+    """Instead of output.push: the model goes to <push>/<name>/<version>, on gs:// or on a volume."""
     beam: Beam = Beam()
     """Instead of `beam`. A runner with remote workers needs a gs:// root and the worker image."""
     resources: dict[str, Resources] = Field(default_factory=dict)
@@ -169,12 +170,12 @@ class Config(Settings):
     @property
     def root(self) -> str:
         """Where artifacts, logs and by default the metadata store are."""
-        return _absolute(f"{self.output.root}/{self.name}")
+        return absolute(f"{self.output.root}/{self.name}")
 
     @property
     def push_destination(self) -> str:
         """The folder with one numbered folder per pushed version: the `base_path` that TF Serving watches."""
-        return _absolute(f"{self.output.push}/{self.name}")
+        return absolute(f"{self.output.push}/{self.name}")
 
     @field_validator("evaluation")
     @classmethod
@@ -195,7 +196,7 @@ class Config(Settings):
         return self
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """Local paths as absolute ones: stages may run in another working directory."""
     return path if "://" in path else os.path.abspath(path)
 

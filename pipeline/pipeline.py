@@ -39,7 +39,7 @@ from pipeline.fingerprint import code
 
 @dataclass(frozen=True)
 class Site:
-    """Where a pipeline runs, and what is known there beforehand: all that differs between this machine and a cluster."""
+    """Where a pipeline runs, and what is known of it beforehand: all that tells this machine from a cluster."""
 
     root: str
     push_destination: str
