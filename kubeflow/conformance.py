@@ -2,8 +2,8 @@
 
 Each stage's container becomes a process with the container's own command line and a clean environment. What lies
 between the YAML and that process is rebuilt from the open-source backend's sources (kubeflow/pipelines 7b70c7b,
-backend/src/v2): the API server's refusals, the driver's resolution of inputs and provision of outputs, and the launcher's
-copies between object store and container, its placeholders, and its way of publishing artifacts.
+backend/src/v2): the API server's refusals, the driver's resolution of inputs and provision of outputs, and the
+launcher's copies between object store and container, its placeholders, and its way of publishing artifacts.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     outcomes = cluster.run(workers=options.workers)
     for outcome in outcomes.values():
-        what = _option(outcome.command, "--executor_class_path")
+        what = option(outcome.command, "--executor_class_path")
         print(f"{outcome.state:<8} {outcome.task:<22} {outcome.seconds:6.1f} s  {what}  {outcome.error}".rstrip())
     pushed = outcomes["Pusher"].artifacts.get("pushed_model")
     if pushed is not None:
@@ -394,7 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(outcome.state == "done" for outcome in outcomes.values()) else 1
 
 
-def _option(command: Sequence[str], name: str) -> str:
+def option(command: Sequence[str], name: str) -> str:
+    """What follows an option on a command line, "" when it is not there."""
     return command[command.index(name) + 1] if name in command else ""
 
 

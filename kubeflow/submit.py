@@ -48,7 +48,6 @@ def submit(
     given: Mapping[str, str],
     schedule: str | None = None,
     timeout_seconds: float | None = None,
-    poll_seconds: float = _POLL_SECONDS,
 ) -> Submission:
     """Compiles, uploads and runs the pipeline.
 
@@ -57,7 +56,6 @@ def submit(
         given: Runtime parameters as text, instead of their defaults.
         schedule: A cron expression with six fields: a recurring run, in the place of an earlier one of this pipeline.
         timeout_seconds: How long to wait for the run to end; None does not wait.
-        poll_seconds: Between two looks at the run.
 
     Raises:
         UserError: The configuration or a parameter is wrong, or the API refuses or cannot be reached.
@@ -75,7 +73,7 @@ def submit(
             runner.compile_pipeline(config, path)
         # The client prints links of its own; whoever asked for JSON reads stdout.
         with _in_words(config), contextlib.redirect_stdout(sys.stderr):
-            return _submit(config, path, values, schedule, timeout_seconds, poll_seconds)
+            return _submit(config, path, values, schedule, timeout_seconds)
 
 
 def parameter_values(config: Config, given: Mapping[str, str]) -> dict[str, str | int]:
@@ -109,7 +107,6 @@ def _submit(
     values: dict[str, str | int],
     schedule: str | None,
     timeout_seconds: float | None,
-    poll_seconds: float,
 ) -> Submission:
     import kfp
 
@@ -148,7 +145,7 @@ def _submit(
         return Submission(config.name, version.display_name, experiment.display_name, run_id, link)
     run_id = client.run_pipeline(**arguments).run_id
     link = f"{address}/#/runs/details/{run_id}"
-    state = "" if timeout_seconds is None else _wait(client, run_id, timeout_seconds, poll_seconds)
+    state = "" if timeout_seconds is None else _wait(client, run_id, timeout_seconds)
     return Submission(config.name, version.display_name, experiment.display_name, run_id, link, state)
 
 
@@ -160,7 +157,7 @@ def _recurring_runs(client: Any, experiment_id: str, name: str) -> list[Any]:
     return [run for run in found.recurring_runs or [] if run.display_name == name]
 
 
-def _wait(client: Any, run_id: str, timeout_seconds: float, poll_seconds: float) -> str:
+def _wait(client: Any, run_id: str, timeout_seconds: float) -> str:
     """The state in which a run ended. The client's own waiting never ends for a run that somebody cancelled."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -168,8 +165,10 @@ def _wait(client: Any, run_id: str, timeout_seconds: float, poll_seconds: float)
         if state in _ENDED:
             return state
         if time.monotonic() > deadline:
-            raise UserError(f"run {run_id} is {state.lower()} after {timeout_seconds:g} s; it goes on, --timeout waits")
-        time.sleep(poll_seconds)
+            raise UserError(
+                f"run {run_id} is {state.lower()} after {timeout_seconds:g} s; it goes on, a larger --timeout waits"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager

@@ -147,6 +147,12 @@ class Kubeflow(Settings):
     service_account: str | None = None
     """What runs execute as; by default the installation's own."""
 
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _version(cls, spec: Any) -> Any:
+        # YAML reads 2.1 as a number.
+        return str(spec) if isinstance(spec, float) else spec
+
 
 class Config(Settings):
     """Everything that a data set needs."""
