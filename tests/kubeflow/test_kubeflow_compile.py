@@ -185,10 +185,9 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
     assert job["runtimeConfig"]["parameters"]["epochs"] == {"intValue": "6"}
     assert argument(job["pipelineSpec"], "Trainer", entrypoint.ARTIFACTS_OPTION) == entrypoint.DIRECT
     # A killed training finds its last epoch in the bucket.
-    trainer = job["pipelineSpec"]["root"]["dag"]["tasks"]["Trainer"]["inputs"]["parameters"]["custom_config"]
-    assert (
-        '"checkpoint_root": "gs://bucket/root/checkpoints"' in trainer["runtimeValue"]["constantValue"]["stringValue"]
-    )
+    given = job["pipelineSpec"]["root"]["dag"]["tasks"]["Trainer"]["inputs"]["parameters"]["custom_config"]
+    custom_config = json.loads(given["runtimeValue"]["constantValue"]["stringValue"])
+    assert custom_config["checkpoint_root"] == "gs://bucket/root/checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_what_a_cluster_would_refuse_or_not_see_is_refused_here(
 
 
 def test_resources_of_an_unknown_stage_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="'Traner' is no stage; stages are .*, Pusher, and `default`"):
+    with pytest.raises(UserError, match=r"'Traner' is no stage; stages are .*, Pusher, and `default`"):
         runner.compile_pipeline(config(tmp_path, resources={"Traner": {"cpu": 1}}), str(tmp_path / "pipeline.yaml"))
 
 

@@ -183,12 +183,12 @@ def test_a_stage_of_spec_2_0_opens_its_artifacts_itself(tmp_path: Path):
     # The legacy fields, a type schema, and an output file outside of the bucket: as Vertex AI sends it.
     output_file = tmp_path / "elsewhere" / "executor_output.json"
     schema = {"instanceSchema": "title: tfx.Model\ntype: object\n"}
+    texts = {"push_destination": str(tmp_path / "none"), "pipeline_stamp": "", "baseline_version": ""}
+    baseline = artifact(f"{tmp_path}/task/baseline", name="b", type=schema)
     found = executor_input(
-        inputs={"parameters": {k: {"stringValue": v} for k, v in
-                               {"push_destination": str(tmp_path / "none"), "pipeline_stamp": "", "baseline_version": ""}.items()}},
-        outputs={"artifacts": {"baseline": artifact(f"{tmp_path}/task/baseline", name="b", type=schema)},
-                 "outputFile": str(output_file)},
-    )  # fmt: skip
+        inputs={"parameters": {name: {"stringValue": text} for name, text in texts.items()}},
+        outputs={"artifacts": {"baseline": baseline}, "outputFile": str(output_file)},
+    )
     assert entrypoint.main(arguments("components.baseline_resolver.executor.Executor", found)) == 0
     reported = json.loads(output_file.read_text())["artifacts"]["baseline"]["artifacts"][0]
     assert reported["uri"] == f"{tmp_path}/task/baseline"
