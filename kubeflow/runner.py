@@ -103,10 +103,10 @@ def check(config: Config) -> None:
         raise UserError(f"name: {config.name!r} must end with a letter or a digit for Kubeflow; rename it")
     if not kubeflow.image:
         raise UserError("kubeflow.image: is missing; build kubeflow/Dockerfile, push it, and give its name (--image)")
-    if not _IMAGE.fullmatch(kubeflow.image):
-        raise UserError(
-            f"kubeflow.image: {kubeflow.image!r} is no image name; expected registry/name:tag in lower case (--image)"
-        )
+    images = {f"kubeflow.resources.{stage}.image": r.image for stage, r in kubeflow.resources.items() if r.image}
+    for key, image in {"kubeflow.image": kubeflow.image, **images}.items():
+        if not _IMAGE.fullmatch(image):
+            raise UserError(f"{key}: {image!r} is no image name; expected registry/name:tag in lower case")
     root = kubeflow.pipeline_root
     if not root:
         raise UserError(
@@ -193,7 +193,7 @@ def parameters(config: Config) -> list[Parameter]:
 def pipeline_job(config: Config) -> dict[str, Any]:
     """The PipelineJob, as its JSON: TFX's compiler, and what it leaves open."""
     # TFX takes seconds to import: only once everything that can be checked without it is right.
-    from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
+    from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner, pipeline_builder
 
     from pipeline.pipeline import Site, create_pipeline
 
@@ -210,9 +210,11 @@ def pipeline_job(config: Config) -> dict[str, Any]:
     pipeline = create_pipeline(config, site)
     _set_resources(pipeline.components, kubeflow.resources)
     wanted = parameters(config)
+    default = kubeflow.resources.get("default", Resources()).image or kubeflow.image
+    images = {stage: resources.image or default for stage, resources in kubeflow.resources.items()}
     runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
         kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(
-            default_image=kubeflow.image,
+            default_image={**images, pipeline_builder.DEFAULT_IMAGE_PATH_KEY: default},
             default_commands=["python", "-m", "kubeflow.entrypoint"],
             use_pipeline_spec_2_1=kubeflow.spec == "2.1",
         )

@@ -92,6 +92,8 @@ class Beam(Settings):
 class Resources(Settings):
     """What the container of one stage asks of a cluster."""
 
+    image: str | None = None
+    """Instead of kubeflow.image, for instance the one with CUDA's libraries."""
     cpu: float | None = Field(None, gt=0)
     """Cores."""
     memory: float | None = Field(None, gt=0)

@@ -54,6 +54,7 @@ def documents(folder: Path) -> list[dict[str, Any]]:
         resources={
             "default": {"cpu": 2, "memory": 8},
             "Trainer": {
+                "image": f"{IMAGE}-gpu",
                 "cpu": 4,
                 "memory": 16,
                 "accelerator": "nvidia.com/gpu",
@@ -104,7 +105,7 @@ def test_the_protobufs_the_api_server_and_kfps_loader_accept_it(folder: Path, do
 def test_every_stage_runs_the_image_through_our_entry_point(spec: dict[str, Any]):
     for stage in spec["components"]:
         found = container(spec, stage)
-        assert found["image"] == IMAGE
+        assert found["image"] == (f"{IMAGE}-gpu" if stage == "Trainer" else IMAGE)
         assert found["command"] == ["python", "-m", "kubeflow.entrypoint"]
         # In-process Beam works on what the launcher copies, whatever the store.
         assert argument(spec, stage, entrypoint.ARTIFACTS_OPTION) == entrypoint.LAUNCHER
@@ -195,6 +196,7 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
     [
         ({"image": None}, [], "kubeflow.image: is missing"),
         ({"image": "Registry/Two Tower"}, [], "'Registry/Two Tower' is no image name"),
+        ({"resources": {"Trainer": {"image": "a b"}}}, [], "kubeflow.resources.Trainer.image: 'a b' is no image name"),
         ({"pipeline_root": None}, [], "kubeflow.pipeline_root: is missing"),
         ({"pipeline_root": "/tmp/runs"}, [], "'/tmp/runs' is nothing that the cluster can keep artifacts in"),
         ({"pipeline_root": "hdfs://host/runs"}, [], "give a bucket"),
