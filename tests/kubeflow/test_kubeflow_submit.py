@@ -20,6 +20,8 @@ from test_kubeflow_compile import settings
 from kubeflow import submit
 from pipeline import cli
 
+pytestmark = pytest.mark.slow
+
 
 class Api:
     """An API server's memory: what was created, by collection, and how runs go."""
