@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import world
@@ -24,6 +26,7 @@ class OnCluster:
 
     folder: Path
     config_path: str
+    parameters: dict[str, Any]
     outcomes: dict[str, conformance.Outcome]
 
     def compiled(self, *overrides: str) -> conformance.Compiled:
@@ -43,18 +46,21 @@ def on_cluster(small: Small, tmp_path_factory: pytest.TempPathFactory) -> OnClus
     assert twotower("schema", "--config", small.config_path, "--output", str(schema)).code == 0
     tree = yaml.safe_load(Path(small.config_path).read_text())
     tree["schema"] = {"path": str(schema)}
+    # What the run's own parameters replace; with these values left the models would differ, and be elsewhere.
+    parameters = {"epochs": tree["training"]["epochs"], "push_to": str(folder / "pushed" / "small-world")}
+    tree["training"]["epochs"] = 1
     tree["kubeflow"] = {
         "image": "registry.example/twotower:1",
         "pipeline_root": ROOT,
-        "push": str(folder / "pushed"),
-        # The cluster's volume: the tables and the push destination.
+        "push": str(folder / "compiled-in"),
+        # The cluster's volumes: the tables, and the push destination.
         "volumes": [{"claim": "twotower", "path": str(small.folder)}, {"claim": "models", "path": str(folder)}],
     }
     config_path = folder / "config.yaml"
     config_path.write_text(yaml.safe_dump(tree))
-    run = OnCluster(folder, str(config_path), {})
-    cluster = conformance.Cluster(run.compiled(), folder / "cluster")
-    return OnCluster(folder, str(config_path), cluster.run())
+    run = OnCluster(folder, str(config_path), parameters, {})
+    cluster = conformance.Cluster(run.compiled(), folder / "cluster", parameters=parameters)
+    return dataclasses.replace(run, outcomes=cluster.run())
 
 
 def test_every_compiled_step_ends_well_by_its_own_command_line(on_cluster: OnCluster):
@@ -71,6 +77,7 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
     [version] = on_cluster.versions()
     pushed = on_cluster.outcomes["Pusher"].artifacts["pushed_model"].metadata
     assert pushed["pushed_destination"] == str(on_cluster.folder / "pushed" / "small-world" / version)
+    assert not (on_cluster.folder / "compiled-in").exists()
     paths = []
     for name, push in (("local", small.folder / "served"), ("cluster", on_cluster.folder / "pushed")):
         paths.append(str(on_cluster.folder / f"{name}.parquet"))
@@ -87,9 +94,8 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
 def test_a_gate_that_refuses_leaves_the_push_undone(on_cluster: OnCluster):
     before = on_cluster.versions()
     upstream = {name: o for name, o in on_cluster.outcomes.items() if name not in ("Evaluator", "Pusher")}
-    cluster = conformance.Cluster(
-        on_cluster.compiled("evaluation.floors={ndcg@5: 0.99}"), on_cluster.folder / "cluster"
-    )
+    compiled = on_cluster.compiled("evaluation.floors={ndcg@5: 0.99}")
+    cluster = conformance.Cluster(compiled, on_cluster.folder / "cluster", parameters=on_cluster.parameters)
     outcomes = cluster.run(finished=upstream)
     assert {o.state for o in outcomes.values()} == {"done"}
     assert outcomes["Evaluator"].artifacts["blessing"].metadata["blessed"] == 0
