@@ -19,50 +19,69 @@ OLDEST, NEWEST = "1.29", "1.37"
 
 
 def resources(folder: Path) -> list[dict[str, Any]]:
-    """What a kustomization without patches lists, in its namespace."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    found = [r for name in kustomization["resources"] for r in yaml.safe_load_all((folder / name).read_text())]
-    assert {p.name for p in folder.iterdir()} == {"kustomization.yaml", *kustomization["resources"]}
+    """What a kustomization lists, and the kustomizations that it builds on."""
+    found = []
+    for name in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
+        path = (folder / name).resolve()
+        if path.suffix == ".yaml":
+            found += list(yaml.safe_load_all(path.read_text()))
+        else:
+            found += resources(path)
     return found
 
 
-def by_kind(kind: str) -> dict[str, Any]:
-    [found] = [r for r in resources(BASE) if r["kind"] == kind]
-    return found
+def own(folder: Path) -> list[dict[str, Any]]:
+    """What lies in the folder itself."""
+    return [r for path in sorted(folder.glob("*.yaml")) if path.name != "kustomization.yaml"
+            for r in yaml.safe_load_all(path.read_text())]  # fmt: skip
+
+
+def named(kind: str, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {r["metadata"]["name"]: r for r in found if r["kind"] == kind}
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_kubernetes_schemas_accept_every_resource(version: str):
-    for resource in resources(BASE):
+    assert len(own(BASE)) == 5
+    for resource in own(BASE):
         kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_what_refers_to_something_refers_to_what_is_there():
-    claim, account = by_kind("PersistentVolumeClaim")["metadata"]["name"], by_kind("ServiceAccount")["metadata"]["name"]
+    there = resources(BASE)
+    kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+    assert {p.name for p in BASE.iterdir()} - {"kustomization.yaml"} <= set(kustomization["resources"])
+    claims, [account] = named("PersistentVolumeClaim", there), named("ServiceAccount", there)
     for kind in ("Job", "Deployment"):
-        pod = by_kind(kind)["spec"]["template"]["spec"]
-        assert [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"]] == [claim]
-        assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    binding = by_kind("RoleBinding")
-    assert binding["roleRef"]["name"] == by_kind("Role")["metadata"]["name"]
+        for workload in named(kind, there).values():
+            pod = workload["spec"]["template"]["spec"]
+            used = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+            assert used and used <= set(claims)
+            assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {
+                v["name"] for v in pod["volumes"]
+            }
+    [binding] = named("RoleBinding", there).values()
+    assert binding["roleRef"]["name"] in named("Role", there)
     assert [s["name"] for s in binding["subjects"]] == [account]
-    deployment, service = by_kind("Deployment"), by_kind("Service")
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
-    [container] = deployment["spec"]["template"]["spec"]["containers"]
-    ports = {port["name"] for port in container["ports"]}
-    assert {port["targetPort"] for port in service["spec"]["ports"]} == ports
-    assert container["readinessProbe"]["httpGet"]["path"].endswith(f"/{container['env'][0]['value']}")
     # No secret is in a manifest: they are named, and made by whoever has the right to.
-    assert not [r for r in resources(BASE) if r["kind"] == "Secret"]
+    assert not named("Secret", there)
+
+
+def test_the_pipeline_pushes_to_the_volume_that_tf_serving_watches():
+    pod = named("Deployment", resources(BASE))["serving"]["spec"]["template"]["spec"]
+    [volume] = [v for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    [mount] = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == volume["name"]]
+    claim = volume["persistentVolumeClaim"]["claimName"]
+    guide = (ROOT / "kubeflow" / "README.md").read_text()
+    assert f"{{claim: {claim}, path: {mount['mountPath']}}}" in guide and f"push: {mount['mountPath']}\n" in guide
+    models = (ROOT / "serving" / "models.config").read_text()
+    assert f'base_path: "{mount["mountPath"]}/movielens-100k"' in models
 
 
 def test_the_patches_are_of_resources_that_are_there():
     folder = ROOT / "kubeflow" / "manifests" / "gcs"
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert [(folder / name).resolve() for name in kustomization["resources"]] == [BASE]
-    there = {(r["apiVersion"], r["kind"], r["metadata"]["name"]) for r in resources(BASE)}
-    for entry in kustomization["patches"]:
+    there = {(r["apiVersion"], r["kind"], r["metadata"]["name"]) for r in resources(folder)}
+    for entry in yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]:
         patch = yaml.safe_load(entry["patch"])
         assert (patch["apiVersion"], patch["kind"], patch["metadata"]["name"]) in there
 
