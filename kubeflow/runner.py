@@ -16,8 +16,7 @@ from kubeflow import entrypoint
 from modules.errors import UserError
 from pipeline.config import Config, Resources, absolute
 
-# backend/src/v2/objectstore/config.go, bucketPattern, without what follows a question mark: it would become part of
-# nothing that TFX reads.
+# backend/src/v2/objectstore/config.go, bucketPattern, without its query string, which no artifact's URI keeps.
 _ROOT = re.compile(r"(gs|s3|minio)://[a-z0-9][a-z0-9._-]*(/[^?#\s]*)?")
 # https://github.com/distribution/reference: [host[:port]/]path[:tag][@digest]
 _IMAGE = re.compile(
@@ -127,7 +126,7 @@ def check(config: Config) -> None:
     for key, path in _paths(config):
         check_path(key, path, config)
     schema = config.data_schema.path
-    if schema is not None and "://" not in schema:
+    if schema is not None and _travels(schema, config):
         try:
             size = os.path.getsize(schema)
         except OSError as error:
@@ -139,13 +138,22 @@ def check(config: Config) -> None:
 
 def check_path(key: str, path: str, config: Config) -> None:
     volumes = config.kubeflow.volumes
-    if path.startswith("gs://") or any(path.startswith(volume.path.rstrip("/") + "/") for volume in volumes):
+    if path.startswith("gs://") or _on_volume(path, config):
         return
     places = "give a gs:// path, or one below a volume of kubeflow.volumes"
     if volumes:
         places += f" ({', '.join(volume.path for volume in volumes)})"
     what = "cannot be opened by TensorFlow" if "://" in path else "is on this machine, where no container sees it"
     raise UserError(f"{key}: {path} {what}; {places}")
+
+
+def _on_volume(path: str, config: Config) -> bool:
+    return any(path.startswith(volume.path.rstrip("/") + "/") for volume in config.kubeflow.volumes)
+
+
+def _travels(schema: str, config: Config) -> bool:
+    """Whether a schema is a file of this machine, and not one that only the cluster has."""
+    return "://" not in schema and (os.path.exists(schema) or not _on_volume(schema, config))
 
 
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
@@ -205,7 +213,8 @@ def pipeline_job(config: Config) -> dict[str, Any]:
         push_destination=_push_destination(config),
         beam_options=kubeflow.beam.options,
         schema_file=_schema_file(config),
-        checkpoints=f"{root}/checkpoints" if root.startswith("gs://") else "",
+        # Where stages open the bucket themselves; the launcher may have rights there that a stage has not.
+        checkpoints="" if _launcher_copies(config) else f"{root}/checkpoints",
     )
     pipeline = create_pipeline(config, site)
     _set_resources(pipeline.components, kubeflow.resources)
@@ -237,7 +246,7 @@ def pipeline_job(config: Config) -> dict[str, Any]:
 def _schema_file(config: Config) -> str | None:
     """A local schema travels inside the pipeline, as a `data:` URI (RFC 2397) that the entry point writes to disk."""
     path = config.data_schema.path
-    if path is None or "://" in path:
+    if path is None or not _travels(path, config):
         return path
     with open(path, "rb") as file:
         return "data:text/plain;base64," + base64.b64encode(file.read()).decode()

@@ -171,6 +171,12 @@ def test_a_local_schema_travels_inside(spec: dict[str, Any], folder: Path):
     assert base64.b64decode(content) == (folder / "schema.pbtxt").read_bytes()
 
 
+def test_a_schema_that_only_the_cluster_has_stays_there(tmp_path: Path):
+    path = str(tmp_path / "only-there.pbtxt")
+    job = runner.compile_pipeline(config(tmp_path, [f"schema.path={path}"]), str(tmp_path / "pipeline.yaml"))
+    assert constant(job["pipelineSpec"], "ImportSchemaGen", "schema_file") == path
+
+
 def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
     path = tmp_path / "job.json"
     vertex = {"tables": {"interactions": {"path": "gs://b/i.parquet"}, "items": {"path": "gs://b/j.csv"}}}
