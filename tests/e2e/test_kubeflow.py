@@ -87,8 +87,7 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
         assert outcome.code == 0, outcome.errors
     found = comparison.compare(*paths)
     assert found.users == world.USERS
-    # Transform adds in the order in which its process hashes; items of almost the same score may change places.
-    assert found.largest_difference < 1e-4, str(found)
+    assert found.agree, str(found)
     assert found.same > 0.95 * found.users, str(found)
 
 
