@@ -204,7 +204,7 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
         ({"image": "Registry/Two Tower"}, [], "'Registry/Two Tower' is no image name"),
         ({"resources": {"Trainer": {"image": "a b"}}}, [], "kubeflow.resources.Trainer.image: 'a b' is no image name"),
         ({"pipeline_root": None}, [], "kubeflow.pipeline_root: is missing"),
-        ({"pipeline_root": "/tmp/runs"}, [], "'/tmp/runs' is nothing that the cluster can keep artifacts in"),
+        ({"pipeline_root": "/srv/runs"}, [], "'/srv/runs' is nothing that the cluster can keep artifacts in"),
         ({"pipeline_root": "hdfs://host/runs"}, [], "give a bucket"),
         ({"pipeline_root": "gs://Bucket"}, [], "give a bucket"),
         ({}, ["name=ends-with-"], "must end with a letter or a digit"),
