@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index
+.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -15,6 +15,7 @@ help:
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
+	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
 	@echo "make bench-quality  recommendation quality beside peers, one table"
@@ -79,6 +80,17 @@ bench-quality: $(READY) $(BENCH_READY)
 # After bench-quality, whose runs it reads.
 bench-ablations: $(READY)
 	@$(BIN)/python -m benchmarks.quality.ablations --config $(CONFIG) $(ARGS)
+
+# The cluster's volume is this folder; the object store and the pods are folders of runs/kubeflow.
+KUBEFLOW := runs/kubeflow
+kubeflow: run
+	@mkdir -p $(KUBEFLOW)
+	@$(BIN)/twotower kubeflow compile --config $(CONFIG) --image twotower:local --pipeline-root minio://mlpipeline/v2/artifacts \
+	  --set 'kubeflow.volumes=[{claim: twotower, path: "$(CURDIR)"}]' --set kubeflow.push=served/kubeflow --output $(KUBEFLOW)/pipeline.yaml
+	@$(BIN)/python -m kubeflow.conformance $(KUBEFLOW)/pipeline.yaml --folder $(KUBEFLOW)
+	@$(BIN)/twotower batch --config $(CONFIG) --output $(KUBEFLOW)/local.parquet
+	@$(BIN)/twotower batch --config $(CONFIG) --set output.push=served/kubeflow --output $(KUBEFLOW)/cluster.parquet
+	@$(BIN)/python -m kubeflow.comparison $(KUBEFLOW)/local.parquet $(KUBEFLOW)/cluster.parquet
 
 clean:
 	rm -rf $(VENV) $(BENCH) runs served results bench-results

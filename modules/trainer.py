@@ -157,10 +157,12 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
 
 
 def read_rows(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> Rows:
-    """The query side of transformed examples, with label and weight."""
+    """The query side of transformed examples, with label and weight, by user and time."""
     arrays = _read(patterns, [*query_inputs(features.query), LABEL, WEIGHT, USER, TIME], tft_output)
     label, weight, user, time_ = arrays.pop(LABEL), arrays.pop(WEIGHT), arrays.pop(USER), arrays.pop(TIME)
-    return Rows({key: _compact(values) for key, values in arrays.items()}, label, weight, user, time_)
+    rows = Rows({key: _compact(values) for key, values in arrays.items()}, label, weight, user, time_)
+    # Beam writes rows in an order of its own; a fit must not depend on it.
+    return rows.take(np.lexsort((label, time_, user)))
 
 
 def read_catalogue(

@@ -93,9 +93,40 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", nargs="?", help="id of a run, or `last`")
     sub.add_argument("--last", type=int, default=10, metavar="N", help="how many runs (default 10)")
 
+    _add_kubeflow(commands)
+
     sub = command("schema", _schema, "write the schema that the last run used, to be curated")
     sub.add_argument("--output", required=True, metavar="F.pbtxt")
     return parser
+
+
+def _add_kubeflow(commands: Any) -> None:
+    text = "the same pipeline on Kubeflow Pipelines or Vertex AI"
+    actions = commands.add_parser("kubeflow", help=text, description=text).add_subparsers(
+        required=True, metavar="ACTION"
+    )
+
+    def action(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="machine-readable output")
+        sub.add_argument("--config", default=DEFAULT_CONFIG, help=f"configuration file (default {DEFAULT_CONFIG})")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                         help="replace a key of the configuration")  # fmt: skip
+        for key, words in (("image", "image of kubeflow/Dockerfile, as the cluster pulls it"),
+                           ("pipeline_root", "bucket for artifacts: minio://, s3:// or gs://")):  # fmt: skip
+            sub.add_argument(f"--{key.replace('_', '-')}", dest=key, help=f"{words} (default: kubeflow.{key})")
+        return sub
+
+    sub = action("compile", _kubeflow_compile, "write the pipeline for upload")
+    sub.add_argument("--output", default="pipeline.yaml", help="default pipeline.yaml; spec 2.0 is written as .json")
+    sub = action("submit", _kubeflow_submit, "compile, upload and run, once or on a schedule")
+    sub.add_argument("--host", help="the Kubeflow Pipelines API (default: kubeflow.host)")
+    sub.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE",
+                     help="a runtime parameter, for instance epochs=5 or push_to=gs://bucket/folder")  # fmt: skip
+    sub.add_argument("--schedule", metavar="CRON", help='six fields, seconds first: "0 0 3 * * *" is 3:00 every day')
+    sub.add_argument("--wait", action="store_true", help="until the run has ended; exit code 1 when it failed")
+    sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help="for --wait, default a day")
 
 
 def _console() -> Console:
@@ -357,6 +388,45 @@ def _schema(options: argparse.Namespace) -> int:
                 )
                 return 0
     raise UserError("no run has made a schema yet; start with `twotower run --set schema.path=null`")
+
+
+def _kubeflow_config(options: argparse.Namespace) -> Config:
+    given = {key: getattr(options, key, None) for key in ("image", "pipeline_root", "host")}
+    config = load(options.config, options.overrides)
+    found = {key: value for key, value in given.items() if value is not None}
+    return config.model_copy(update={"kubeflow": config.kubeflow.model_copy(update=found)})
+
+
+def _kubeflow_compile(options: argparse.Namespace) -> int:
+    from kubeflow import runner
+
+    config = _kubeflow_config(options)
+    with local_runner.captured_output(os.devnull):
+        job = runner.compile_pipeline(config, options.output)
+    stages = list(job["pipelineSpec"]["root"]["dag"]["tasks"])
+    parameters = {p.name: p.default for p in runner.parameters(runner.with_absolute_paths(config))}
+    if options.json:
+        print(json.dumps({"output": options.output, "stages": stages, "parameters": parameters}))
+    else:
+        print(f"{config.name}, {len(stages)} stages → {options.output} (spec {config.kubeflow.spec})")
+        print("parameters of a run: " + ", ".join(f"{name}={value}" for name, value in parameters.items()))
+    return 0
+
+
+def _kubeflow_submit(options: argparse.Namespace) -> int:
+    from kubeflow import submit
+
+    outcome = submit.submit(
+        _kubeflow_config(options),
+        _pairs(options.parameter, "--parameter"),
+        schedule=options.schedule,
+        timeout_seconds=options.timeout if options.wait else None,
+    )
+    if options.json:
+        print(json.dumps(dataclasses.asdict(outcome)))
+    else:
+        print("\n".join(f"{name:<12} {value}" for name, value in dataclasses.asdict(outcome).items() if value))
+    return 0 if outcome.state in ("", "SUCCEEDED") else 1
 
 
 def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -30,15 +30,20 @@ __all__ = [
     "Config",
     "Interactions",
     "Items",
+    "Kubeflow",
     "LeaveLastOutSplit",
     "Metadata",
     "Output",
     "RandomSplit",
+    "Resources",
     "Schema",
+    "Secret",
     "Split",
     "Tables",
     "TemporalSplit",
     "Users",
+    "Volume",
+    "absolute",
     "load",
 ]
 
@@ -84,6 +89,73 @@ class Beam(Settings):
     """Options of the Beam runner, as on its command line."""
 
 
+class Resources(Settings):
+    """What the container of one stage asks of a cluster."""
+
+    image: str | None = None
+    """Instead of kubeflow.image, for instance the one with CUDA's libraries."""
+    cpu: float | None = Field(None, gt=0)
+    """Cores."""
+    memory: float | None = Field(None, gt=0)
+    """Gigabytes, 10⁹ bytes."""
+    accelerator: str | None = None
+    """The resource's name in the cluster, for instance nvidia.com/gpu; on Vertex AI a type such as NVIDIA_TESLA_T4."""
+    accelerators: int = Field(1, ge=1)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have."""
+    tolerations: tuple[str, ...] = ()
+    """Keys of taints that do not keep the stage away, whatever their value and effect."""
+
+
+class Volume(Settings):
+    """A persistent volume that every stage sees."""
+
+    claim: str
+    path: str = Field(pattern="^/")
+    """Where it is mounted; tables and the push destination may be below."""
+
+
+class Secret(Settings):
+    """A secret of the cluster, named and never copied."""
+
+    name: str
+    env: dict[str, str] = Field(min_length=1)
+    """Environment variable → key of the secret."""
+
+
+class Kubeflow(Settings):
+    """Running the same pipeline on Kubeflow Pipelines or Vertex AI (kubeflow/README.md)."""
+
+    image: str | None = None
+    """The image of kubeflow/Dockerfile, as the cluster pulls it."""
+    pipeline_root: str | None = None
+    """Where the cluster keeps artifacts: minio://, s3:// or gs://."""
+    spec: Literal["2.1", "2.0"] = "2.1"
+    """Version of the pipeline spec: 2.1 for Kubeflow Pipelines and Vertex AI, 2.0 for Vertex AI alone."""
+    push: str | None = None
+    """Instead of output.push: the model goes to <push>/<name>/<version>, on gs:// or on a volume."""
+    beam: Beam = Beam()
+    """Instead of `beam`. A runner with remote workers needs a gs:// root and the worker image."""
+    resources: dict[str, Resources] = Field(default_factory=dict)
+    """By stage, for instance Trainer; `default` is for those that are not named."""
+    volumes: tuple[Volume, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    image_pull_secret: str | None = None
+    host: str | None = None
+    """The API that `twotower kubeflow submit` talks to; without one the in-cluster service or a kubeconfig's proxy."""
+    namespace: str = "kubeflow"
+    experiment: str | None = None
+    """By default the configuration's name."""
+    service_account: str | None = None
+    """What runs execute as; by default the installation's own."""
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _version(cls, spec: Any) -> Any:
+        # YAML reads 2.1 as a number.
+        return str(spec) if isinstance(spec, float) else spec
+
+
 class Config(Settings):
     """Everything that a data set needs."""
 
@@ -102,16 +174,17 @@ class Config(Settings):
     output: Output = Output()
     metadata: Metadata = Metadata()
     beam: Beam = Beam()
+    kubeflow: Kubeflow = Kubeflow()
 
     @property
     def root(self) -> str:
         """Where artifacts, logs and by default the metadata store are."""
-        return _absolute(f"{self.output.root}/{self.name}")
+        return absolute(f"{self.output.root}/{self.name}")
 
     @property
     def push_destination(self) -> str:
         """The folder with one numbered folder per pushed version: the `base_path` that TF Serving watches."""
-        return _absolute(f"{self.output.push}/{self.name}")
+        return absolute(f"{self.output.push}/{self.name}")
 
     @field_validator("evaluation")
     @classmethod
@@ -132,7 +205,7 @@ class Config(Settings):
         return self
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """Local paths as absolute ones: stages may run in another working directory."""
     return path if "://" in path else os.path.abspath(path)
 

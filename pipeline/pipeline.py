@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 # TFX first: it supplies a module that TFDV 1.16 looks for in tfx-bsl, which no longer has it.
@@ -13,6 +14,7 @@ import tfx.components  # noqa: F401
 
 # isort: split
 import tensorflow_data_validation as tfdv
+from ml_metadata.proto import metadata_store_pb2
 from tfx.components import SchemaGen, StatisticsGen, Trainer, Transform, Tuner
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base import base_node
@@ -35,18 +37,60 @@ from pipeline.config import Config
 from pipeline.fingerprint import code
 
 
-def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
+@dataclass(frozen=True)
+class Site:
+    """Where a pipeline runs, and what is known of it beforehand: all that tells this machine from a cluster."""
+
+    root: str
+    push_destination: str
+    beam_options: tuple[str, ...]
+    schema_file: str | None
+    """The curated schema as the stages can read it; None when there is none."""
+    checkpoints: str = ""
+    """Where a killed training finds its last epoch again; "" keeps none."""
+    metadata: metadata_store_pb2.ConnectionConfig | None = None
+    """The metadata store; a cluster has its own."""
+    tables: str = ""
+    """Fingerprint of the tables; "" where they are not looked at before the run."""
+    stamp: str = ""
+    """Fingerprint of data, code and configuration: the baseline is another one's. "" compares with whatever is newest,
+    which is right for a pipeline that is compiled once and runs on every day's data."""
+    baseline: str = ""
+    """The pushed version to compare with; "" looks when it runs."""
+
+
+def this_machine(config: Config) -> Site:
+    """The site of `twotower run`: files are here and are looked at now."""
+    stamp = _stamp(config)
+    return Site(
+        root=config.root,
+        push_destination=config.push_destination,
+        beam_options=config.beam.options,
+        schema_file=_staged_schema(config),
+        checkpoints=os.path.join(config.root, "checkpoints"),
+        metadata=runs.connection(config),
+        tables=tables_fingerprint(config.tables),
+        stamp=stamp,
+        baseline=latest_version(config.push_destination, excluding_stamp=stamp),
+    )
+
+
+def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pipeline:
     """The whole pipeline for one configuration.
 
     What TFX's cache key cannot see (the content of the tables, the code behind an import path) reaches every stage that
     depends on it as a parameter, so that a change re-executes exactly those stages and those below them.
+
+    Args:
+        config: The configuration.
+        site: Where it runs, by default on this machine.
     """
+    site = site or this_machine(config)
     columns = Columns(
         user=config.tables.interactions.user,
         item=config.tables.interactions.item,
         timestamp=config.tables.interactions.timestamp,
     )
-    stamp = _stamp(config)
 
     # Tables → examples: joined, split, each row with the history that was known at its time.
     example_gen = InteractionExampleGen(
@@ -55,7 +99,7 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
         features=config.features,
         evaluation=config.evaluation,
         serving=config.serving,
-        fingerprint=tables_fingerprint(config.tables),
+        fingerprint=site.tables,
         code=code("components.interaction_example_gen.executor"),
     )
     examples = example_gen.outputs["examples"]
@@ -67,7 +111,7 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
     statistics_gen = StatisticsGen(
         examples=examples, stats_options=tfdv.StatsOptions(feature_allowlist=sorted(described))
     )
-    schema_gen = _schema_gen(config, statistics_gen)
+    schema_gen = _schema_gen(site, statistics_gen)
     schema = schema_gen.outputs["schema"]
     example_validator = ExampleValidator(
         statistics=statistics_gen.outputs["statistics"],
@@ -97,9 +141,9 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
     # The two towers, under the settings that the Tuner finds where it is enabled. A warm start goes on from the weights
     # of the last pushed model.
     baseline_resolver = BaselineResolver(
-        push_destination=config.push_destination,
-        pipeline_stamp=stamp,
-        baseline_version=latest_version(config.push_destination, excluding_stamp=stamp),
+        push_destination=site.push_destination,
+        pipeline_stamp=site.stamp,
+        baseline_version=site.baseline,
     )
     fitting: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
@@ -132,7 +176,7 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
         base_model=baseline_resolver.outputs["baseline"] if config.training.warm_start else None,
         custom_config={
             **custom_config,
-            "checkpoint_root": os.path.join(config.root, "checkpoints"),
+            "checkpoint_root": site.checkpoints,
             "code": code("modules.trainer"),
         },
     )
@@ -172,14 +216,14 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=servable_validator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
-            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=config.push_destination)
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=site.push_destination)
         ),
-        pipeline_stamp=stamp,
+        pipeline_stamp=site.stamp,
     )
 
     return tfx_pipeline.Pipeline(
         pipeline_name=config.name,
-        pipeline_root=config.root,
+        pipeline_root=site.root,
         components=[
             example_gen,
             statistics_gen,
@@ -195,18 +239,27 @@ def create_pipeline(config: Config) -> tfx_pipeline.Pipeline:
             pusher,
         ],
         enable_cache=True,
-        metadata_connection_config=runs.connection(config),
-        beam_pipeline_args=list(config.beam.options),
+        metadata_connection_config=site.metadata,
+        beam_pipeline_args=list(site.beam_options),
     )
 
 
-def _schema_gen(config: Config, statistics_gen: StatisticsGen) -> base_node.BaseNode:
+def _schema_gen(site: Site, statistics_gen: StatisticsGen) -> base_node.BaseNode:
     """The curated schema if the configuration names one, else the schema of this run's training data."""
-    if config.data_schema.path is None:
+    if site.schema_file is None:
         return SchemaGen(
             statistics=statistics_gen.outputs["statistics"], infer_feature_shape=False, exclude_splits=[CATALOGUE]
         )
-    # ImportSchemaGen's cache key holds the path alone, so the path has to change with the content.
+    return ImportSchemaGen(schema_file=site.schema_file)
+
+
+def _staged_schema(config: Config) -> str | None:
+    """A copy of the curated schema, if there is one, under a path that changes with its content.
+
+    ImportSchemaGen's cache key holds the path alone.
+    """
+    if config.data_schema.path is None:
+        return None
     with open(config.data_schema.path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()[:16]
     staged = os.path.join(config.root, "schemas", digest, "schema.pbtxt")
@@ -214,7 +267,7 @@ def _schema_gen(config: Config, statistics_gen: StatisticsGen) -> base_node.Base
         os.makedirs(os.path.dirname(staged), exist_ok=True)
         shutil.copyfile(config.data_schema.path, staged + ".partial")
         os.replace(staged + ".partial", staged)
-    return ImportSchemaGen(schema_file=staged)
+    return staged
 
 
 def _stamp(config: Config) -> str:
