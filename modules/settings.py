@@ -64,7 +64,7 @@ class Training(Settings):
     temperature: float = Field(1.0, gt=0)
     averaging: float = Field(0.98, ge=0, lt=1)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
-    patience: int = Field(4, ge=1)
+    patience: int = Field(8, ge=1)
     """Epochs without a better validation metric before training stops."""
     warm_start: bool = False
     """Starts from the weights of the last pushed model where there is one: what both know keeps its rows, what is new

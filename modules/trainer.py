@@ -383,6 +383,7 @@ class _Run:
         self.model = problem.build(rows, factors)
         self.taken_over = start.apply(self.model) if start else []
         self._choose(self.chosen.gains)
+        self._first_gains = self._gains()
         self._set_trend(self.chosen.now)
         settings = problem.training
         self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
@@ -482,9 +483,16 @@ class _Run:
         return loss
 
     def _validate(self, queries: Queries) -> dict[str, float]:
-        """Metrics; every few epochs what weighs the parts of a query moves to better neighbours first."""
+        """Metrics; every few epochs what weighs the parts of a query is chosen first.
+
+        The choice begins anew each time: after an epoch the closed-form part would win over a learned part that knows
+        little yet, and what was chosen then would hide what is learned later.
+        """
         candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
-        names = list(self._numbers()) if len(self.epochs) % _CLIMB_EVERY == 0 else []
+        names: list[str] = []
+        if len(self.epochs) % _CLIMB_EVERY == 0:
+            self._choose(self._first_gains)
+            names = list(self._numbers())
         ndcg, recall = self._climb(queries, candidates, names, rounds=1)
         return {"ndcg": ndcg, "recall": recall, "factorized_top_k": self._factorized_top_k(queries, candidates)}
 

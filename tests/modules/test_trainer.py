@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -447,3 +448,60 @@ def test_determinism_is_left_as_it_was(small_world):
     assert not config.is_op_determinism_enabled()
     assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
     assert LABEL not in small_world.rows("train").features
+
+
+def test_trend_is_the_share_now_over_the_share_in_the_long_run():
+    labels = np.array([1, 1, 1, 2, 2, 3, 3, 3, 3, 3])
+    # Not in the order of time: the two latest rows are an item 2 and an item 1.
+    times = np.array([1, 2, 10, 3, 11, 4, 5, 6, 7, 8])
+    catalogue = trainer.Catalogue({}, np.array([False, True, True, True, True, False]))
+    actual = trainer.trend(labels, times, 0.2, catalogue)
+    share = np.array([0.5, 3.5, 2.5, 5.5, 0.5, 0.5]) / 13
+    recent = (np.array([0, 1, 1, 0, 0, 0]) + 0.4 * share) / 2.4
+    expected = np.log(recent / share)
+    expected[[0, 5]] = 0
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert actual[2] > actual[1] > 0 > actual[3]
+
+
+def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(small_world):
+    train, validation = small_world.rows("train"), small_world.rows("validation")
+    problem = small_world.problem(training=TRAINING.model_copy(update={"epochs": 3, "refit": False}))
+    model, report = trainer.fit(problem, train, validation)
+    queries = trainer.validation_queries(train, validation, problem)
+    candidates = model.candidate_vectors(tf.constant(problem.candidates, tf.int32))
+    measured = trainer.ranking_metrics(model, queries, candidates, problem.candidates, 10)
+    assert measured == pytest.approx((report["ndcg"], report["recall"]))
+    assert report["ndcg"] >= report["history"][report["epochs"] - 1]["ndcg"]
+    # No neighbour of what was chosen is better.
+    for name, value in report["chosen"]["gains"].items():
+        variable = getattr(model.query_tower, name)
+        assert variable.numpy() == pytest.approx(value)
+        choices = trainer._CHOICES[name]
+        place = int(np.argmin(np.abs(np.array(choices) - value)))
+        for neighbour in choices[max(0, place - 1) : place + 2]:
+            variable.assign(neighbour)
+            other, _ = trainer.ranking_metrics(model, queries, candidates, problem.candidates, 10)
+            assert other <= report["ndcg"] + 1e-9
+        variable.assign(value)
+    refitted, _ = trainer.fit(
+        small_world.problem(training=TRAINING.model_copy(update={"epochs": 3})), train, validation
+    )
+    for name, value in report["chosen"]["gains"].items():
+        assert getattr(refitted.query_tower, name).numpy() == pytest.approx(value)
+
+
+def test_the_order_of_the_rows_in_the_files_does_not_matter(small_world, tmp_path):
+    shutil.copytree(small_world.folder / "examples", tmp_path / "examples")
+    (file,) = (tmp_path / "examples/Split-train").iterdir()
+    records = list(tf.data.TFRecordDataset(str(file), compression_type="GZIP").as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(file), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
+        for place in np.random.default_rng(0).permutation(len(records)):
+            writer.write(records[place])
+    there, here = (
+        trainer.read_rows([str(folder / "examples/Split-train/*")], small_world.features, small_world.tft_output)
+        for folder in (small_world.folder, tmp_path)
+    )
+    np.testing.assert_array_equal(there.label, here.label)
+    for key, values in there.features.items():
+        np.testing.assert_array_equal(values, here.features[key])
