@@ -378,7 +378,7 @@ def test_validation_queries_are_put_as_the_evaluation_puts_them(world):
 def test_ranking_metrics_against_plain_python(small_world):
     problem = small_world.problem()
     train, validation = small_world.rows("train"), small_world.rows("validation")
-    model = problem.build(train)
+    model = problem.build(train, None)
     queries = trainer.validation_queries(train, validation, problem)
     labels = np.flatnonzero(problem.catalogue.is_candidate)
     candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
