@@ -269,8 +269,10 @@ class Servable(tf.Module):
         nothing = tf.zeros([batch, 0], tf.int32)
         history = self._features.history
         seen = nothing if history is None else self.rows(requests[history.column])
-        scores, rows = self.index.search(queries, k, seen)
-        _, rows_with_seen = self.index.search(queries, k, nothing)
+        # As many as an answer has, then the first of them: a search for fewer looks at less.
+        answer = max(k, self._serving.k)
+        scores, rows = (found[:, :k] for found in self.index.search(queries, answer, seen))
+        rows_with_seen = self.index.search(queries, answer, nothing)[1][:, :k]
         # Rows are in the order of popularity, so the most popular unseen items are the first rows that are not seen.
         first = tf.range(tf.minimum(k + tf.shape(seen)[1], self.size))
         popular = tf.tile(first[tf.newaxis], [batch, 1])
