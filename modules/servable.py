@@ -254,9 +254,12 @@ class Servable(tf.Module):
     def _similar_items(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:
         """Neighbours by cosine, among the best by inner product: the latter alone favours popular items."""
         own = self.rows(item_id)[:, tf.newaxis]
-        vectors = self.index.vectors(tf.maximum(own[:, 0], 0))
+        # Where the embedding model says which dimensions make items alike, the others count for nothing.
+        counted = getattr(self._embedding, "similarity", None)
+        vectors = self.index.vectors(tf.maximum(own[:, 0], 0)) * (1.0 if counted is None else counted)
         _, rows = self.index.search(vectors, min(_SIMILAR_OVERFETCH * self._serving.k, self.size), own)
-        neighbours = tf.math.l2_normalize(self.index.vectors(tf.maximum(rows, 0)), axis=-1)
+        neighbours = self.index.vectors(tf.maximum(rows, 0)) * (1.0 if counted is None else counted)
+        neighbours = tf.math.l2_normalize(neighbours, axis=-1)
         cosine = tf.linalg.matvec(neighbours, tf.math.l2_normalize(vectors, axis=-1))
         rows = tf.where(own == retrieval.NO_ROW, retrieval.NO_ROW, rows)
         return self._answer(*retrieval.best(cosine, rows, self._serving.k, own))

@@ -42,7 +42,7 @@ class Training(Settings):
     """How the towers are fitted (modules/trainer.py)."""
 
     seed: int = 42
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(25, ge=1)
     """At most; early stopping usually ends before."""
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1.5e-3, gt=0)

@@ -44,6 +44,8 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
 }
 _CLIMB_EVERY = 3
+# What a step away from the defaults must gain, relative: less is the luck of a few hundred queries.
+_WORTH = 0.005
 _RIDGES = (100.0, 300.0, 1000.0)
 # Transitions: the n-th item from a place weighs n ** −decay.
 _DECAY = 0.85
@@ -138,6 +140,10 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
+    # Items are alike by what was learned of them: not by popularity, trend or the closed form's axes.
+    learned = problem.model.dimension - (0 if problem.model.normalize else 1)
+    width = int(model.candidate_vectors(tf.constant([0])).shape[1])
+    module.similarity = tf.Variable((np.arange(width) < learned).astype(np.float32), trainable=False)
     setattr(module, SPECIFICATION, tf.Variable(problem.features.model_dump_json(), trainable=False))
     module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
 
@@ -534,7 +540,7 @@ class _Run:
             self._numbers()[name].assign(value)
 
     def _climb(self, queries: Queries, candidates: tf.Tensor, names: Sequence[str], rounds: int) -> tuple[float, float]:
-        """Moves each number to its best neighbour while that helps; returns the NDCG and recall that it ends with."""
+        """Moves each number to a better neighbour while that helps; returns the NDCG and recall that it ends with."""
         numbers, tower = self._numbers(), self.model.query_tower
         inputs = {key: tf.constant(queries.features[key]) for key in query_inputs(tower.features)}
         learned = functools.cache(lambda recency: tower.learned(inputs, recency))
@@ -559,7 +565,7 @@ class _Run:
                         kept = variable.numpy()
                         variable.assign(choices[place])
                         result = measure()
-                        if result[0] <= best[0]:
+                        if result[0] <= best[0] * (1 + _WORTH):
                             variable.assign(kept)
                             break
                         best, place = result, place + direction
