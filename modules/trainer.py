@@ -35,7 +35,7 @@ _PROGRESS = logging.getLogger("twotower.progress")
 _VALIDATION_QUERIES = 10_000
 _QUERY_BATCH = 1024
 _READ_BATCH = 4096
-# What validation chooses from (two_tower.QueryTower); values of one row are compared with their neighbours only.
+# What validation chooses from (two_tower.QueryTower).
 _CHOICES: dict[str, tuple[float, ...]] = {
     "recency": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
     "linear_recency": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -140,10 +140,6 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
-    # Items are alike by what was learned of them: not by popularity, trend or the closed form's axes.
-    learned = problem.model.dimension - (0 if problem.model.normalize else 1)
-    width = int(model.candidate_vectors(tf.constant([0])).shape[1])
-    module.similarity = tf.Variable((np.arange(width) < learned).astype(np.float32), trainable=False)
     setattr(module, SPECIFICATION, tf.Variable(problem.features.model_dump_json(), trainable=False))
     module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
 
@@ -540,7 +536,7 @@ class _Run:
             self._numbers()[name].assign(value)
 
     def _climb(self, queries: Queries, candidates: tf.Tensor, names: Sequence[str], rounds: int) -> tuple[float, float]:
-        """Moves each number to a better neighbour while that helps; returns the NDCG and recall that it ends with."""
+        """Moves each number to where it is best while that is worth the steps; returns NDCG and recall at the end."""
         numbers, tower = self._numbers(), self.model.query_tower
         inputs = {key: tf.constant(queries.features[key]) for key in query_inputs(tower.features)}
         learned = functools.cache(lambda recency: tower.learned(inputs, recency))
@@ -557,18 +553,21 @@ class _Run:
         for _ in range(rounds):
             before = best
             for name in names:
-                choices, variable = np.array(_CHOICES[name]), numbers[name]
-                start = int(np.argmin(np.abs(choices - variable.numpy())))
-                for direction in (-1, 1):
-                    place = start + direction
-                    while 0 <= place < len(choices):
-                        kept = variable.numpy()
-                        variable.assign(choices[place])
-                        result = measure()
-                        if result[0] <= best[0] * (1 + _WORTH):
-                            variable.assign(kept)
-                            break
-                        best, place = result, place + direction
+                choices, variable = _CHOICES[name], numbers[name]
+                kept = variable.numpy()
+                start = int(np.argmin(np.abs(np.array(choices) - kept)))
+                results = []
+                for place, choice in enumerate(choices):
+                    variable.assign(choice)
+                    result = measure()
+                    worth = result[0] - best[0] * _WORTH * abs(place - start)
+                    results.append((worth, result, choice))
+                worth, result, choice = max(results, key=lambda found: found[0])
+                if worth > best[0]:
+                    best = result
+                    variable.assign(choice)
+                else:
+                    variable.assign(kept)
             if best == before:
                 break
         return best
