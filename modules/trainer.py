@@ -140,6 +140,10 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
+    # Items are alike by what was learned of them: not by popularity, trend or the closed form's axes.
+    learned = problem.model.dimension - (0 if problem.model.normalize else 1)
+    width = int(model.candidate_vectors(tf.constant([0])).shape[1])
+    module.similarity = tf.Variable((np.arange(width) < learned).astype(np.float32), trainable=False)
     setattr(module, SPECIFICATION, tf.Variable(problem.features.model_dump_json(), trainable=False))
     module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
 
