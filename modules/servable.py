@@ -363,6 +363,10 @@ def embedding_of(loaded: Any) -> tf.Module:
     embedding = tf.Module()
     # What the signatures read: their variables and tables.
     embedding.model = loaded._embedding
+    # What is read beside them: by similar items, and by a warm start.
+    for name in ("similarity", "specification", "query_tower", "candidate_tower"):
+        if hasattr(loaded._embedding, name):
+            setattr(embedding, name, getattr(loaded._embedding, name))
     embedding.signatures = {name: loaded.signatures[name] for name in ("query_embedding", "candidate_embedding")}
     return embedding
 

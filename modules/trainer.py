@@ -494,7 +494,7 @@ class _Run:
         The choice begins anew each time: after an epoch the closed-form part would win over a learned part that knows
         little yet, and what was chosen then would hide what is learned later.
         """
-        candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
+        candidates = self._candidate_vectors()
         names: list[str] = []
         if len(self.epochs) % _CLIMB_EVERY == 0:
             self._choose(self._first_gains)
@@ -510,13 +510,15 @@ class _Run:
         for now in _NOW:
             self._choose(before)
             self._set_trend(now)
-            candidates = self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32))
-            metrics = self._climb(self._queries, candidates, list(self._numbers()), rounds=3)
+            metrics = self._climb(self._queries, self._candidate_vectors(), list(self._numbers()), rounds=3)
             results.append((metrics, now, self._gains()))
         self.final, now, gains = max(results, key=lambda result: result[0][0])
         self._set_trend(now)
         self._choose(gains)
         self.chosen = replace(self.chosen, now=now, gains=gains)
+
+    def _candidate_vectors(self) -> np.ndarray:
+        return self.model.candidate_vectors(tf.constant(self._problem.candidates, tf.int32)).numpy()
 
     def _numbers(self) -> dict[str, tf.Variable]:
         """The query tower's numbers that have an effect."""
@@ -539,18 +541,27 @@ class _Run:
         for name, value in gains.items():
             self._numbers()[name].assign(value)
 
-    def _climb(self, queries: Queries, candidates: tf.Tensor, names: Sequence[str], rounds: int) -> tuple[float, float]:
+    def _climb(
+        self, queries: Queries, candidates: np.ndarray, names: Sequence[str], rounds: int
+    ) -> tuple[float, float]:
         """Moves each number to where it is best while that is worth the steps; returns NDCG and recall at the end."""
         numbers, tower = self._numbers(), self.model.query_tower
-        inputs = {key: tf.constant(queries.features[key]) for key in query_inputs(tower.features)}
-        learned = functools.cache(lambda recency: tower.learned(inputs, recency))
-        linear_part = functools.cache(lambda recency: tower.linear(inputs, recency))
+        batches = [
+            {key: tf.constant(queries.features[key][part]) for key in query_inputs(tower.features)}
+            for part in _query_batches(queries)
+        ]
+        # The parts of the vectors change with a recency only, and the gains are tried on them.
+        learned = functools.cache(lambda recency: [tower.learned(inputs, recency) for inputs in batches])
+        linear_part = functools.cache(lambda recency: [tower.linear(inputs, recency) for inputs in batches])
 
         def measure() -> tuple[float, float]:
-            linear_vectors = linear_part(tower.linear_recency.numpy()) if "linear_recency" in numbers else None
-            vectors = tower.blend(inputs, learned(tower.recency.numpy()), linear_vectors).numpy()
-            return _rank(
-                vectors, candidates.numpy(), queries, self._problem.candidates, self._problem.training.metric_k
+            vectors = []
+            has_linear = "linear_recency" in numbers
+            second = linear_part(tower.linear_recency.numpy()) if has_linear else [None] * len(batches)
+            for inputs, first, linear_vectors in zip(batches, learned(tower.recency.numpy()), second, strict=True):
+                vectors.append(tower.blend(inputs, first, linear_vectors).numpy())
+            return ranking_metrics(
+                np.concatenate(vectors), candidates, queries, self._problem.candidates, self._problem.training.metric_k
             )
 
         best = measure()
@@ -595,7 +606,7 @@ class _Run:
             candidates = _rows_up_to(factors.items, len(problem.catalogue.is_candidate))[labels]
             for recency in _CHOICES["linear_recency"]:
                 vectors = _recency_weights(self._queries.features[history.column], recency, len(table)) @ table
-                ndcg, _ = _rank(vectors, candidates, self._queries, labels, problem.training.metric_k)
+                ndcg, _ = ranking_metrics(vectors, candidates, self._queries, labels, problem.training.metric_k)
                 results.append((ndcg, ridge, recency, factors))
         _, ridge, recency, factors = max(results, key=lambda result: result[0])
         self.chosen = replace(self.chosen, ridge=ridge, gains={"linear_recency": recency})
@@ -605,16 +616,18 @@ class _Run:
         rows = self._rows
         self.model.candidate_tower.trend.assign(trend(rows.label, rows.time, now, self._problem.catalogue))
 
-    def _factorized_top_k(self, queries: Queries, candidates: tf.Tensor) -> float:
+    def _factorized_top_k(self, queries: Queries, candidates: np.ndarray) -> float:
         """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""
         labels = self._problem.candidates
         k = min(self._problem.training.metric_k, len(labels))
-        index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(candidates, tf.constant(labels, tf.int64))
+        index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(
+            tf.constant(candidates), tf.constant(labels, tf.int64)
+        )
         metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
         rows, columns = np.nonzero(queries.relevant)
         true = queries.relevant[rows, columns].astype(np.int64)
         rows, true = rows[:_VALIDATION_QUERIES], true[:_VALIDATION_QUERIES]
-        vectors = np.concatenate([v for v, _ in _query_vectors(self.model, queries)])
+        vectors = query_vectors(self.model, queries)
         for start in range(0, len(rows), _QUERY_BATCH):
             part = slice(start, start + _QUERY_BATCH)
             metric.update_state(
@@ -749,33 +762,38 @@ def _padded(lists: Sequence[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def _query_vectors(model: TwoTower, queries: Queries) -> Iterator[tuple[np.ndarray, slice]]:
-    for start in range(0, len(queries.relevant), _QUERY_BATCH):
-        part = slice(start, start + _QUERY_BATCH)
-        keys = query_inputs(model.query_tower.features)
-        yield model.query_vectors({key: tf.constant(queries.features[key][part]) for key in keys}).numpy(), part
+def _query_batches(queries: Queries) -> list[slice]:
+    return [slice(start, start + _QUERY_BATCH) for start in range(0, len(queries.relevant), _QUERY_BATCH)]
+
+
+def query_vectors(model: TwoTower, queries: Queries) -> np.ndarray:
+    """[Q, D] vectors of the queries, batch by batch."""
+    keys = query_inputs(model.query_tower.features)
+    parts = [{key: tf.constant(queries.features[key][part]) for key in keys} for part in _query_batches(queries)]
+    return np.concatenate([model.query_vectors(inputs).numpy() for inputs in parts])
 
 
 def ranking_metrics(
-    model: TwoTower, queries: Queries, candidates: tf.Tensor, labels: np.ndarray, k: int
+    vectors: np.ndarray, candidates: np.ndarray, queries: Queries, labels: np.ndarray, k: int
 ) -> tuple[float, float]:
     """NDCG@k and recall@k over the whole catalogue, seen items excluded, averaged over the queries.
 
     NDCG@k = Σ_{hits at rank r ≤ k} 1 / log2(r + 1), divided by the same sum for min(k, relevant) hits on top
     (Järvelin & Kekäläinen 2002, binary relevance). recall@k = hits / relevant.
+
+    Args:
+        vectors: [Q, D] of the queries.
+        candidates: [C, D].
+        queries: What each query asks for and has seen.
+        labels: [C] of the candidates, ascending.
+        k: Length of the lists.
     """
-    vectors = np.concatenate([vectors for vectors, _ in _query_vectors(model, queries)])
-    return _rank(vectors, candidates.numpy(), queries, labels, k)
-
-
-def _rank(vectors: np.ndarray, candidates: np.ndarray, queries: Queries, labels: np.ndarray, k: int) -> Any:
     k = min(k, len(labels))
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     column_of = np.full(int(labels.max()) + 1, -1)
     column_of[labels] = np.arange(len(labels))
     ndcg, recall = [], []
-    for start in range(0, len(vectors), _QUERY_BATCH):
-        part = slice(start, start + _QUERY_BATCH)
+    for part in _query_batches(queries):
         scores = vectors[part] @ candidates.T
         seen, relevant = queries.seen[part], queries.relevant[part]
         rows, columns = np.nonzero((seen > 0) & (seen < len(column_of)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,10 +40,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         raise UserError(
             f"tuner.validation: {config.validation:g} of {len(rows)} rows leaves nothing to train on or judge by"
         )
-    space = keras_tuner.HyperParameters()
-    for name, values in config.search.items():
-        configured = problem.setting(name)
-        space.Choice(name, sorted({*values, configured}), default=configured)
+    space = search_space(config.search, {name: problem.setting(name) for name in config.search})
     oracle = ConfiguredFirst(
         objective=_OBJECTIVE, max_trials=config.trials, seed=problem.training.seed, hyperparameters=space
     )
@@ -50,6 +48,16 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     oracle.verbose = 0
     search = Search(oracle=oracle, directory=fn_args.working_dir, project_name="search")
     return TunerFnResult(tuner=search, fit_kwargs={"problem": problem, "train": train, "validation": latest})
+
+
+def search_space(search: Mapping[str, Sequence[float]], configured: Mapping[str, float]) -> keras_tuner.HyperParameters:
+    """Each key's values with the configured one, which is the default."""
+    space = keras_tuner.HyperParameters()
+    for name, values in search.items():
+        # Keras Tuner takes values of one type only.
+        default = float(configured[name])
+        space.Choice(name, sorted({*map(float, values), default}), default=default)
+    return space
 
 
 def latest_apart(rows: trainer.Rows, share: float) -> tuple[trainer.Rows, trainer.Rows]:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from modules.errors import UserError
 from modules.features import ITEM_VOCABULARY, Columns, Features, History, Text, Vocabulary
 from modules.preprocessing import vocabulary_name
 from modules.two_tower import TwoTower, is_item_id
@@ -44,10 +45,18 @@ class Start:
 
         Returns:
             Names of what was taken over.
+
+        Raises:
+            UserError: The servable does not say what its weights belong to.
         """
         if _layer(self.servable) == "scann":
             from scann.scann_ops.py import scann_ops  # noqa: F401 (registers the ops that the servable has)
         old = tf.saved_model.load(self.servable)._embedding
+        if not hasattr(old, SPECIFICATION):
+            raise UserError(
+                f"training.warm_start: {self.servable} was pushed before models could be started from; "
+                "run once without it"
+            )
         before = Features.model_validate_json(getattr(old, SPECIFICATION).numpy().decode())
         taken = []
         for tower, was, now in (

@@ -1,7 +1,6 @@
 """ScannIndexBuilder on real artifacts: what is built, what is measured, what is refused."""
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -88,9 +87,7 @@ def _oracle(world: World, user: int, k: int) -> list[str]:
 
 def test_small_catalogue_is_served_exactly_and_all_layers_are_measured(tmp_path):
     world = World(400)
-    started = time.perf_counter()
     result = _run(world, tmp_path, Index())
-    assert time.perf_counter() - started < 30
     assert _answers(result.path, world, range(30)) == [_oracle(world, user, 10) for user in range(30)]
 
     chosen = result.report["chosen"]

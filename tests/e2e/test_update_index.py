@@ -46,6 +46,8 @@ def test_new_items_are_recommended_and_removed_ones_are_not(pushed: list[str], t
     assert [(r["item_id"], r["title"]) for r in rare] == [("502", "War film 502")]
     similar = twotower("similar", *pushed, "--item", "501", "--k", "10").answer["items"]
     assert sum(r["title"].startswith("War") for r in similar) >= 8, "an unknown id is placed by its content"
+    neighbours = twotower("similar", *pushed, "--item", "1", "--k", "5").answer["items"]
+    assert sum(r["title"].startswith("Action") for r in neighbours) >= 4, "what makes items alike is kept"
 
 
 def test_a_mistake_is_one_line_and_nothing_is_pushed(pushed: list[str], tmp_path: Path):

@@ -181,20 +181,20 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
     path = tmp_path / "job.json"
     vertex = {"tables": {"interactions": {"path": "gs://b/i.parquet"}, "items": {"path": "gs://b/j.csv"}}}
     wanted = load(world.write_config(tmp_path, **vertex, kubeflow={
-        "image": IMAGE, "pipeline_root": "gs://bucket/root", "push": "gs://bucket/models", "spec": "2.0",
+        "image": IMAGE, "pipeline_root": "gs://bucket/pipeline", "push": "gs://bucket/models", "spec": "2.0",
         "resources": {"Trainer": {"accelerator": "NVIDIA_TESLA_T4"}},
     }))  # fmt: skip
     runner.compile_pipeline(wanted, str(path))
     job = json.loads(path.read_text())
     json_format.ParseDict(job, pipeline_spec_pb2.PipelineJob())
     assert job["pipelineSpec"]["schemaVersion"] == "2.0.0"
-    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://bucket/root"
+    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://bucket/pipeline"
     assert job["runtimeConfig"]["parameters"]["epochs"] == {"intValue": "6"}
     assert argument(job["pipelineSpec"], "Trainer", entrypoint.ARTIFACTS_OPTION) == entrypoint.DIRECT
     # A killed training finds its last epoch in the bucket.
     given = job["pipelineSpec"]["root"]["dag"]["tasks"]["Trainer"]["inputs"]["parameters"]["custom_config"]
     custom_config = json.loads(given["runtimeValue"]["constantValue"]["stringValue"])
-    assert custom_config["checkpoint_root"] == "gs://bucket/root/checkpoints"
+    assert custom_config["checkpoint_root"] == "gs://bucket/pipeline/checkpoints"
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.server
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import local_http
 import pytest
 import world
 from google.protobuf import json_format
@@ -127,40 +126,22 @@ def test_a_setting_that_is_not_there_is_not_made_up():
 def bucket(objects: dict[str, bytes]) -> Iterator[str]:
     """The part of Cloud Storage's JSON API that lists and deletes, over a dictionary."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(local_http.JsonHandler):
         def do_GET(self) -> None:
             url = urllib.parse.urlparse(self.path)
             assert url.path == "/storage/v1/b/bucket/o"
             prefix = urllib.parse.parse_qs(url.query)["prefix"][0]
             names = [name for name in sorted(objects) if name.startswith(prefix)]
-            self._answer({"items": [{"name": n, "bucket": "bucket", "size": str(len(objects[n]))} for n in names]})
+            self.answer({"items": [{"name": n, "bucket": "bucket", "size": str(len(objects[n]))} for n in names]})
 
         def do_DELETE(self) -> None:
             del objects[
                 urllib.parse.unquote(urllib.parse.urlparse(self.path).path.removeprefix("/storage/v1/b/bucket/o/"))
             ]
-            self._answer({})
+            self.answer({})
 
-        def _answer(self, tree: dict[str, Any]) -> None:
-            body = json.dumps(tree).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with local_http.running(Handler) as address:
+        yield f"http://{address}"
 
 
 def test_empty_folder_objects_are_removed_and_nothing_else(monkeypatch: pytest.MonkeyPatch):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
-import http.server
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import local_http
 import pytest
 import world
 import yaml
@@ -49,47 +48,47 @@ KEYS = {"experiments": "experiment", "runs": "run", "recurringruns": "recurring_
 LISTED = {"recurringruns": "recurringRuns"}
 
 
-def handler(api: Api) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+def handler(api: Api) -> type[local_http.JsonHandler]:
+    class Handler(local_http.JsonHandler):
         def do_GET(self) -> None:
             parts, query = self._parts()
             if parts == ["healthz"]:
-                self._answer({"multi_user": False})
+                self.answer({"multi_user": False})
             elif parts[0] == "pipelines" and parts[2:] == ["versions"]:
                 found = [v for v in api.pipeline_versions.values() if v["pipeline_id"] == parts[1]]
-                self._answer({"pipeline_versions": found[::-1][: int(query.get("page_size", 10))]})
+                self.answer({"pipeline_versions": found[::-1][: int(query.get("page_size", 10))]})
             elif len(parts) == 1:
                 found = list(getattr(api, parts[0]).values())
                 if "filter" in query:
                     [predicate] = json.loads(query["filter"])["predicates"]
                     assert predicate["operation"] in ("EQUALS", 1) and predicate["key"] in ("display_name", "name")
                     found = [f for f in found if f["display_name"] == predicate["stringValue"]]
-                self._answer({LISTED.get(parts[0], parts[0]): found} if found else {})
+                self.answer({LISTED.get(parts[0], parts[0]): found} if found else {})
             else:
                 item = getattr(api, parts[0])[parts[1]]
                 if parts[0] == "runs":
                     item["state"] = api.states.pop(0) if len(api.states) > 1 else api.states[0]
-                self._answer(item)
+                self.answer(item)
 
         def do_POST(self) -> None:
             parts, query = self._parts()
             body = self.rfile.read(int(self.headers["Content-Length"]))
             api.authorization = self.headers.get("Authorization")
             if api.refusal is not None:
-                self._answer({"message": api.refusal[1]}, api.refusal[0])
+                self.answer({"message": api.refusal[1]}, api.refusal[0])
             elif parts == ["pipelines", "upload"]:
                 created = api.keep("pipelines", "pipeline", {"display_name": query["name"]})
                 self._version(created["pipeline_id"], query["name"], body)
-                self._answer(created)
+                self.answer(created)
             elif parts == ["pipelines", "upload_version"]:
-                self._answer(self._version(query["pipelineid"], query["name"], body))
+                self.answer(self._version(query["pipelineid"], query["name"], body))
             else:
-                self._answer(api.keep(parts[0], KEYS[parts[0]], json.loads(body)))
+                self.answer(api.keep(parts[0], KEYS[parts[0]], json.loads(body)))
 
         def do_DELETE(self) -> None:
             parts, _ = self._parts()
             del getattr(api, parts[0])[parts[1]]
-            self._answer({})
+            self.answer({})
 
         def _version(self, pipeline_id: str, name: str, body: bytes) -> dict[str, Any]:
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
@@ -105,17 +104,6 @@ def handler(api: Api) -> type[http.server.BaseHTTPRequestHandler]:
             assert url.path.startswith(prefix), url.path
             return url.path.removeprefix(prefix).split("/"), dict(urllib.parse.parse_qsl(url.query))
 
-        def _answer(self, tree: dict[str, Any], status: int = 200) -> None:
-            body = json.dumps(tree).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
     return Handler
 
 
@@ -123,16 +111,9 @@ def handler(api: Api) -> type[http.server.BaseHTTPRequestHandler]:
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(submit, "_POLL_SECONDS", 0.01)
     api = Api()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(api))
-    api.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with local_http.running(handler(api)) as address:
+        api.address = f"http://{address}"
         yield api
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from modules import preprocessing, trainer
 from modules.errors import UserError
 from modules.features import LABEL, WEIGHT, Columns, Features
 from modules.settings import Model, Training
+from modules.warm_start import Start
 
 pytestmark = pytest.mark.slow
 
@@ -343,7 +344,9 @@ def test_early_stopping_keeps_the_best_epoch(world):
     labels = np.flatnonzero(problem.catalogue.is_candidate)
     queries = trainer.validation_queries(world.rows("train"), world.rows("validation"), problem)
     candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
-    again, _ = trainer.ranking_metrics(model, queries, candidates, labels, training.metric_k)
+    again, _ = trainer.ranking_metrics(
+        trainer.query_vectors(model, queries), candidates.numpy(), queries, labels, training.metric_k
+    )
     assert again == pytest.approx(max(ndcg), abs=1e-6)
 
 
@@ -382,7 +385,9 @@ def test_ranking_metrics_against_plain_python(small_world):
     queries = trainer.validation_queries(train, validation, problem)
     labels = np.flatnonzero(problem.catalogue.is_candidate)
     candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
-    ndcg, recall = trainer.ranking_metrics(model, queries, candidates, labels, 5)
+    ndcg, recall = trainer.ranking_metrics(
+        trainer.query_vectors(model, queries), candidates.numpy(), queries, labels, 5
+    )
     vectors = model.query_vectors({k: tf.constant(v) for k, v in queries.features.items()}).numpy()
     expected = []
     for vector, relevant, seen in zip(vectors, queries.relevant, queries.seen, strict=True):
@@ -470,7 +475,9 @@ def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(sma
     model, report = trainer.fit(problem, train, validation)
     queries = trainer.validation_queries(train, validation, problem)
     candidates = model.candidate_vectors(tf.constant(problem.candidates, tf.int32))
-    measured = trainer.ranking_metrics(model, queries, candidates, problem.candidates, 10)
+    measured = trainer.ranking_metrics(
+        trainer.query_vectors(model, queries), candidates.numpy(), queries, problem.candidates, 10
+    )
     assert measured == pytest.approx((report["ndcg"], report["recall"]))
     assert report["ndcg"] >= report["history"][report["epochs"] - 1]["ndcg"]
     for name, value in report["chosen"]["gains"].items():
@@ -481,7 +488,9 @@ def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(sma
         place = int(np.argmin(np.abs(np.array(choices) - value)))
         for other, choice in enumerate(choices):
             variable.assign(choice)
-            ndcg, _ = trainer.ranking_metrics(model, queries, candidates, problem.candidates, 10)
+            ndcg, _ = trainer.ranking_metrics(
+                trainer.query_vectors(model, queries), candidates.numpy(), queries, problem.candidates, 10
+            )
             assert ndcg <= report["ndcg"] * (1 + trainer._WORTH * abs(other - place)) + 1e-9
         variable.assign(value)
     refitted, _ = trainer.fit(
@@ -505,3 +514,44 @@ def test_the_order_of_the_rows_in_the_files_does_not_matter(small_world, tmp_pat
     np.testing.assert_array_equal(there.label, here.label)
     for key, values in there.features.items():
         np.testing.assert_array_equal(values, here.features[key])
+
+
+def test_a_warm_start_before_anything_was_pushed_is_a_first_fit(small_world, tmp_path):
+    training = TRAINING.model_copy(update={"epochs": 1, "warm_start": True})
+    args = small_world.fn_args(tmp_path, training=training)
+    args.base_model = str(tmp_path / "nothing")
+    trainer.run_fn(args)
+    report = json.loads((tmp_path / "run/training.json").read_text())
+    assert report["taken_over"] == []
+    assert tf.saved_model.contains_saved_model(args.serving_model_dir)
+
+
+def test_a_warm_start_takes_over_every_row_that_both_know(small_world, tmp_path):
+    args = small_world.fn_args(tmp_path / "first", training=TRAINING.model_copy(update={"epochs": 2}))
+    trainer.run_fn(args)
+    pushed = tf.Module()
+    pushed._embedding = tf.saved_model.load(args.serving_model_dir)
+    tf.saved_model.save(pushed, str(tmp_path / "pushed"))
+    (tmp_path / "pushed/assets.extra").mkdir()
+    (tmp_path / "pushed/assets.extra/servable.json").write_text(json.dumps({"layer": "stock"}))
+    problem = small_world.problem()
+    model = problem.build(small_world.rows("train"), None)
+    start = Start(str(tmp_path / "pushed"), problem.features, problem.columns, small_world.tft_output)
+    taken = start.apply(model)
+    old = {v.name: v.numpy() for v in pushed._embedding.query_tower.variables}
+    for variable in model.query_tower.trainable_variables:
+        # Same vocabulary, same rows.
+        np.testing.assert_array_equal(variable.numpy(), old[variable.name])
+    assert len(taken) >= len(model.trainable_variables)
+
+
+def test_a_warm_start_from_a_model_that_says_nothing_of_its_features_is_refused(small_world, tmp_path):
+    pushed = tf.Module()
+    pushed._embedding = tf.Module()
+    tf.saved_model.save(pushed, str(tmp_path))
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "assets.extra/servable.json").write_text(json.dumps({"layer": "stock"}))
+    problem = small_world.problem()
+    start = Start(str(tmp_path), problem.features, problem.columns, small_world.tft_output)
+    with pytest.raises(UserError, match="run once without it"):
+        start.apply(problem.build(small_world.rows("train"), None))

@@ -56,3 +56,10 @@ def test_the_configuration_is_the_first_trial_and_is_not_tried_again(tmp_path):
 def test_a_search_that_cannot_be_is_refused(search, words):
     with pytest.raises(ValueError, match=words):
         settings.Tuner(search=search)
+
+
+def test_whole_numbers_are_searched_beside_the_configured_one():
+    space = tuner.search_space({"model.dimension": (128, 512.0)}, {"model.dimension": 256})
+    assert space.get("model.dimension") == 256
+    assert space.space[0].values == [128, 256, 512]
+    assert settings.Model.model_validate({"dimension": space.space[0].values[-1]}).dimension == 512

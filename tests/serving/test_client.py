@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import socket
 import threading
 import time
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import local_http
 import numpy as np
 import pytest
 import tiny_models
@@ -134,29 +133,14 @@ def answering(*statuses: int) -> Iterator[tuple[str, list[int]]]:
     """An HTTP server that gives these statuses one after the other; its address and what it has given."""
     given: list[int] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(local_http.JsonHandler):
         def do_GET(self) -> None:
             given.append(statuses[len(given)])
-            content = json.dumps(
-                {"error": f"number {len(given)}"} if given[-1] != 200 else {"model_version_status": []}
-            )
-            self.send_response(given[-1])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content.encode())
+            tree = {"error": f"number {len(given)}"} if given[-1] != 200 else {"model_version_status": []}
+            self.answer(tree, given[-1])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", given
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with local_http.running(Handler) as address:
+        yield address, given
 
 
 @pytest.mark.parametrize(
