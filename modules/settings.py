@@ -24,8 +24,6 @@ class Model(Settings):
     """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
     id_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of the other query features that are hidden in each training step, so that unknown users work."""
-    item_id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of the items whose id is hidden in each training step, so that unknown items work by their content."""
     linear_rank: int = Field(256, ge=0)
     """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
     out. It needs a history."""

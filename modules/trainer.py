@@ -427,6 +427,10 @@ class _Run:
                 self._state.assign(json.dumps([vars(e) for e in self.epochs]))
                 self._saver.save(number)
         _assign(self.model.variables, self._best_weights)
+        catalogue = self._problem.catalogue
+        self.model.candidate_tower.learn_unknown(
+            catalogue.features, catalogue.is_candidate, self._problem.training.seed
+        )
         self._calibrate()
 
     def report(self, started: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import tf_keras
 from modules.features import Bucketized, Columns, Feature, Features, Hash, History, Text, Timestamp, Vocabulary
 from modules.linear import Factors
 from modules.settings import Model, Training
+from modules.unknown_items import ContentMap
 
 COMPLETION, NEXT = 0, 1
 """What a training row asks of a history: what else belongs to it, or what comes after it."""
@@ -23,6 +24,8 @@ _DENSE_HISTORY_ITEMS = 20_000
 # Decay keeps embeddings short; without this factor (its initial value) their mean could not move the logits enough.
 _HISTORY_SCALE = 10.0
 _MASKED = np.float32(-1e9)
+# Known items, at most, that unknown ones are told from; more would say the same.
+_ITEMS_TO_TELL_FROM = 20_000
 LINEAR_GAIN = 0.5
 """Weight of the closed-form part where no validation chooses it; its scores have a standard deviation of 1."""
 
@@ -84,7 +87,7 @@ class TwoTower(tfrs.Model):
         dense = self._full_softmax and items <= _DENSE_HISTORY_ITEMS
         self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, linear, seed + 1)
         self.candidate_tower = CandidateTower(
-            features.candidate, columns, model, cardinalities, item_ids, item_rows, frequency, linear, seed + 2
+            features.candidate, columns, model, cardinalities, item_ids, frequency, linear, seed + 2
         )
         self._catalogue = {key: tf.constant(values) for key, values in catalogue.items()}
         self._is_candidate = tf.constant(is_candidate)
@@ -102,12 +105,6 @@ class TwoTower(tfrs.Model):
     def candidate_vectors(self, labels: tf.Tensor) -> tf.Tensor:
         """Vectors of vocabulary items by label, [N] → [N, D]."""
         return self.candidate_tower(self._encoded(labels))
-
-    def _learned_candidates(self, labels: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
-        dropped = None
-        if seed is not None and self._settings.item_id_dropout:
-            dropped = tf.random.stateless_uniform(tf.shape(labels), seed + 11) < self._settings.item_id_dropout
-        return self.candidate_tower.learned(self._encoded(labels), dropped)
 
     def _encoded(self, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         return {key: tf.gather(values, labels) for key, values in self._catalogue.items()} | {"label": labels}
@@ -147,24 +144,21 @@ class TwoTower(tfrs.Model):
             near = closeness(owned, reading, self._training.locality, seed + 5)
             targets = near * tf.cast(hidden, tf.float32)
         queries = self.query_tower.learned(query, 0.0, self._settings.id_dropout if training else 0.0, seed + 7, near)
-        losses = (self._catalogue_losses if self._full_softmax else self._in_batch_losses)(
-            queries, owned, targets, seed if training else None
-        )
+        if self._full_softmax:
+            losses = self._catalogue_losses(queries, owned, targets)
+        else:
+            losses = self._in_batch_losses(queries, owned, targets, seed if training else tf.constant([0, 0]))
         weights = inputs["interaction_weight"]
         return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
-    def _catalogue_losses(
-        self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor | None
-    ) -> tf.Tensor:
-        candidates = self._learned_candidates(tf.range(1, int(self._is_candidate.shape[0])), seed)
+    def _catalogue_losses(self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        candidates = self.candidate_tower.learned(self._encoded(tf.range(1, int(self._is_candidate.shape[0]))))
         logits = tf.matmul(queries, candidates, transpose_b=True) / self._training.temperature
         return masked_softmax_loss(logits, owned, targets, self._is_candidate)
 
-    def _in_batch_losses(
-        self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor | None
-    ) -> tf.Tensor:
+    def _in_batch_losses(self, queries: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         # One target a row: a random one of its hidden items, near ones more often (Gumbel-max).
-        noise = tf.random.stateless_uniform(tf.shape(owned), (tf.constant([0, 0]) if seed is None else seed) + 13, 1e-9)
+        noise = tf.random.stateless_uniform(tf.shape(owned), seed + 13, 1e-9)
         drawn = tf.where(targets > 0, tf.math.log(targets) - tf.math.log(-tf.math.log(noise)), _MASKED)
         positives = tf.gather(owned, tf.argmax(drawn, axis=1, output_type=tf.int32), batch_dims=1)
         # A batch mate is no negative for a row that owns it already.
@@ -172,7 +166,7 @@ class TwoTower(tfrs.Model):
         score_mask = ~mates | tf.eye(tf.size(positives), dtype=tf.bool)
         losses = self._task(
             queries,
-            self._learned_candidates(positives, seed),
+            self.candidate_tower.learned(self._encoded(positives)),
             candidate_sampling_probability=tf.gather(self._sampling, positives),
             candidate_ids=positives,
             score_mask=score_mask,
@@ -389,7 +383,11 @@ def _fixed(values: np.ndarray, name: str) -> tf.Variable:
 
 class CandidateTower(tf_keras.layers.Layer):
     """A candidate's vector: the learned part (the item's own embedding, one term for each content feature, and as last
-    dimension the item's bias), the item's row of the closed-form part, its trend."""
+    dimension the item's bias), the item's row of the closed-form part, its trend.
+
+    An item without training interactions has none of these. It gets what `unknown` tells from its content: the vector
+    that items with such content have.
+    """
 
     def __init__(
         self,
@@ -398,25 +396,20 @@ class CandidateTower(tf_keras.layers.Layer):
         model: Model,
         cardinalities: Mapping[str, int],
         item_ids: tf_keras.layers.Embedding | None,
-        item_rows: int,
         frequency: np.ndarray,
         linear: Factors | None,
         seed: int,
     ) -> None:
         super().__init__(name="candidate_tower")
         self._normalize = model.normalize
+        self._dimension = model.dimension
         width = model.dimension if model.normalize else model.dimension - 1
         self._id = next((f for f in features if is_item_id(f, columns)), None)
         self._item_ids = item_ids
         self._terms = FeatureTerms([f for f in features if f is not self._id], width, cardinalities, seed)
         self._layers = _residual(model.candidate_layers, width, seed)
         if not model.normalize and self._id is not None:
-            known = len(frequency)
-            bias = np.zeros(item_rows, np.float32)
-            bias[:known] = _log_popularity(frequency)
-            # Items without an interaction start among the rarest, and learn from `item_id_dropout`.
-            bias[known:] = bias[0]
-            bias[0] = 0.0
+            bias = _log_popularity(frequency)
             self.bias = self.add_weight(
                 name="item_bias", shape=bias.shape, initializer=tf_keras.initializers.Constant(bias)
             )
@@ -425,30 +418,64 @@ class CandidateTower(tf_keras.layers.Layer):
         self._discount = None
         if model.diversity:
             self._discount = _fixed(-model.diversity * _log_popularity(frequency), "popularity_discount")
+        self._is_known = tf.Variable(frequency > 0, trainable=False, name="is_known")
+        others = (0 if linear is None else linear.items.shape[1]) + 1 + bool(model.diversity)
+        # Before the fit, and in its epochs, as rare as the rarest.
+        rare = np.zeros(model.dimension + others, np.float32)
+        rare[width : model.dimension] = _log_popularity(frequency)[0]
+        content = [f for f in features if f is not self._id]
+        self.unknown = ContentMap(content, cardinalities, rare)
 
     def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, D] candidate vectors of transformed candidate features and `label` (0 for an unknown item)."""
-        parts = [self.learned(inputs)]
+        learned = self.learned(inputs)
+        others = [tf.gather(self.trend, inputs["label"])[:, tf.newaxis]]
         if self._linear is not None:
-            parts.append(tf.gather(self._linear, inputs["label"]))
-        parts.append(tf.gather(self.trend, inputs["label"])[:, tf.newaxis])
+            others.insert(0, tf.gather(self._linear, inputs["label"]))
         if self._discount is not None:
-            parts.append(tf.gather(self._discount, inputs["label"])[:, tf.newaxis])
-        return tf.concat(parts, axis=1)
+            others.append(tf.gather(self._discount, inputs["label"])[:, tf.newaxis])
+        told = self.unknown(inputs)
+        told_learned = told[:, : self._dimension]
+        if self._normalize:
+            told_learned = tf.math.l2_normalize(told_learned, axis=1)
+        if self._id is None:
+            # Without an id of its own an item is learned by its content in the first place.
+            told_learned = learned
+        return tf.where(
+            tf.gather(self._is_known, inputs["label"])[:, tf.newaxis],
+            tf.concat([learned, *others], axis=1),
+            tf.concat([told_learned, told[:, self._dimension :]], axis=1),
+        )
 
-    def learned(self, inputs: dict[str, tf.Tensor], hide_ids: tf.Tensor | None = None) -> tf.Tensor:
-        """The learned part, [B, dimension]; `hide_ids` [B] bool makes an item unknown."""
+    def learn_unknown(self, catalogue: Mapping[str, np.ndarray], is_candidate: np.ndarray, seed: int) -> None:
+        """Fits `unknown` on the known candidates' vectors, as they are now.
+
+        Args:
+            catalogue: Transformed candidate features by label, [V + 1, ...].
+            is_candidate: [V + 1] bool, which items have a row in it.
+            seed: Of the draw of items, where there are more than are needed.
+        """
+        labels = np.flatnonzero(self._is_known.numpy() & is_candidate)
+        if len(labels) > _ITEMS_TO_TELL_FROM:
+            labels = np.sort(np.random.default_rng(seed).choice(labels, _ITEMS_TO_TELL_FROM, replace=False))
+        features = {key: values[labels] for key, values in catalogue.items()}
+        inputs = {key: tf.constant(values) for key, values in features.items()}
+        vectors = self(inputs | {"label": tf.constant(labels, tf.int32)}).numpy()
+        # What nobody has taken up yet has no trend.
+        vectors[:, -1 - (self._discount is not None)] = 0.0
+        self.unknown.fit(features, vectors)
+
+    def learned(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The learned part, [B, dimension]."""
         rows = tf.shape(next(iter(inputs.values())))[0]
         vectors = self._terms(inputs, rows)
         bias = tf.zeros([rows, 1])
         if self._id is not None:
             assert self._item_ids is not None
             ids = tf.cast(inputs[self._id.column], tf.int32)
-            if hide_ids is not None:
-                ids = tf.where(hide_ids, tf.shape(self._item_ids.embeddings)[0] - 1, ids)
             vectors += self._item_ids(ids) * tf.cast(ids > 0, tf.float32)[:, tf.newaxis]
             if not self._normalize:
-                bias = tf.gather(self.bias, ids)[:, tf.newaxis]
+                bias = tf.gather(self.bias, inputs["label"])[:, tf.newaxis]
         for layer in self._layers:
             vectors = layer(vectors)
         return _finish(vectors, None if self._normalize else bias)

@@ -22,7 +22,7 @@ SPECIFICATION = "specification"
 """Attribute of the exported embedding model: the JSON of the features that it was fitted with."""
 
 _TERM = re.compile(r"terms/(?:embedding|projection)_(\d+)/")
-_COMPUTED = ("linear_history:0", "linear_items:0", "trend:0", "popularity_discount:0")
+_COMPUTED = re.compile(r"(linear_history|linear_items|trend|popularity_discount|is_known|content_\w+):0")
 _ITEM_TABLES = ("embeddings:0", "item_bias:0")
 
 
@@ -40,8 +40,8 @@ class Start:
         """Gives the model the servable's weights where the two have a variable in common.
 
         A table with a vocabulary is taken over row by row: a token that both know keeps its row, a new one keeps its
-        fresh row. Other variables are taken over whole if their shapes agree. The closed-form part and the trend are
-        computed anew by every fit and left as they are.
+        fresh row. Other variables are taken over whole if their shapes agree. What is computed by every fit anew, the
+        closed-form part for instance, is left as it is.
 
         Returns:
             Names of what was taken over.
@@ -66,7 +66,7 @@ class Start:
             theirs = dict(self._named(tower, getattr(old, tower).variables, was))
             for (column, name), variable in self._named(tower, getattr(model, tower).variables, now):
                 value = theirs.get((column, name))
-                if value is None or name in _COMPUTED:
+                if value is None or _COMPUTED.fullmatch(name):
                     continue
                 vocabulary = self._vocabulary(column, name, now)
                 merged = _taken_over(variable.numpy(), value.numpy(), self._tokens(vocabulary))

@@ -33,7 +33,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "no weight decay": {"training.weight_decay": 0.0},
     "5 % of the history hidden": {"model.dropout": 0.05},
     "no dropout of query features": {"model.id_dropout": 0.0},
-    "no dropout of item ids": {"model.item_id_dropout": 0.0},
     "64 learned dimensions": {"model.dimension": 64},
     "cosine, temperature 0.1": {"model.normalize": True, "training.temperature": 0.1},
     "a dense layer on the query": {"model.query_layers": (256,)},

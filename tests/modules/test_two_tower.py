@@ -36,7 +36,7 @@ def towers(model=None, features=FEATURES, linear=None, **training):
     cardinalities = {"likes": 6, "time": 4, "title": 6}
     frequency = np.append(0, np.arange(ITEMS, 0, -1)).astype(np.float32)
     built = TwoTower(
-        features, COLUMNS, model or Model(dimension=8, dropout=0.0, id_dropout=0.0, item_id_dropout=0.0),
+        features, COLUMNS, model or Model(dimension=8, dropout=0.0, id_dropout=0.0),
         Training(**training), cardinalities, ITEMS + 2, catalogue, is_candidate, frequency, linear,
     )  # fmt: skip
     # Trained weights are no zeros.
@@ -127,7 +127,7 @@ def test_bias_closed_form_and_trend_are_inside_the_candidate_vector():
 
 
 def test_diversity_takes_the_popularity_off_the_scores():
-    sizes = {"dimension": 8, "dropout": 0.0, "id_dropout": 0.0, "item_id_dropout": 0.0}
+    sizes = {"dimension": 8, "dropout": 0.0, "id_dropout": 0.0}
     plain, diverse = towers(Model(**sizes)), towers(Model(**sizes, diversity=0.5))
     labels, inputs = tf.range(1, ITEMS + 1), batch()
     scores = [
@@ -146,14 +146,36 @@ def test_normalized_vectors_have_length_one():
         assert vectors.shape[1] == 9
 
 
-def test_hidden_id_is_the_unknown_item():
-    tower = (model := towers()).candidate_tower
-    encoded = {"item": tf.constant([2, 3]), "title": model._catalogue["title"][2:4], "label": tf.constant([2, 3])}
-    hidden = tower.learned(encoded, tf.constant([True, False])).numpy()
-    known = tower.learned(encoded).numpy()
-    unknown = tower.learned({**encoded, "item": tf.constant([ITEMS + 1] * 2)}).numpy()
-    np.testing.assert_allclose(hidden[0], unknown[0], rtol=1e-6)
-    np.testing.assert_array_equal(hidden[1], known[1])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_an_unknown_item_has_the_vector_that_its_content_tells(normalize):
+    sizes = {"dimension": 8, "dropout": 0.0, "id_dropout": 0.0, "diversity": 0.5, "normalize": normalize}
+    model = towers(Model(**sizes), linear=factors())
+    tower = model.candidate_tower
+    tower.trend.assign(np.arange(ITEMS + 1) / 10.0)
+    known = model.candidate_vectors(tf.range(1, ITEMS + 1)).numpy()
+    # Items with the same title are told the same; item 4 is no candidate.
+    catalogue = {key: values.numpy() for key, values in model._catalogue.items()}
+    titles = np.array([[1, 2, 0], [3, 0, 0]])[np.arange(ITEMS + 1) % 2]
+    tower.learn_unknown({**catalogue, "title": titles}, np.arange(ITEMS + 1) != 4, seed=0)
+    new = {
+        "item": tf.fill([2], ITEMS + 1),
+        "title": tf.constant([[1, 2, 0], [3, 0, 0]]),
+        "label": tf.zeros([2], tf.int32),
+    }
+    vectors = tower(new).numpy()
+    wholes = model.candidate_vectors(tf.range(1, ITEMS + 1)).numpy()
+    np.testing.assert_array_equal(wholes, known)
+    # Between the mean of its kind and the mean of all, without a trend.
+    kinds = [np.setdiff1d(np.arange(2, ITEMS + 1, 2), 4) - 1, np.arange(1, ITEMS + 1, 2) - 1]
+    everything = np.setdiff1d(np.arange(ITEMS), 3)
+    for vector, kind in zip(vectors, kinds, strict=True):
+        ours, all_ = known[kind].mean(axis=0), known[everything].mean(axis=0)
+        counted = np.r_[8:11, 12]
+        share = (vector - all_)[counted] / (ours - all_)[counted]
+        assert np.all((share > 0.2) & (share < 1.0)) and np.ptp(share) < 1e-3
+        assert vector[11] == pytest.approx(0.0, abs=1e-5)
+        if normalize:
+            assert np.linalg.norm(vector[:8]) == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -238,7 +260,7 @@ def test_closeness_falls_with_the_distance_from_a_place_of_the_history():
 
 
 def test_a_whole_history_is_completed_near_its_place():
-    model = towers(Model(dimension=8, dropout=0.5, id_dropout=0.0, item_id_dropout=0.0), negatives="catalogue")
+    model = towers(Model(dimension=8, dropout=0.5, id_dropout=0.0), negatives="catalogue")
     inputs = {**batch(), "reading": tf.fill([6], COMPLETION)}
     labels, history = tf.cast(inputs["label"], tf.int32), inputs["history"]
     owned, hidden, visible = hide(labels, history, inputs["reading"], 0.5, inputs["seed"])
