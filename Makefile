@@ -35,8 +35,9 @@ run: $(READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
 	@$(BIN)/twotower run --config $(CONFIG)
 
+# Files side by side in two processes: a pipeline run is busy on one core most of its time.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -106,7 +106,10 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
             )
             outputs[feature.column] = _lookup(tokens, vocabulary, feature.oov_buckets)
         elif isinstance(feature, Normalized):
-            outputs[feature.column] = _scalar(tft.scale_to_z_score(_numbers(inputs[feature.column])), 0.0)
+            numbers = _numbers(inputs[feature.column])
+            # In double precision: Beam adds in an order of its own, and the last digit would reach every weight.
+            scaled = tft.scale_to_z_score(numbers.with_values(tf.cast(numbers.values, tf.float64)))
+            outputs[feature.column] = tf.cast(_scalar(scaled, 0.0), tf.float32)
         elif isinstance(feature, Log1p):
             numbers = _numbers(inputs[feature.column])
             outputs[feature.column] = _scalar(numbers.with_values(tf.math.log1p(tf.maximum(numbers.values, 0.0))), 0.0)

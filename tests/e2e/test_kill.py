@@ -16,7 +16,7 @@ from e2e_runs import executed, twotower, versions
 pytestmark = pytest.mark.slow
 
 BEFORE_TRAINER = {"InteractionExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator", "Transform"}
-LONG = ("training.epochs=300", "training.patience=300")
+LONG = ("training.epochs=60", "training.patience=60")
 # Every file that goes into the push destination takes a second, as on a slow disk.
 SLOW_PUSH = """
 import sys, time
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_in_trainer_goes_on_from_its_checkpoint(folder: Path):
+def test_killed_in_trainer_and_killed_again_in_the_push(folder: Path):
     path = world.write_config(folder)
     overrides = [argument for value in LONG for argument in ("--set", value)]
     checkpoints = folder / "runs" / "small-world" / "checkpoints"
@@ -64,26 +64,21 @@ def test_killed_in_trainer_goes_on_from_its_checkpoint(folder: Path):
     listed = twotower("runs", "--config", path)
     assert listed.answer[0]["state"] == "unfinished"
     assert versions(folder) == []
-    outcome = twotower("run", "--config", path, *overrides)
-    assert outcome.code == 0, outcome.errors
-    assert not executed(path) & BEFORE_TRAINER
-    assert outcome.answer["training"]["resumed_from_epoch"] > 0
-    assert len(versions(folder)) == 1
-    assert not any(checkpoints.glob("**/checkpoint")), "a finished training leaves no checkpoint behind"
 
-
-def test_killed_in_the_push_leaves_nothing_half_copied(folder: Path):
-    path = world.write_config(folder)
     destination = folder / "served" / "small-world"
     kill_when(
         lambda: any(p.is_file() for p in destination.rglob("*")),
-        [sys.executable, "-c", SLOW_PUSH, "run", "--config", path],
+        [sys.executable, "-c", SLOW_PUSH, "run", "--config", path, *overrides],
     )
+    assert not executed(path) & BEFORE_TRAINER and "Trainer" in executed(path)
+    assert not any(checkpoints.glob("**/checkpoint")), "a finished training leaves no checkpoint behind"
     assert versions(folder) == []
     assert twotower("recommend", "--config", path, "--user", "1").code == 2
-    outcome = twotower("run", "--config", path)
+
+    outcome = twotower("run", "--config", path, *overrides)
     assert outcome.code == 0, outcome.errors
     assert executed(path) == {"Pusher"}
+    assert outcome.answer["training"]["resumed_from_epoch"] > 0
     (version,) = versions(folder)
     assert [p.name for p in destination.iterdir()] == [version], "what the killed push left is cleaned up"
     assert twotower("recommend", "--config", path, "--user", "1").code == 0

@@ -10,7 +10,7 @@ from e2e_runs import twotower
 pytestmark = pytest.mark.slow
 
 
-def test_the_default_model_is_far_above_popularity_on_a_random_split(tmp_path: Path):
+def test_the_model_is_far_above_popularity_on_a_random_split(tmp_path: Path):
     """80/20 at random, seen items left out. The bars: the tutorial's own figures, and the most popular items."""
     assert twotower("data", "movielens-100k").code == 0
     outcome = twotower(
@@ -18,6 +18,8 @@ def test_the_default_model_is_far_above_popularity_on_a_random_split(tmp_path: P
         "--set", f"output.root={tmp_path}/runs",
         "--set", f"output.push={tmp_path}/served",
         "--set", "split={strategy: random, eval: 0.2, validation: 0.05}",
+        # A fit of a few epochs is as far as this has to go; benchmarks/quality measures the whole one.
+        "--set", "training.epochs=4",
     )  # fmt: skip
     assert outcome.code == 0, outcome.errors
     assert outcome.answer["data"]["interactions"] == 100_000

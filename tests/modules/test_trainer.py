@@ -293,7 +293,7 @@ trainer.run_fn(world.fn_args(Path({output!r}), training=Training.model_validate_
 
 def test_killed_fit_goes_on_and_ends_with_the_same_weights(world, tmp_path):
     # Long enough to be killed in the middle; patience 1000 keeps early stopping out of it.
-    training = TRAINING.model_copy(update={"epochs": 25, "patience": 1000})
+    training = TRAINING.model_copy(update={"epochs": 14, "patience": 1000})
     script = KILLED.format(
         tests=str(Path(__file__).parent), folder=str(world.folder), output=str(tmp_path / "killed"),
         training=training.model_dump_json(),
