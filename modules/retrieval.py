@@ -454,6 +454,11 @@ def vectors_of(index: Any) -> np.ndarray:
     return index._vectors.numpy()
 
 
+def has_partitions(index: Any) -> bool:
+    """Whether `partitions_of` knows the layout of a loaded index."""
+    return all(hasattr(index, name) for name in ("_rows", "_partition_of_block", "_centroids", "_vectors"))
+
+
 def partitions_of(index: Any) -> TrainedScann:
     """The partitions of a `Stock` tree, also of one inside a loaded SavedModel; without ScaNN's own state."""
     rows, of_block = index._rows.numpy(), index._partition_of_block.numpy()

@@ -41,6 +41,8 @@ _LIST_SEPARATOR = "|"
 _SIMILAR_OVERFETCH = 5
 _WARMUP_SINGLE = 4
 _WARMUP_BATCH = 16
+# Queries in the warm-up requests for `query_embedding`, by which an update measures its recall.
+_RECALL_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -411,7 +413,7 @@ def warmup_requests(
     catalogue: Catalogue, features: Features, serving: Serving, item_column: str, queries: Sequence[bytes],
     items: Sequence[bytes],
 ) -> dict[str, list[dict[str, tf.Tensor]]]:  # fmt: skip
-    """Requests for every signature, single ones and a batch, made from real examples.
+    """Requests for every signature, single ones and a batch, made from real examples; more for `query_embedding`.
 
     Args:
         catalogue: Where excluded items and filter values are taken from.
@@ -444,6 +446,9 @@ def warmup_requests(
             "evaluate": {"examples": examples},
         }.items():
             result.setdefault(signature, []).append(inputs)
+    for start in range(_WARMUP_BATCH, min(len(queries), _RECALL_QUERIES), _WARMUP_BATCH):
+        examples = tf.constant(list(queries[start : start + _WARMUP_BATCH]), tf.string)
+        result["query_embedding"].append(requests_from_examples(examples, features.query))
     return result
 
 

@@ -243,6 +243,8 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
     assert {r.model_spec.signature_name for r in requests} == set(warmup)
     assert {r.model_spec.name for r in requests} == {"films"}
+    asked = [r.inputs["user_id"] for r in requests if r.model_spec.signature_name == "query_embedding"]
+    assert {value for users in asked for value in users.string_val} == {f"u{n}".encode() for n in range(30)}
     for request in requests:
         assert tuple(sorted(request.inputs)) == described.signatures[request.model_spec.signature_name]
 
