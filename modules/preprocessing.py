@@ -112,7 +112,9 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
             outputs[feature.column] = tf.cast(_scalar(scaled, 0.0), tf.float32)
         elif isinstance(feature, Log1p):
             numbers = _numbers(inputs[feature.column])
-            outputs[feature.column] = _scalar(numbers.with_values(tf.math.log1p(tf.maximum(numbers.values, 0.0))), 0.0)
+            doubles = tf.cast(tf.maximum(numbers.values, 0.0), tf.float64)
+            scaled = _scalar(numbers.with_values(tf.math.log1p(doubles)), 0.0)
+            outputs[feature.column] = tf.cast(scaled, tf.float32)
         elif isinstance(feature, Bucketized):
             numbers = _numbers(inputs[feature.column])
             boundaries = feature.boundaries if feature.buckets is None else _quantiles(numbers, feature.buckets)
@@ -323,9 +325,13 @@ def _bucket(numbers: tf.SparseTensor, boundaries: Any) -> tf.Tensor:
 
 
 def _cyclic(seconds: tf.SparseTensor) -> tf.Tensor:
-    """[B, 4]: sine and cosine of the time of day, then of the time of week; zeros when missing."""
+    """[B, 4]: sine and cosine of the time of day, then of the time of week; zeros when missing.
+
+    In double precision, because the last digit depends on a value's place in the batch: the ends of a batch are computed
+    by other instructions than the rest.
+    """
     parts = []
     for offset, period in ((0, _DAY), (_EPOCH_WEEKDAY, _WEEK)):
-        angle = tf.cast((seconds.values + offset) % period, tf.float32) * (2 * math.pi / period)
+        angle = tf.cast((seconds.values + offset) % period, tf.float64) * (2 * math.pi / period)
         parts += [_scalar(seconds.with_values(wave(angle)), 0.0) for wave in (tf.sin, tf.cos)]
-    return tf.stack(parts, axis=1)
+    return tf.cast(tf.stack(parts, axis=1), tf.float32)

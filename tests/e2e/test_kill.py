@@ -13,6 +13,8 @@ import pytest
 import world
 from e2e_runs import executed, twotower, versions
 
+from pipeline import config, runs
+
 pytestmark = pytest.mark.slow
 
 BEFORE_TRAINER = {"InteractionExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator", "Transform"}
@@ -70,7 +72,9 @@ def test_killed_in_trainer_and_killed_again_in_the_push(folder: Path):
         lambda: any(p.is_file() for p in destination.rglob("*")),
         [sys.executable, "-c", SLOW_PUSH, "run", "--config", path, *overrides],
     )
-    assert not executed(path) & BEFORE_TRAINER and "Trainer" in executed(path)
+    states = {stage.name: stage.state for stage in runs.read_runs(config.load(path), last=1)[0].stages}
+    assert {states[name] for name in BEFORE_TRAINER} == {"cached"} and states["Trainer"] == "done"
+    assert states["Pusher"] == "unfinished"
     assert not any(checkpoints.glob("**/checkpoint")), "a finished training leaves no checkpoint behind"
     assert versions(folder) == []
     assert twotower("recommend", "--config", path, "--user", "1").code == 2
