@@ -327,8 +327,8 @@ def _bucket(numbers: tf.SparseTensor, boundaries: Any) -> tf.Tensor:
 def _cyclic(seconds: tf.SparseTensor) -> tf.Tensor:
     """[B, 4]: sine and cosine of the time of day, then of the time of week; zeros when missing.
 
-    In double precision, because the last digit depends on a value's place in the batch: the ends of a batch are computed
-    by other instructions than the rest.
+    In double precision, because the last digit depends on a value's place in the batch: other instructions compute the
+    ends of a batch than the rest.
     """
     parts = []
     for offset, period in ((0, _DAY), (_EPOCH_WEEKDAY, _WEEK)):
