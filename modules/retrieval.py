@@ -32,12 +32,12 @@ _GROUP = 8
 # A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
 # partition tree finds among rare members is neither the best of them nor enough.
 _FEW = 1 / 16
-# The score of a block's padding, far below any other and finite, so that no product with it is NaN.
-_PADDING = -1e30
 # How far ScaNN's ops, which know no filters, look beyond k for a filtered query before it is answered exactly instead.
 _FILTER_OVERFETCH = 4
 # The value that ScaNN's authors recommend for inner products: errors along the vector cost more than across it.
 _ANISOTROPIC_THRESHOLD = 0.2
+# Vectors that ScaNN places its partitions by, at most.
+_TRAINING_SAMPLE = 100_000
 # Share of the vectors' energy that the first pass over a quantised stock index sees.
 _ENERGY = 0.95
 
@@ -60,7 +60,7 @@ class Effort:
     partitions_to_search: int | tf.Tensor = 1
     """Leaves of the tree whose members are scored."""
     reorder: int | tf.Tensor = 1
-    """Candidates of the approximate pass that are scored again exactly."""
+    """Candidates of the approximate pass that are scored again exactly; the stock tree scores exactly at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,9 @@ def train_scann(
         builder = builder.tree(
             num_leaves=leaves,
             num_leaves_to_search=1,
-            min_partition_size=max(1, size // (4 * leaves)),
+            training_sample_size=_TRAINING_SAMPLE,
+            # Counted in the sample: more than its partitions hold makes many of them empty and the others wide.
+            min_partition_size=max(1, min(size, _TRAINING_SAMPLE) // (4 * leaves)),
             # ScaNN's random initialisation takes no seed; its k-means++ does.
             random_init=False,
         )
@@ -338,13 +340,10 @@ class Scann(TopK):
 class Stock(TopK):
     """Search of what ScaNN trained, with stock TensorFlow ops only.
 
-    Both approximate strategies take a cheap first look at many candidates and score its best `reorder` exactly. ScaNN's
-    codes are of no use here: gathering their look-up tables with stock ops takes longer than scoring vectors.
-
-    - `tree`: the members of the partitions with the highest centroid scores. A member's score is its centroid's plus
-      the query's product with its residual, of which the first look sees the leading principal dimensions, in
-      bfloat16; partitions lie one after the other in blocks of equal size.
-    - `quantized`: the leading principal dimensions of the whole catalogue.
+    - `tree`: exact scores of the members of the partitions with the highest centroid scores. The vectors lie partition
+      by partition, in blocks of equal size, and nowhere else. ScaNN's codes are of no use here: gathering their look-up
+      tables with stock ops takes longer than scoring vectors, and few partitions hold what is looked for.
+    - `quantized`: the leading principal dimensions of the whole catalogue, then exact scores of the best `reorder`.
     - `exact`: one matrix product.
 
     Args:
@@ -363,49 +362,73 @@ class Stock(TopK):
     ) -> None:
         super().__init__(len(vectors), effort)
         self._strategy = strategy
-        self._vectors = _variable(vectors)
-        if strategy == "tree":
-            if trained is None or trained.centroids is None or trained.partition_of is None:
-                raise ValueError("the tree strategy needs the partitions that ScaNN trained")
-            blocks, counts = _blocks(trained.partition_of, len(trained.centroids))
-            self._centroids = _variable(trained.centroids)
-            self._first_block = _variable(np.cumsum(counts, dtype=np.int32) - counts)
-            self._end_block = _variable(np.cumsum(counts, dtype=np.int32))
-            # One more, of padding only, fills up queries whose partitions have fewer blocks than others' of the batch.
-            self._rows = _variable(np.vstack([blocks, np.full((1, _BLOCK), NO_ROW, np.int32)]))
-            partition_of_block = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            self._partition_of_block = _variable(np.append(partition_of_block, np.int32(0)))
-            leading, reduced = _reduced_residuals(vectors, trained.centroids, trained.partition_of, blocks)
-            self._leading = _variable(leading)
-            self._reduced = _variable(reduced)
-        elif strategy == "quantized":
-            leading = _leading_directions(vectors, vectors.shape[1])
-            self._leading = _variable(leading)
-            self._reduced = _variable(vectors @ leading)
+        if strategy != "tree":
+            self._vectors = _variable(vectors)
+            if strategy == "quantized":
+                leading = _leading_directions(vectors)
+                self._leading = _variable(leading)
+                self._reduced = _variable(vectors @ leading)
+            return
+        if trained is None or trained.centroids is None or trained.partition_of is None:
+            raise ValueError("the tree strategy needs the partitions that ScaNN trained")
+        blocks, counts = _blocks(trained.partition_of, len(trained.centroids))
+        self._centroids = _variable(trained.centroids)
+        self._first_block = _variable(np.cumsum(counts, dtype=np.int32) - counts)
+        self._end_block = _variable(np.cumsum(counts, dtype=np.int32))
+        # One more, of padding only, fills up queries whose partitions have fewer blocks than others' of the batch.
+        blocks = np.vstack([blocks, np.full((1, _BLOCK), NO_ROW, np.int32)])
+        self._rows = _variable(blocks)
+        rows = blocks.ravel()
+        places = np.flatnonzero(rows != NO_ROW)
+        members = np.zeros((len(rows), vectors.shape[1]), np.float32)
+        members[places] = vectors[rows[places]]
+        self._members = _variable(members.reshape(len(blocks), -1))
+        place_of = np.empty(len(vectors), np.int32)
+        place_of[rows[places]] = places
+        self._place_of = _variable(place_of)
+
+    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        if self._strategy != "tree":
+            return super().vectors(rows)
+        return tf.gather(self._all_members(), tf.gather(self._place_of, rows))
 
     def _all_vectors(self) -> tf.Tensor:
         return self._vectors
 
+    def _all_members(self) -> tf.Tensor:
+        """[places, D]: vectors in the order of the blocks, 0 at padding."""
+        return tf.reshape(self._members, [-1, int(self._centroids.shape[1])])
+
     def _is_exact(self) -> bool:
         return self._strategy == "exact"
+
+    def _exhaustive(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._strategy != "tree":
+            return super()._exhaustive(queries, k, spare, allowed)
+        rows = tf.reshape(self._rows, [1, -1])
+        scores = _mask(tf.matmul(queries, self._all_members(), transpose_b=True), rows != NO_ROW)
+        scores, places = tf.math.top_k(scores, self._depth(k, spare))
+        return scores, tf.gather(rows[0], places)
 
     def _candidates(
         self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
     ) -> Any:
         if self._strategy == "exact":
             return self._exhaustive(queries, k, spare, allowed)
-        depth = self._depth(tf.maximum(k, effort.reorder), spare)
         if self._strategy == "quantized":
+            depth = self._depth(tf.maximum(k, effort.reorder), spare)
             approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
             _, rows = tf.math.top_k(_mask(approximate, allowed), depth, sorted=False)
-            return self._rescored(queries, rows)
+            return tf.reduce_sum(self.vectors(rows) * queries[:, tf.newaxis], axis=2), rows
         leaves = tf.minimum(effort.partitions_to_search, int(self._centroids.shape[0]))
         by_centroid = tf.matmul(queries, self._centroids, transpose_b=True)
         _, partitions = tf.math.top_k(by_centroid, leaves, sorted=False)
+        depth = self._depth(k, spare)
         return _in_groups(
             lambda chosen: self._search_partitions(
                 tf.gather(queries, chosen),
-                tf.gather(by_centroid, chosen),
                 tf.gather(partitions, chosen),
                 depth,
                 None if allowed is None else tf.gather(allowed, chosen),
@@ -414,58 +437,42 @@ class Stock(TopK):
         )
 
     def _search_partitions(
-        self,
-        queries: tf.Tensor,
-        by_centroid: tf.Tensor,
-        partitions: tf.Tensor,
-        depth: tf.Tensor,
-        allowed: tf.Tensor | None,
+        self, queries: tf.Tensor, partitions: tf.Tensor, depth: tf.Tensor, allowed: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.shape(queries)[0]
+        """The `depth` best members of some partitions [B, P] by exact score, fewer where there are fewer."""
+        batch, dimension = tf.shape(queries)[0], int(self._centroids.shape[1])
         flat = tf.reshape(partitions, [-1])
         ranges = tf.ragged.range(tf.gather(self._first_block, flat), tf.gather(self._end_block, flat))
-        padding_block = int(self._rows.shape[0]) - 1
         splits = ranges.row_splits[:: tf.shape(partitions)[1]]
-        blocks = tf.RaggedTensor.from_row_splits(ranges.values, splits, validate=False).to_tensor(padding_block)
-        base = tf.gather(by_centroid, tf.gather(self._partition_of_block, blocks), batch_dims=1)
-        # The last of the reduced dimensions is 0 for a member and very low for padding.
-        seen = tf.cast(tf.pad(queries @ self._leading, [[0, 0], [0, 1]], constant_values=1.0), tf.bfloat16)
-        width = int(self._reduced.shape[2])
-        members = tf.reshape(tf.gather(self._reduced, blocks), [batch, -1, width])
+        blocks = tf.RaggedTensor.from_row_splits(ranges.values, splits, validate=False)
+        blocks = blocks.to_tensor(int(self._rows.shape[0]) - 1)
+        members = tf.reshape(tf.gather(self._members, blocks), [batch, -1, dimension])
+        rows = tf.reshape(tf.gather(self._rows, blocks), [batch, -1])
         # Not matmul, for which oneDNN would compile a kernel for each number of members that it has not met yet.
-        scores = tf.cast(tf.einsum("bnd,bd->bn", members, seen), tf.float32)
-        scores = tf.reshape(tf.reshape(scores, [batch, -1, _BLOCK]) + base[:, :, tf.newaxis], [batch, -1])
+        scores = _mask(tf.einsum("bnd,bd->bn", members, queries), rows != NO_ROW)
         if allowed is not None:
-            rows = tf.reshape(tf.gather(self._rows, blocks), [batch, -1])
-            scores = tf.where(tf.gather(allowed, tf.maximum(rows, 0), batch_dims=1), scores, 2 * _PADDING)
+            scores = _mask(scores, tf.gather(allowed, tf.maximum(rows, 0), batch_dims=1))
+        # Groups of a batch must agree in their number of columns.
         missing = tf.maximum(depth - tf.shape(scores)[1], 0)
-        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=2 * _PADDING)
-        _, columns = tf.math.top_k(scores, depth, sorted=False)
-        blocks = tf.pad(blocks, [[0, 0], [0, (missing + _BLOCK - 1) // _BLOCK]], constant_values=padding_block)
-        places = tf.gather(blocks, columns // _BLOCK, batch_dims=1) * _BLOCK + columns % _BLOCK
-        return self._rescored(queries, tf.gather(tf.reshape(self._rows, [-1]), places))
-
-    def _rescored(self, queries: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.reduce_sum(self.vectors(tf.maximum(rows, 0)) * queries[:, tf.newaxis], axis=2), rows
+        scores, columns = tf.math.top_k(scores, depth - missing, sorted=False)
+        rows = tf.gather(rows, columns, batch_dims=1)
+        return (
+            tf.pad(scores, [[0, 0], [0, missing]], constant_values=-np.inf),
+            tf.pad(rows, [[0, 0], [0, missing]], constant_values=NO_ROW),
+        )
 
 
 def vectors_of(index: Any) -> np.ndarray:
     """[C, D]: the vectors of a `BruteForce` or `Stock` index, also of one inside a loaded SavedModel."""
-    return index._vectors.numpy()
-
-
-def has_partitions(index: Any) -> bool:
-    """Whether `partitions_of` knows the layout of a loaded index."""
-    return all(hasattr(index, name) for name in ("_rows", "_partition_of_block", "_centroids", "_vectors"))
+    if not hasattr(index, "_members"):
+        return index._vectors.numpy()
+    return index._members.numpy().reshape(-1, index._centroids.shape[1])[index._place_of.numpy()]
 
 
 def partitions_of(index: Any) -> TrainedScann:
     """The partitions of a `Stock` tree, also of one inside a loaded SavedModel; without ScaNN's own state."""
-    rows, of_block = index._rows.numpy(), index._partition_of_block.numpy()
-    partition_of = np.empty(index._vectors.shape[0], np.int32)
-    members = rows != NO_ROW
-    partition_of[rows[members]] = np.repeat(of_block, _BLOCK).reshape(rows.shape)[members]
-    return TrainedScann(tf.Module(), "tree", index._centroids.numpy(), partition_of)
+    partition_of_block = np.searchsorted(index._end_block.numpy(), index._place_of.numpy() // _BLOCK, side="right")
+    return TrainedScann(tf.Module(), "tree", index._centroids.numpy(), partition_of_block.astype(np.int32))
 
 
 def best(
@@ -539,33 +546,12 @@ def _blocks(partition_of: np.ndarray, partitions: int) -> tuple[np.ndarray, np.n
     return rows.reshape(-1, _BLOCK), counts.astype(np.int32)
 
 
-def _leading_directions(vectors: np.ndarray, at_most: int) -> np.ndarray:
+def _leading_directions(vectors: np.ndarray) -> np.ndarray:
     """[D, R] float32: the principal directions that hold most of the vectors' energy."""
     energy, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
     share = np.cumsum(energy[::-1]) / max(energy.sum(), np.finfo(np.float64).tiny)
-    count = min(int(np.searchsorted(share, _ENERGY)) + 1, at_most)
+    count = min(int(np.searchsorted(share, _ENERGY)) + 1, len(energy))
     return directions[:, ::-1][:, :count].astype(np.float32)
-
-
-def _reduced_residuals(
-    vectors: np.ndarray, centroids: np.ndarray, partition_of: np.ndarray, blocks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Leading directions [D, R] of what the centroids leave over, and the residuals along them in blocks.
-
-    With half of the dimensions at most, and two bytes each, they take a quarter of the vectors' memory. The blocks are
-    [N + 1, _BLOCK, R + 1] bfloat16; in the last dimension, padding has a very low score.
-    """
-    residuals = vectors - centroids[partition_of]
-    leading = _leading_directions(residuals, max(1, vectors.shape[1] // 2 - 1))
-    count = leading.shape[1]
-    reduced = np.zeros((blocks.size + _BLOCK, count + 1), tf.bfloat16.as_numpy_dtype)
-    rows = blocks.ravel()
-    members = np.flatnonzero(rows != NO_ROW)
-    reduced[members, :count] = (residuals @ leading)[rows[members]]
-    is_padding = np.ones(len(reduced), bool)
-    is_padding[members] = False
-    reduced[is_padding, count] = _PADDING
-    return leading, reduced.reshape(-1, _BLOCK, count + 1)
 
 
 def _variable(value: np.ndarray) -> tf.Variable:

@@ -32,7 +32,7 @@ def _clustered(size: int, generator: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def _two_tower(size: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two towers fitted for a few seconds on generated interactions whose popularity has a long tail.
+    """Two towers fitted on generated interactions whose popularity has a long tail.
 
     An item has a category, one of its subcategories, a maker, a price band and two words; a user cares for three
     subcategories and takes the popular items of them. The candidate tower sums the features' embeddings, the query
@@ -63,7 +63,7 @@ def _two_tower(size: int, generator: np.random.Generator) -> tuple[np.ndarray, n
         rank = np.minimum((counts[of] * generator.random((users, items)) ** 4).astype(np.int64), counts[of] - 1)
         return order[np.maximum(first[of] + rank, 0)]
 
-    table = tf.Variable(0.3 * generator.normal(size=(int(offsets[-1]), DIMENSION)).astype(np.float32))
+    table = tf.Variable(0.05 * generator.normal(size=(int(offsets[-1]), DIMENSION)).astype(np.float32))
     linear = tf.Variable(np.eye(DIMENSION, dtype=np.float32))
     optimizer = tf.compat.v1.train.AdagradOptimizer(0.3)
 
@@ -74,7 +74,7 @@ def _two_tower(size: int, generator: np.random.Generator) -> tuple[np.ndarray, n
         return tf.reduce_mean(candidate(histories), axis=1) @ linear
 
     batch, length = 512, 6
-    for _ in range(150):
+    for _ in range(500):
         items = taken(batch, length + 1)
         target = items[:, -1]
         # An item's probability to be in a batch, up to a factor, falls with its rank in the subcategory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -89,10 +90,10 @@ def partitions(size: int) -> int:
 
 def _tree_efforts(size: int, k: int) -> Efforts:
     leaves = partitions(size)
-    searched = max(2, leaves // 256)
+    searched = max(2, leaves // 512)
     while searched < leaves:
         yield [(searched, factor * k) for factor in (1, 2, 4, 8, 16)]
-        searched *= 2
+        searched = math.ceil(2**0.5 * searched)
     yield [(leaves, 16 * k)]
 
 
@@ -104,7 +105,8 @@ class Stock(_TensorFlow):
         self._trace(retrieval.Stock(vectors, "tree", trained=trained))
 
     def efforts(self) -> Efforts:
-        return _tree_efforts(self.size, self.k)
+        # It scores exactly at once: there is nothing to reorder.
+        return ([efforts[0]] for efforts in _tree_efforts(self.size, self.k))
 
 
 class ScannOp(_TensorFlow):
@@ -124,7 +126,7 @@ class ScannPybind(System):
 
         leaves = partitions(len(vectors))
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product").tree(
-            leaves, 1, min_partition_size=max(1, len(vectors) // (4 * leaves))
+            leaves, 1, min_partition_size=max(1, min(len(vectors), 100_000) // (4 * leaves))
         )
         self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self.k).build()
 

