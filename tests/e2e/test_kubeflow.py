@@ -88,7 +88,6 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
     found = comparison.compare(*paths)
     assert found.users == world.USERS
     assert found.agree, str(found)
-    assert found.same > 0.95 * found.users, str(found)
 
 
 def test_a_gate_that_refuses_leaves_the_push_undone(on_cluster: OnCluster):
