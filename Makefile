@@ -89,8 +89,8 @@ kubeflow: run
 	@$(BIN)/twotower kubeflow compile --config $(CONFIG) --image twotower:local --pipeline-root minio://mlpipeline/v2/artifacts \
 	  --set 'kubeflow.volumes=[{claim: twotower, path: "$(CURDIR)"}]' --set kubeflow.push=served/kubeflow --output $(KUBEFLOW)/pipeline.yaml
 	@$(BIN)/python -m kubeflow.conformance $(KUBEFLOW)/pipeline.yaml --folder $(KUBEFLOW)
-	@$(BIN)/twotower batch --config $(CONFIG) --output $(KUBEFLOW)/local.parquet
-	@$(BIN)/twotower batch --config $(CONFIG) --set output.push=served/kubeflow --output $(KUBEFLOW)/cluster.parquet
+	@$(BIN)/twotower batch --config $(CONFIG) --time 900000000 --output $(KUBEFLOW)/local.parquet
+	@$(BIN)/twotower batch --config $(CONFIG) --time 900000000 --set output.push=served/kubeflow --output $(KUBEFLOW)/cluster.parquet
 	@$(BIN)/python -m kubeflow.comparison $(KUBEFLOW)/local.parquet $(KUBEFLOW)/cluster.parquet
 
 clean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import os
 import sys
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, metavar="F.parquet")
     sub.add_argument("--users", metavar="FILE", help="a file with one user id per line (default: every user)")
     sub.add_argument("--k", type=int, default=100)
+    sub.add_argument("--time", metavar="T", help="ask as of this time: seconds since 1970 or ISO 8601 (default: now)")
 
     sub = command("serve", _serve, "development server: the pushed model over TF Serving's gRPC and REST interface")
     sub.add_argument("--model-name", metavar="NAME", help="name in requests (default: the configuration's)")
@@ -202,12 +204,25 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
-def _recommender(config: Config) -> Any:
+def _recommender(config: Config, now: int | None = None) -> Any:
     from pipeline.recommender import Recommender
 
     # What TensorFlow writes while it loads a model is of no use to who asks for recommendations.
     with local_runner.captured_output(os.devnull):
-        return Recommender(config)
+        return Recommender(config, now)
+
+
+def _time(text: str | None) -> int | None:
+    """Seconds since 1970; a time without a zone is UTC."""
+    if text is None:
+        return None
+    try:
+        if text.isdecimal():
+            return int(text)
+        parsed = datetime.datetime.fromisoformat(text)
+        return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+    except ValueError:
+        raise UserError(f"--time {text}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
 
 
 def _recommend(options: argparse.Namespace) -> int:
@@ -263,7 +278,7 @@ def _batch(options: argparse.Namespace) -> int:
                 users = [line.strip() for line in file if line.strip()]
         except OSError as error:
             raise UserError(f"--users {options.users}: {error.strerror}") from None
-    recommender = _recommender(load(options.config, options.overrides))
+    recommender = _recommender(load(options.config, options.overrides), _time(options.time))
     count = recommender.write_batch(options.output, options.k, users)
     outcome = {"users": count, "output": options.output, "model_version": recommender.version}
     print(

@@ -53,12 +53,14 @@ class Recommender:
 
     Args:
         config: The configuration that the model was made with.
+        now: Time of requests that name none, in seconds since 1970; by default when they are made.
 
     Raises:
         UserError: Nothing has been pushed, or the pushed model wants columns that the configuration does not describe.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, now: int | None = None) -> None:
+        self._now = now
         destination = config.push_destination
         newest = latest_version(destination)
         if not newest:
@@ -234,7 +236,7 @@ class Recommender:
             return np.array([row + [""] * (width - len(row)) for row in lists], object).reshape(len(lists), width)
         values = [r.values.get(feature.column) for r in requests]
         if isinstance(feature, Timestamp):
-            now = int(time.time())
+            now = int(time.time()) if self._now is None else self._now
             return np.array([now if v is None else int(v) for v in values] or [MISSING_TIMESTAMP], np.int64)
         if dtype(feature) == "float32":
             return np.array([math.nan if v is None else _number(feature, v) for v in values], np.float32)

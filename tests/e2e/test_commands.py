@@ -83,6 +83,17 @@ def test_batch_writes_every_users_top_k(small: Small, tmp_path: Path):
         assert [r["item_id"] for r in by_user[user]] == [r["item_id"] for r in items(small, "--user", user, "--k", "7")]
 
 
+def test_batch_as_of_a_time(small: Small, tmp_path: Path):
+    tables = []
+    for number, time in enumerate(("2020-09-13T12:26:40", "1600000000", "2020-09-13T14:26:40+02:00", "1600030000")):
+        path = str(tmp_path / f"{number}.parquet")
+        outcome = twotower("batch", "--config", small.config_path, "--k", "7", "--time", time, "--output", path)
+        assert outcome.code == 0, outcome.errors
+        tables.append(pq.read_table(path))
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    assert not tables[0].equals(tables[3]), "the time of day is a feature"
+
+
 def test_batch_for_a_list_of_users(small: Small, tmp_path: Path):
     users = tmp_path / "users.txt"
     users.write_text("3\n\nstranger\n")
@@ -127,6 +138,7 @@ def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
         (["recommend", "--feature", "age=old"], "expected a number"),
         (["similar", "--item", "none"], "no such item"),
         (["batch", "--output", "/proc/nothing/top.parquet"], "cannot be written"),
+        (["batch", "--output", "top.parquet", "--time", "yesterday"], "expected seconds since 1970"),
         (["batch", "--output", "x.parquet", "--users", "none.txt"], "none.txt"),
         (["runs", "no-such-run"], "not in the metadata store"),
         (["recommend", "--set", "output.push=elsewhere"], "nothing has been pushed yet"),

@@ -82,8 +82,9 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
     for name, push in (("local", small.folder / "served"), ("cluster", on_cluster.folder / "pushed")):
         paths.append(str(on_cluster.folder / f"{name}.parquet"))
         outcome = twotower(
-            "batch", "--config", small.config_path, "--set", f"output.push={push}", "--k", "20", "--output", paths[-1]
-        )
+            "batch", "--config", small.config_path, "--set", f"output.push={push}", "--k", "20", "--output", paths[-1],
+            "--time", "1630000000",
+        )  # fmt: skip
         assert outcome.code == 0, outcome.errors
     found = comparison.compare(*paths)
     assert found.users == world.USERS
