@@ -569,6 +569,10 @@ class _Run:
             )
 
         best = measure()
+        history = self._problem.features.history
+        if history is not None and np.all(np.any(queries.features[history.column] > 0, axis=1)):
+            # Nobody asks without a history: every value would do as well.
+            names = [name for name in names if name != "cold_trend_gain"]
         for _ in range(rounds):
             before = best
             for name in names:
@@ -578,7 +582,8 @@ class _Run:
                 results = []
                 for place, choice in enumerate(choices):
                     variable.assign(choice)
-                    result = measure()
+                    # What is there has been measured.
+                    result = best if choice == kept else measure()
                     worth = result[0] - best[0] * _WORTH * abs(place - start)
                     results.append((worth, result, choice))
                 worth, result, choice = max(results, key=lambda found: found[0])
