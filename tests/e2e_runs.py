@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,8 @@ class Small:
     folder: Path
     config_path: str
     outcome: Outcome
+
+    def serve_in(self, destination: Path) -> Path:
+        """Copies what this run has pushed, and nothing that later runs have, into another push destination."""
+        pushed = Path(self.outcome.answer["pushed"])
+        return Path(shutil.copytree(pushed, destination / pushed.parent.name / pushed.name))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +28,7 @@ def later_span() -> list[dict[str, object]]:
 
 
 def test_warm_start_on_a_new_span(small: Small, tmp_path):
-    shutil.copytree(small.folder / "served", tmp_path / "served")
-    before = versions(tmp_path)
+    old = small.serve_in(tmp_path / "served").name
     world.write_parquet(tmp_path)
     pq.write_table(pa.Table.from_pylist(later_span()), tmp_path / "interactions-2.parquet")
     new_items = [
@@ -51,7 +48,7 @@ def test_warm_start_on_a_new_span(small: Small, tmp_path):
     arguments = [word for change in changes for word in ("--set", change)]
     outcome = twotower("run", "--config", path, *arguments)
     assert outcome.code == 0, outcome.errors
-    (old,), new = before, versions(tmp_path)[-1]
+    new = versions(tmp_path)[-1]
     assert new != old
 
     # Old ids keep their rows although the vocabulary has grown and is in another order.

@@ -79,7 +79,8 @@ def test_the_pushed_model_recommends_what_the_local_one_does(on_cluster: OnClust
     assert pushed["pushed_destination"] == str(on_cluster.folder / "pushed" / "small-world" / version)
     assert not (on_cluster.folder / "compiled-in").exists()
     paths = []
-    for name, push in (("local", small.folder / "served"), ("cluster", on_cluster.folder / "pushed")):
+    small.serve_in(on_cluster.folder / "local")
+    for name, push in (("local", on_cluster.folder / "local"), ("cluster", on_cluster.folder / "pushed")):
         paths.append(str(on_cluster.folder / f"{name}.parquet"))
         outcome = twotower(
             "batch", "--config", small.config_path, "--set", f"output.push={push}", "--k", "20", "--output", paths[-1],

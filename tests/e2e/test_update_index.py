@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def pushed(small: Small, tmp_path: Path) -> list[str]:
     """Options that name a copy of what the run has pushed."""
-    shutil.copytree(small.folder / "served" / "small-world", tmp_path / "served" / "small-world")
+    small.serve_in(tmp_path / "served")
     return ["--config", small.config_path, "--set", f"output.push={tmp_path / 'served'}"]
 
 

@@ -70,8 +70,7 @@ class Found(NamedTuple):
 @pytest.fixture(scope="module")
 def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Servables: the one that the small pipeline pushed, and both layers over a catalogue with a trained tree."""
-    served = small.folder / "served" / "small-world"
-    pushed = max((f for f in served.iterdir() if f.name.isdigit()), key=lambda folder: int(folder.name))
+    pushed = Path(small.outcome.answer["pushed"])
     world = World(600)
     catalogue = world.catalogue()
     embedding = world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
