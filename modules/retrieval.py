@@ -98,6 +98,15 @@ def default_partitions(size: int) -> int:
     return max(1, round(size**0.5))
 
 
+def least_partition(size: int, leaves: int) -> int:
+    """ScaNN's `min_partition_size` for a catalogue: a quarter of the average.
+
+    ScaNN counts it in its training sample: more than the sample's partitions hold leaves many of them empty and makes
+    the others wide.
+    """
+    return max(1, min(size, _TRAINING_SAMPLE) // (4 * leaves))
+
+
 def train_scann(
     vectors: np.ndarray,
     strategy: Strategy,
@@ -127,8 +136,7 @@ def train_scann(
             num_leaves=leaves,
             num_leaves_to_search=1,
             training_sample_size=_TRAINING_SAMPLE,
-            # Counted in the sample: more than its partitions hold makes many of them empty and the others wide.
-            min_partition_size=max(1, min(size, _TRAINING_SAMPLE) // (4 * leaves)),
+            min_partition_size=least_partition(size, leaves),
             # ScaNN's random initialisation takes no seed; its k-means++ does.
             random_init=False,
         )

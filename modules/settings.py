@@ -129,7 +129,8 @@ class Index(Settings):
     partitions_to_search: int | None = Field(None, ge=1)
     """By default, as `reorder`, from the fastest setting that reaches the recall target on validation queries."""
     reorder: int | None = Field(None, ge=1)
-    """Candidates of the approximate pass that are scored again exactly."""
+    """Candidates of the approximate pass that are scored again exactly. The stock layer's tree scores exactly at once
+    and takes no notice of it."""
     dimensions_per_block: int = Field(2, ge=1)
     """Dimensions that share one code of the asymmetric hash."""
     seed: int = 42

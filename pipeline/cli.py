@@ -218,9 +218,14 @@ def _time(text: str | None) -> int | None:
         return None
     try:
         if text.isdecimal():
-            return int(text)
-        parsed = datetime.datetime.fromisoformat(text)
-        return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+            seconds = int(text)
+        else:
+            parsed = datetime.datetime.fromisoformat(text)
+            seconds = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+        # The inputs of a servable are int64, and below 0 is a missing time.
+        if not 0 <= seconds < 2**63:
+            raise ValueError
+        return seconds
     except ValueError:
         raise UserError(f"--time {text}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
 

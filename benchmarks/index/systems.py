@@ -124,9 +124,11 @@ class ScannPybind(System):
     def build(self, vectors: np.ndarray) -> None:
         from scann.scann_ops.py import scann_ops_pybind
 
+        from modules.retrieval import least_partition
+
         leaves = partitions(len(vectors))
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product").tree(
-            leaves, 1, min_partition_size=max(1, min(len(vectors), 100_000) // (4 * leaves))
+            leaves, 1, min_partition_size=least_partition(len(vectors), leaves)
         )
         self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self.k).build()
 

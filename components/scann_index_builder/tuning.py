@@ -43,8 +43,8 @@ _FIRST_MEMBERS = 2
 _STEPS_AFTER_SUCCESS = 1
 # Candidates to rescore, as multiples of k.
 _REORDER_FACTORS = (1, 2, 4, 8, 16)
-# What the recall on the eval queries may lack: the target was met on others, and a sample's recall varies.
-_SAMPLING_TOLERANCE = 0.01
+SAMPLING_TOLERANCE = 0.01
+"""What a recall may lack on queries that the index was not tuned with: a sample's recall varies."""
 _BATCH = 64
 # Calls that a latency is the median of: of a setting that is tried, and of the one that is reported.
 _TRIED_CALLS = {1: 20, _BATCH: 3}
@@ -197,7 +197,7 @@ def build_index(
         recall_k=recall_k,
         recall_target=settings.recall_target,
         target_met=trial.recall >= settings.recall_target
-        and chosen.recall >= settings.recall_target - _SAMPLING_TOLERANCE,
+        and chosen.recall >= settings.recall_target - SAMPLING_TOLERANCE,
         queries={"validation": len(validation), "eval": len(evaluation)},
         chosen=chosen,
         measured=list(measured.values()),
@@ -283,7 +283,9 @@ def _trials(
     memory = _bytes(candidate.index)
     succeeded = 0
     reorders = _reorders(candidate, settings, k)
-    for partitions in _partitions(candidate, settings, k, 2.0 if len(reorders) > 1 else 2**0.5):
+    # One kind of effort can take finer steps, and the first success is the cheapest.
+    factor, further = (2.0, _STEPS_AFTER_SUCCESS) if len(reorders) > 1 else (2**0.5, 0)
+    for partitions in _partitions(candidate, settings, k, factor):
         reached = False
         for reorder in reorders:
             effort = Effort(partitions, reorder)
@@ -304,7 +306,7 @@ def _trials(
             if reached:
                 break
         succeeded += reached
-        if succeeded > (_STEPS_AFTER_SUCCESS if len(reorders) > 1 else 0):
+        if succeeded > further:
             return
 
 

@@ -24,6 +24,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from components.baseline_resolver import versions
 from components.interaction_example_gen import columns, tables
 from components.interaction_example_gen.tables import Column, MissingColumnError, Plan
+from components.scann_index_builder.tuning import SAMPLING_TOLERANCE
 from components.servable_validator import replay
 from modules import retrieval, servable
 from modules.errors import UserError
@@ -36,8 +37,6 @@ UPDATE_PATH = os.path.join("assets.extra", "update.json")
 """In a version that was made by an update: what was updated, and the recall that was measured."""
 
 _BATCH = 512
-# What the recall may lack: a few hundred warm-up requests are not those that the index was tuned with.
-_SAMPLING_TOLERANCE = 0.01
 
 
 class Update(BaseModel):
@@ -143,7 +142,7 @@ def update(
     built = _index(loaded.index, description, updated.vectors, kept, effort)
     recall_k = min(index.recall_k, len(updated.item_ids))
     recall = _recall(built, updated.vectors, _warmup_queries(loaded, path), recall_k)
-    if recall < index.recall_target - _SAMPLING_TOLERANCE:
+    if recall < index.recall_target - SAMPLING_TOLERANCE:
         raise UserError(
             f"the updated index would have recall@{recall_k} {recall:.4f} on warm-up requests, below "
             f"index.recall_target {index.recall_target}: too much has changed; run the pipeline"
@@ -260,6 +259,8 @@ def _embedded(
 def _index(old: Any, description: Description, vectors: np.ndarray, kept: np.ndarray, effort: Effort) -> TopK:
     if description.layer == "brute_force":
         return BruteForce(vectors)
+    if description.strategy == "tree" and not hasattr(old, "_place_of"):
+        raise UserError("the newest version has a partition tree of an older layout: run the pipeline")
     if description.strategy != "tree":
         return Stock(vectors, retrieval.resolve_strategy(description.strategy, len(vectors)), effort)  # type: ignore[arg-type]
     return Stock(vectors, "tree", effort, retrieval.partitions_of(old).with_rows(kept, vectors[len(kept) :]))

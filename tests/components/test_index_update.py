@@ -16,7 +16,7 @@ from known_towers import COLUMNS, FEATURES, World
 
 from components.baseline_resolver import versions
 from components.interaction_example_gen.tables import Column, Plan
-from components.scann_index_builder.update import UPDATE_PATH, NewItems, Update, update
+from components.scann_index_builder.update import UPDATE_PATH, NewItems, Update, _index, update
 from modules import retrieval, servable
 from modules.errors import UserError
 from modules.retrieval import BruteForce, Effort, Stock
@@ -182,6 +182,12 @@ def test_every_stock_index_is_updated(layer, strategy, tmp_path):
     there = [n for n in [*range(_KNOWN), 590] if n != 5]
     found = [i.decode() for i in loaded.signatures["serving_default"](**request)["item_id"].numpy()[0]]
     assert found == pushed.best("u2", there)
+
+
+def test_a_tree_of_another_layout_is_refused(pushed):
+    description = servable.load_description(str(pushed.destination / "7"))
+    with pytest.raises(UserError, match="a partition tree of an older layout: run the pipeline"):
+        _index(tf.Module(), description, pushed.world.item_vectors, np.arange(3), Effort())
 
 
 def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_path):

@@ -139,6 +139,8 @@ def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
         (["similar", "--item", "none"], "no such item"),
         (["batch", "--output", "/proc/nothing/top.parquet"], "cannot be written"),
         (["batch", "--output", "top.parquet", "--time", "yesterday"], "expected seconds since 1970"),
+        (["batch", "--output", "top.parquet", "--time", "9" * 20], "expected seconds since 1970"),
+        (["batch", "--output", "top.parquet", "--time", "1969-12-31"], "expected seconds since 1970"),
         (["batch", "--output", "x.parquet", "--users", "none.txt"], "none.txt"),
         (["runs", "no-such-run"], "not in the metadata store"),
         (["recommend", "--set", "output.push=elsewhere"], "nothing has been pushed yet"),

@@ -47,8 +47,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return
     small = request.getfixturevalue("small")
     base_path = tmp_path_factory.mktemp("conformance") / MODEL
-    newest = Path(small.outcome.answer["pushed"])
-    shutil.copytree(newest, base_path / "1")
+    shutil.copytree(small.outcome.answer["pushed"], base_path / "1")
     with development_server("--model-name", MODEL, "--model-base-path", str(base_path)) as running:
         yield look_at(running.grpc, running.rest, MODEL, base_path, str(base_path))
 
