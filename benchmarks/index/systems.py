@@ -85,7 +85,7 @@ class BruteForce(_TensorFlow):
 
 def partitions(size: int) -> int:
     """Leaves of ScaNN's tree, in all systems that search one; $TWOTOWER_PARTITIONS overrides."""
-    return int(os.environ.get("TWOTOWER_PARTITIONS", 0)) or round(2 * size**0.5)
+    return min(int(os.environ.get("TWOTOWER_PARTITIONS", 0)) or round(2 * size**0.5), size)
 
 
 def _tree_efforts(size: int, k: int) -> Efforts:
@@ -124,13 +124,11 @@ class ScannPybind(System):
     def build(self, vectors: np.ndarray) -> None:
         from scann.scann_ops.py import scann_ops_pybind
 
-        from modules.retrieval import least_partition
+        from modules.retrieval import hashing_settings, tree_settings
 
-        leaves = partitions(len(vectors))
-        builder = scann_ops_pybind.builder(vectors, self.k, "dot_product").tree(
-            leaves, 1, min_partition_size=least_partition(len(vectors), leaves)
-        )
-        self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self.k).build()
+        builder = scann_ops_pybind.builder(vectors, self.k, "dot_product")
+        builder = builder.tree(**tree_settings(len(vectors), partitions(len(vectors))))
+        self._searcher = builder.score_ah(**hashing_settings(2)).reorder(self.k).build()
 
     def efforts(self) -> Efforts:
         return _tree_efforts(self.size, self.k)
@@ -159,7 +157,8 @@ class FaissIvfPq(System):
         self._index = faiss.index_factory(
             self.dimension, f"IVF{leaves},PQ{blocks}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT
         )
-        sample = np.random.default_rng(0).permutation(len(vectors))[: max(100_000, 40 * leaves)]
+        # Faiss warns of fewer than 39 for each partition.
+        sample = np.random.default_rng(0).permutation(len(vectors))[: 40 * leaves]
         self._index.train(vectors[sample])
         self._index.add(vectors)
         faiss.omp_set_num_threads(self.threads)

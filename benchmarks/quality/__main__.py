@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="3", metavar="N", help="fits of each system that draws (default 3)")
     parser.add_argument("--draw", default="2027", help="seed of the cuts (default 2027)")
     parser.add_argument(
-        "--budget", default="6", metavar="MINUTES", help="of tuning, CPU time, a system and protocol (default 6)"
+        "--budget",
+        default="6",
+        metavar="MINUTES",
+        help="of tuning, CPU time, a system and protocol (default 6; a transformer is given five times as much)",
     )
     parser.add_argument("--output", default="results/quality", metavar="FOLDER")
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the output folder already")
@@ -112,7 +115,8 @@ class _Measurement:
     def run(self) -> list[Row] | str:
         """Its rows, or why it failed."""
         entry, options = SYSTEMS[self.system], self.options
-        given = ["--seeds", ",".join(self.seeds if entry.seeded else self.seeds[:1]), "--budget", str(60 * self.budget)]
+        seconds = 60 * self.budget * entry.budgets
+        given = ["--seeds", ",".join(self.seeds if entry.seeded else self.seeds[:1]), "--budget", str(seconds)]
         key = _key(self.system, self.cut.task, given)
         stamp = self.folder / "key.txt"
         begun = time.monotonic()

@@ -22,11 +22,13 @@ class Entry:
     protocols: tuple[str, ...] = _WARM
     seeded: bool = True
     """Whether another seed gives another model."""
+    budgets: int = 1
+    """How many times the budget of tuning it is given: one fit of a transformer takes as long as others' searches."""
 
 
 SYSTEMS = {
     "ours": Entry("two-tower (ours)", "ours:", protocols=PROTOCOLS),
-    "sasrec": Entry("SASRec (RecTools)", "sasrec:SASRec", ".venv-bench", protocols=_BY_HISTORY),
+    "sasrec": Entry("SASRec (RecTools)", "sasrec:SASRec", ".venv-bench", protocols=_BY_HISTORY, budgets=5),
     "als": Entry("ALS (implicit)", "factors:Als", ".venv-bench", protocols=_BY_HISTORY),
     "bpr": Entry("BPR (implicit)", "factors:Bpr", ".venv-bench"),
     "lightfm": Entry("LightFM, WARP", "factors:LightFm", ".venv-bench"),
