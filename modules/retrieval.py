@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +26,6 @@ _QUANTIZED_BELOW = 100_000
 # Members of one partition lie in blocks of this many, so that a partition is read as a few long runs of memory. Larger
 # blocks pad more (half a block per partition on average), smaller ones make the gather slower.
 _BLOCK = 16
-# A batch is searched this many queries at a time, which bounds the memory that their members take side by side.
-_GROUP = 8
 # A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
 # partition tree finds among rare members is neither the best of them nor enough.
 _FEW = 1 / 16
@@ -263,10 +260,7 @@ class TopK(tf.Module, abc.ABC):
         def search_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             query, number = inputs
             rows = tf.cast(tf.reshape(tf.where(allowed[number]), [-1]), tf.int32)
-            scores = tf.linalg.matvec(self.vectors(rows), query)
-            missing = tf.maximum(depth - tf.size(rows), 0)
-            scores, columns = tf.math.top_k(tf.pad(scores, [[0, missing]], constant_values=-np.inf), depth)
-            return scores, tf.gather(tf.pad(rows, [[0, missing]], constant_values=NO_ROW), columns)
+            return _padded_top_k(tf.linalg.matvec(self.vectors(rows), query), rows, depth)
 
         return tf.map_fn(
             search_one,
@@ -397,8 +391,6 @@ class Stock(TopK):
         self._centroids = _variable(trained.centroids)
         self._first_block = _variable(np.cumsum(counts, dtype=np.int32) - counts)
         self._end_block = _variable(np.cumsum(counts, dtype=np.int32))
-        # One more, of padding only, fills up queries whose partitions have fewer blocks than others' of the batch.
-        blocks = np.vstack([blocks, np.full((1, _BLOCK), NO_ROW, np.int32)])
         self._rows = _variable(blocks)
         rows = blocks.ravel()
         places = np.flatnonzero(rows != NO_ROW)
@@ -448,40 +440,27 @@ class Stock(TopK):
         by_centroid = tf.matmul(queries, self._centroids, transpose_b=True)
         _, partitions = tf.math.top_k(by_centroid, leaves, sorted=False)
         depth = self._depth(k, spare)
-        return _in_groups(
-            lambda chosen: self._search_partitions(
-                tf.gather(queries, chosen),
-                tf.gather(partitions, chosen),
-                depth,
-                None if allowed is None else tf.gather(allowed, chosen),
+        # One query after another: what one looks at stays in the processor's cache from its gathering to its scoring.
+        return tf.map_fn(
+            lambda number: self._search_partitions(
+                queries[number], partitions[number], depth, None if allowed is None else allowed[number]
             ),
-            tf.shape(queries)[0],
+            tf.range(tf.shape(queries)[0]),
+            fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
         )
 
     def _search_partitions(
-        self, queries: tf.Tensor, partitions: tf.Tensor, depth: tf.Tensor, allowed: tf.Tensor | None
+        self, query: tf.Tensor, partitions: tf.Tensor, depth: tf.Tensor, allowed: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The `depth` best members of some partitions [B, P] by exact score, fewer where there are fewer."""
-        batch, dimension = tf.shape(queries)[0], int(self._centroids.shape[1])
-        flat = tf.reshape(partitions, [-1])
-        ranges = tf.ragged.range(tf.gather(self._first_block, flat), tf.gather(self._end_block, flat))
-        splits = ranges.row_splits[:: tf.shape(partitions)[1]]
-        blocks = tf.RaggedTensor.from_row_splits(ranges.values, splits, validate=False)
-        blocks = blocks.to_tensor(int(self._rows.shape[0]) - 1)
-        members = tf.reshape(tf.gather(self._members, blocks), [batch, -1, dimension])
-        rows = tf.reshape(tf.gather(self._rows, blocks), [batch, -1])
+        """The `depth` best members of some partitions [P] for one query [D], by exact score; padded if fewer."""
+        ranges = tf.ragged.range(tf.gather(self._first_block, partitions), tf.gather(self._end_block, partitions))
+        members = tf.reshape(tf.gather(self._members, ranges.values), [-1, int(self._centroids.shape[1])])
+        rows = tf.reshape(tf.gather(self._rows, ranges.values), [-1])
         # Not matmul, for which oneDNN would compile a kernel for each number of members that it has not met yet.
-        scores = _mask(tf.einsum("bnd,bd->bn", members, queries), rows != NO_ROW)
+        scores = _mask(tf.einsum("nd,d->n", members, query), rows != NO_ROW)
         if allowed is not None:
-            scores = _mask(scores, tf.gather(allowed, tf.maximum(rows, 0), batch_dims=1))
-        # Groups of a batch must agree in their number of columns.
-        missing = tf.maximum(depth - tf.shape(scores)[1], 0)
-        scores, columns = tf.math.top_k(scores, depth - missing, sorted=False)
-        rows = tf.gather(rows, columns, batch_dims=1)
-        return (
-            tf.pad(scores, [[0, 0], [0, missing]], constant_values=-np.inf),
-            tf.pad(rows, [[0, 0], [0, missing]], constant_values=NO_ROW),
-        )
+            scores = _mask(scores, tf.gather(allowed, tf.maximum(rows, 0)))
+        return _padded_top_k(scores, rows, depth)
 
 
 def vectors_of(index: Any) -> np.ndarray:
@@ -543,17 +522,15 @@ def _mask(scores: tf.Tensor, allowed: tf.Tensor | None) -> tf.Tensor:
     return scores if allowed is None else tf.where(allowed, scores, -np.inf)
 
 
-def _in_groups(search: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], batch: tf.Tensor) -> Any:
-    """Searches a batch group by group: `search` gets the numbers of a group's queries and gives scores and rows."""
-    groups = -(-batch // _GROUP)
-    size = -(-batch // groups)
-    numbers = tf.reshape(tf.minimum(tf.range(groups * size), batch - 1), [groups, size])
-    found = tf.map_fn(
-        search,
-        numbers,
-        fn_output_signature=(tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None, None], tf.int32)),
+def _padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `depth` best of some rows [N], in any order, padded with −inf and -1."""
+    missing = tf.maximum(depth - tf.size(rows), 0)
+    scores, columns = tf.math.top_k(scores, depth - missing, sorted=False)
+    padding = [[0, missing]]
+    return (
+        tf.pad(scores, padding, constant_values=-np.inf),
+        tf.pad(tf.gather(rows, columns), padding, constant_values=NO_ROW),
     )
-    return [tf.reshape(x, [groups * size, -1])[:batch] for x in found]
 
 
 def _blocks(partition_of: np.ndarray, partitions: int) -> tuple[np.ndarray, np.ndarray]:
