@@ -44,6 +44,8 @@ class Row:
     tune_seconds: float = 0.0
     fit_seconds: float = 0.0
     """Of one seed."""
+    slices: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Means of the same metrics over users whose histories are short, middling and long."""
 
 
 class Protocol:
@@ -121,26 +123,53 @@ class Protocol:
                 for words, known in (("warm", True), ("cold", False))
             }
         by_seed: dict[str, list[dict[str, float]]] = {}
+        slices_by_seed: dict[str, dict[str, list[dict[str, float]]]] = {}
+
+        def measure(found: Mapping[str, Sequence[str]], relevant: Mapping[str, set[str]]) -> dict[str, float]:
+            return metrics.measure(found, relevant, self._popularity, len(self._items))
+
         for seed, answers in recommended.groupby("seed"):
             for ranking, candidates in self._rankings().items():
                 found = self._checked(answers[answers["ranking"] == ranking], candidates, f"seed {seed}")
                 for name, relevant in groups.items():
                     if relevant:
                         label = f"{name}, among cold items" if ranking == COLD else name
-                        by_seed.setdefault(label, []).append(
-                            metrics.measure(found, relevant, self._popularity, len(self._items))
-                        )
+                        by_seed.setdefault(label, []).append(measure(found, relevant))
+                        slices = slices_by_seed.setdefault(label, {})
+                        for words, some in self._by_history(relevant).items():
+                            slices.setdefault(words, []).append(measure(found, some))
         seeds = recommended["seed"].nunique()
         queries = {name: len(relevant) for name, relevant in groups.items()}
+
+        def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            return {m: float(np.mean([v[m] for v in values])) for m in metrics.NAMES}
+
         return [
             Row(
-                label, system, {m: float(np.mean([v[m] for v in values])) for m in metrics.NAMES},
+                label, system, mean(values),
                 {m: float(np.std([v[m] for v in values], ddof=1)) for m in metrics.NAMES} if seeds > 1 else None,
                 seeds, queries[label.removesuffix(", among cold items")], dict(report["settings"]),
                 report["tune_seconds"], report["fit_seconds"],
+                {words: mean(some) for words, some in slices_by_seed[label].items()},
             )
             for label, values in by_seed.items()
         ]  # fmt: skip
+
+    def _by_history(self, relevant: Mapping[str, set[str]]) -> dict[str, dict[str, set[str]]]:
+        """Thirds of the users by the length of what they bring; none where all bring about the same."""
+        lengths = {user: len(self._seen.get(user, ())) for user in relevant}
+        low, high = (int(x) for x in np.quantile(list(lengths.values()), (1 / 3, 2 / 3), method="lower"))
+        if low == high or not high < max(lengths.values()):
+            return {}
+        bounds = {
+            f"to {low} items": (0, low),
+            f"{low + 1} to {high}": (low + 1, high),
+            f"from {high + 1}": (high + 1, max(lengths.values())),
+        }
+        return {
+            words: {user: items for user, items in relevant.items() if least <= lengths[user] <= most}
+            for words, (least, most) in bounds.items()
+        }
 
     def _rankings(self) -> dict[str, set[str]]:
         everything = set(self._items["item"])

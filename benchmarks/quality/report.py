@@ -17,6 +17,7 @@ from benchmarks.quality.metrics import NAMES
 from benchmarks.quality.systems import SYSTEMS
 
 _COLUMNS = ("system", *NAMES, "tuned / fit, s", "settings")
+_SLICED = ("ndcg@10", "coverage@10", "novelty@10", "popular@10")
 
 
 def render(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], console: Console) -> None:
@@ -28,6 +29,13 @@ def render(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], console
         for row in found:
             table.add_row(*_cells(row))
         console.print(table)
+        if lines := _slice_lines(found):
+            table = Table(title="by length of the history", title_justify="left", box=box.SIMPLE_HEAD)
+            for number, column in enumerate(_slice_columns(found)):
+                table.add_column(column, justify="right" if number else "left")
+            for line in lines:
+                table.add_row(*line)
+            console.print(table)
     for (protocol, system), message in failures.items():
         console.print(f"{SYSTEMS[system].title} on {protocol} failed: {message}", markup=False)
 
@@ -38,6 +46,10 @@ def write(folder: Path, rows: Sequence[Row], failures: Mapping[tuple[str, str], 
     for protocol, found in _by_protocol(rows).items():
         lines += [f"## {_title(protocol, found)}", "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
         lines += [*(_line(_cells(row)) for row in found), ""]
+        if sliced := _slice_lines(found):
+            columns = _slice_columns(found)
+            lines += ["By length of the history:", "", _line(columns), _line(["---"] * len(columns))]
+            lines += [*(_line(line) for line in sliced), ""]
     lines += [
         f"- {SYSTEMS[system].title} on {protocol} failed: {text}" for (protocol, system), text in failures.items()
     ]
@@ -63,11 +75,28 @@ def _title(protocol: str, rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     values = []
     for name in NAMES:
-        digits = 2 if name.startswith("novelty") else 4
-        deviation = "" if row.deviation is None else f" ±{row.deviation[name]:.{digits}f}"
-        values.append(f"{row.mean[name]:.{digits}f}{deviation}")
+        deviation = "" if row.deviation is None else f" ±{_text(name, row.deviation[name])}"
+        values.append(f"{_text(name, row.mean[name])}{deviation}")
     settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
     return [SYSTEMS[row.system].title, *values, f"{row.tune_seconds:.0f} / {row.fit_seconds:.0f}", settings]
+
+
+def _slice_columns(rows: Sequence[Row]) -> list[str]:
+    return ["system", *(f"{words}: {' / '.join(_SLICED)}" for words in rows[0].slices)]
+
+
+def _slice_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a system: the sliced metrics in one cell a slice."""
+    if not rows[0].slices:
+        return []
+    return [
+        [SYSTEMS[row.system].title, *(" / ".join(_text(m, part[m]) for m in _SLICED) for part in row.slices.values())]
+        for row in rows
+    ]
+
+
+def _text(metric: str, value: float) -> str:
+    return f"{value:.2f}" if metric.startswith("novelty") else f"{value:.4f}"
 
 
 def _line(cells: Sequence[str]) -> str:

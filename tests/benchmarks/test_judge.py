@@ -100,6 +100,21 @@ def test_measures_as_counting_by_hand(tables: Tables, tmp_path: Path) -> None:
     assert row.deviation is None
 
 
+def test_slices_are_of_users_with_short_middling_and_long_histories(tables: Tables, tmp_path: Path) -> None:
+    protocol = Protocol("random", tables, 1, tmp_path / "task")
+    answers = popular_answers(protocol, tmp_path / "out")
+    (row,) = protocol.judge("popular", answers, REPORT)
+    lengths = protocol.cut.train.groupby("user")["item"].nunique().reindex(list(protocol.relevant), fill_value=0)
+    low, high = sorted(lengths)[(len(lengths) - 1) // 3], sorted(lengths)[2 * (len(lengths) - 1) // 3]
+    thirds = [lengths[lengths <= low], lengths[(lengths > low) & (lengths <= high)], lengths[lengths > high]]
+    assert all(len(third) for third in thirds)
+    share = np.array([len(third) for third in thirds]) / len(lengths)
+    assert row.mean["ndcg@10"] == pytest.approx(share @ [part["ndcg@10"] for part in row.slices.values()])
+    for third, part in zip(thirds, row.slices.values(), strict=True):
+        top = answers[(answers["rank"] <= 10) & answers["user"].isin(third.index)]
+        assert part["coverage@10"] == pytest.approx(top["item"].nunique() / len(tables.items))
+
+
 def test_temporal_users_are_judged_apart(tables: Tables, tmp_path: Path) -> None:
     rows = tables.interactions
     late = rows.loc[rows["timestamp"].nlargest(20).index].assign(user=lambda r: "new " + r["user"])
