@@ -1,7 +1,8 @@
 """The index layers: three interchangeable ways to find a query's best candidates by inner product.
 
-`BruteForce` is exact. `Scann` searches with ScaNN's own ops. `Stock` searches what ScaNN trained with stock TensorFlow
-ops only. ScaNN: Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector Quantization", ICML 2020.
+`BruteForce` is exact. `Scann` searches with ScaNN's own ops. `stock` gives what searches with stock TensorFlow ops
+alone: `BruteForce`, `Quantized` or a `Tree` of the partitions that ScaNN trained. ScaNN: Guo et al., "Accelerating
+Large-Scale Inference with Anisotropic Vector Quantization", ICML 2020.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedScann:
-    """What ScaNN learned about a catalogue: the state that `Scann` searches and `Stock` is built from."""
+    """What ScaNN learned about a catalogue: the state that `Scann` searches and a `Tree` is built from."""
 
     state: tf.Module
     """ScaNN's `ScannState`: variables that its ops restore a searcher from."""
@@ -268,13 +269,15 @@ class TopK(tf.Module, abc.ABC):
             fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
         )
 
+    @abc.abstractmethod
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         """Vectors [..., D] float32 of rows [...] int32."""
-        return tf.gather(self._all_vectors(), rows)
 
     @abc.abstractmethod
-    def _all_vectors(self) -> tf.Tensor:
-        """[C, D] float32."""
+    def _exhaustive(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and rows [B, k + spare] of the exactly best, best first."""
 
     @abc.abstractmethod
     def _candidates(
@@ -288,6 +291,17 @@ class TopK(tf.Module, abc.ABC):
     def _is_exact(self) -> bool:
         return False
 
+
+class _InOrder(TopK):
+    """An index that holds the vectors in the order of its rows."""
+
+    @abc.abstractmethod
+    def _all_vectors(self) -> tf.Tensor:
+        """[C, D] float32."""
+
+    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self._all_vectors(), rows)
+
     def _exhaustive(
         self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -295,7 +309,7 @@ class TopK(tf.Module, abc.ABC):
         return tf.math.top_k(_mask(scores, allowed), self._depth(k, spare))
 
 
-class BruteForce(TopK):
+class BruteForce(_InOrder):
     """Exact search: one matrix product with the whole catalogue.
 
     Args:
@@ -318,7 +332,7 @@ class BruteForce(TopK):
         return self._exhaustive(queries, k, spare, allowed)
 
 
-class Scann(TopK):
+class Scann(_InOrder):
     """Search with ScaNN's own ops, for a TensorFlow Serving that was built with them and for Python.
 
     Args:
@@ -353,40 +367,50 @@ class Scann(TopK):
         return found.distances, tf.where(tf.math.is_nan(found.distances), NO_ROW, found.indices)
 
 
-class Stock(TopK):
-    """Search of what ScaNN trained, with stock TensorFlow ops only.
-
-    - `tree`: exact scores of the members of the partitions with the highest centroid scores. The vectors lie partition
-      by partition, in blocks of equal size, and nowhere else. ScaNN's codes are of no use here: gathering their look-up
-      tables with stock ops takes longer than scoring vectors, and few partitions hold what is looked for.
-    - `quantized`: the leading principal dimensions of the whole catalogue, then exact scores of the best `reorder`.
-    - `exact`: one matrix product.
+class Quantized(_InOrder):
+    """Search with stock ops: the leading principal dimensions of the whole catalogue, then the best `reorder` exactly.
 
     Args:
         vectors: [C, D] float32.
-        strategy: How to search; the default is exact.
         effort: What a search looks at.
-        trained: ScaNN's state; needed for `tree` only.
     """
 
-    def __init__(
-        self,
-        vectors: np.ndarray,
-        strategy: Strategy = "exact",
-        effort: Effort | None = None,
-        trained: TrainedScann | None = None,
-    ) -> None:
+    def __init__(self, vectors: np.ndarray, effort: Effort | None = None) -> None:
         super().__init__(len(vectors), effort)
-        self._strategy = strategy
-        if strategy != "tree":
-            self._vectors = _variable(vectors)
-            if strategy == "quantized":
-                leading = _leading_directions(vectors)
-                self._leading = _variable(leading)
-                self._reduced = _variable(vectors @ leading)
-            return
-        if trained is None or trained.centroids is None or trained.partition_of is None:
-            raise ValueError("the tree strategy needs the partitions that ScaNN trained")
+        leading = _leading_directions(vectors)
+        self._vectors = _variable(vectors)
+        self._leading = _variable(leading)
+        self._reduced = _variable(vectors @ leading)
+
+    def _all_vectors(self) -> tf.Tensor:
+        return self._vectors
+
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
+    ) -> Any:
+        depth = self._depth(tf.maximum(k, effort.reorder), spare)
+        approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
+        _, rows = tf.math.top_k(_mask(approximate, allowed), depth, sorted=False)
+        return tf.reduce_sum(self.vectors(rows) * queries[:, tf.newaxis], axis=2), rows
+
+
+class Tree(TopK):
+    """Search with stock ops of the partitions that ScaNN trained: exact scores of the members of the best of them.
+
+    The vectors lie partition by partition, in blocks of equal size, and nowhere else. ScaNN's codes are of no use here:
+    gathering their look-up tables with stock ops takes longer than scoring vectors, and few partitions hold what is
+    looked for.
+
+    Args:
+        vectors: [C, D] float32.
+        trained: The partitions.
+        effort: What a search looks at.
+    """
+
+    def __init__(self, vectors: np.ndarray, trained: TrainedScann, effort: Effort | None = None) -> None:
+        super().__init__(len(vectors), effort)
+        if trained.centroids is None or trained.partition_of is None:
+            raise ValueError(f"a tree needs partitions, and ScaNN trained {trained.strategy!r}")
         blocks, counts = _blocks(trained.partition_of, len(trained.centroids))
         self._centroids = _variable(trained.centroids)
         self._first_block = _variable(np.cumsum(counts, dtype=np.int32) - counts)
@@ -402,25 +426,15 @@ class Stock(TopK):
         self._place_of = _variable(place_of)
 
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
-        if self._strategy != "tree":
-            return super().vectors(rows)
         return tf.gather(self._all_members(), tf.gather(self._place_of, rows))
-
-    def _all_vectors(self) -> tf.Tensor:
-        return self._vectors
 
     def _all_members(self) -> tf.Tensor:
         """[places, D]: vectors in the order of the blocks, 0 at padding."""
         return tf.reshape(self._members, [-1, int(self._centroids.shape[1])])
 
-    def _is_exact(self) -> bool:
-        return self._strategy == "exact"
-
     def _exhaustive(
         self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._strategy != "tree":
-            return super()._exhaustive(queries, k, spare, allowed)
         rows = tf.reshape(self._rows, [1, -1])
         scores = _mask(tf.matmul(queries, self._all_members(), transpose_b=True), rows != NO_ROW)
         scores, places = tf.math.top_k(scores, self._depth(k, spare))
@@ -429,13 +443,6 @@ class Stock(TopK):
     def _candidates(
         self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, effort: Effort
     ) -> Any:
-        if self._strategy == "exact":
-            return self._exhaustive(queries, k, spare, allowed)
-        if self._strategy == "quantized":
-            depth = self._depth(tf.maximum(k, effort.reorder), spare)
-            approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
-            _, rows = tf.math.top_k(_mask(approximate, allowed), depth, sorted=False)
-            return tf.reduce_sum(self.vectors(rows) * queries[:, tf.newaxis], axis=2), rows
         leaves = tf.minimum(effort.partitions_to_search, int(self._centroids.shape[0]))
         by_centroid = tf.matmul(queries, self._centroids, transpose_b=True)
         _, partitions = tf.math.top_k(by_centroid, leaves, sorted=False)
@@ -463,15 +470,35 @@ class Stock(TopK):
         return _padded_top_k(scores, rows, depth)
 
 
+def stock(
+    vectors: np.ndarray, strategy: Strategy, effort: Effort | None = None, trained: TrainedScann | None = None
+) -> TopK:
+    """The index of the stock layer, which uses stock TensorFlow ops only.
+
+    Args:
+        vectors: [C, D] float32.
+        strategy: How to search.
+        effort: What a search looks at.
+        trained: What ScaNN learned; needed for `tree` only.
+    """
+    if strategy == "exact":
+        return BruteForce(vectors)
+    if strategy == "quantized":
+        return Quantized(vectors, effort)
+    if trained is None:
+        raise ValueError("a tree needs the partitions that ScaNN trained")
+    return Tree(vectors, trained, effort)
+
+
 def vectors_of(index: Any) -> np.ndarray:
-    """[C, D]: the vectors of a `BruteForce` or `Stock` index, also of one inside a loaded SavedModel."""
+    """[C, D]: the vectors of an index of the stock layer, also of one inside a loaded SavedModel."""
     if not hasattr(index, "_members"):
         return index._vectors.numpy()
     return index._members.numpy().reshape(-1, index._centroids.shape[1])[index._place_of.numpy()]
 
 
 def partitions_of(index: Any) -> TrainedScann:
-    """The partitions of a `Stock` tree, also of one inside a loaded SavedModel; without ScaNN's own state."""
+    """The partitions of a `Tree`, also of one inside a loaded SavedModel; without ScaNN's own state."""
     partition_of_block = np.searchsorted(index._end_block.numpy(), index._place_of.numpy() // _BLOCK, side="right")
     return TrainedScann(tf.Module(), "tree", index._centroids.numpy(), partition_of_block.astype(np.int32))
 

@@ -102,7 +102,7 @@ class Stock(_TensorFlow):
         from modules import retrieval
 
         trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)))
-        self._trace(retrieval.Stock(vectors, "tree", trained=trained))
+        self._trace(retrieval.Tree(vectors, trained))
 
     def efforts(self) -> Efforts:
         # It scores exactly at once: there is nothing to reorder.

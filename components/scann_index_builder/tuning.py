@@ -18,12 +18,12 @@ from modules.retrieval import (
     BruteForce,
     Effort,
     Scann,
-    Stock,
     Strategy,
     TopK,
     TrainedScann,
     default_partitions,
     resolve_strategy,
+    stock,
     train_scann,
 )
 from modules.settings import Index
@@ -273,7 +273,7 @@ def _index(layer: str, strategy: Strategy, vectors: np.ndarray, trained: Trained
     if layer == "scann":
         assert trained is not None
         return Scann(trained, Effort())
-    return Stock(vectors, strategy, Effort(), trained)
+    return stock(vectors, strategy, Effort(), trained)
 
 
 def _trials(

@@ -29,7 +29,7 @@ from components.servable_validator import replay
 from modules import retrieval, servable
 from modules.errors import UserError
 from modules.features import Features
-from modules.retrieval import BruteForce, Effort, Stock, TopK
+from modules.retrieval import BruteForce, Effort, TopK, Tree
 from modules.servable import Catalogue, Description, Servable
 from modules.settings import Index, Serving
 
@@ -262,8 +262,8 @@ def _index(old: Any, description: Description, vectors: np.ndarray, kept: np.nda
     if description.strategy == "tree" and not hasattr(old, "_place_of"):
         raise UserError("the newest version has a partition tree of an older layout: run the pipeline")
     if description.strategy != "tree":
-        return Stock(vectors, retrieval.resolve_strategy(description.strategy, len(vectors)), effort)  # type: ignore[arg-type]
-    return Stock(vectors, "tree", effort, retrieval.partitions_of(old).with_rows(kept, vectors[len(kept) :]))
+        return retrieval.stock(vectors, retrieval.resolve_strategy(description.strategy, len(vectors)), effort)  # type: ignore[arg-type]
+    return Tree(vectors, retrieval.partitions_of(old).with_rows(kept, vectors[len(kept) :]), effort)
 
 
 def _warmup(path: str) -> dict[str, list[dict[str, tf.Tensor]]]:

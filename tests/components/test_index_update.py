@@ -19,7 +19,7 @@ from components.interaction_example_gen.tables import Column, Plan
 from components.scann_index_builder.update import UPDATE_PATH, NewItems, Update, _index, update
 from modules import retrieval, servable
 from modules.errors import UserError
-from modules.retrieval import BruteForce, Effort, Stock
+from modules.retrieval import BruteForce, Effort
 from modules.servable import Description, Servable
 from modules.settings import Index, Serving
 
@@ -69,7 +69,7 @@ def _push(world: World, destination: Path, layer: str, strategy: str, effort: Ef
     trained = retrieval.train_scann(catalogue.vectors, "tree") if strategy == "tree" else None
     index = BruteForce(catalogue.vectors)
     if layer == "stock":
-        index = Stock(catalogue.vectors, strategy, effort, trained)
+        index = retrieval.stock(catalogue.vectors, strategy, effort, trained)
     model = tf.saved_model.load(world.save_embedding(destination / "embedding"))
     queries = [world.query_example(user) for user in range(len(world.users))]
     items = [world.item_example(item) for item in range(8)]

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules import retrieval
-from modules.retrieval import NO_ROW, BruteForce, Effort, Scann, Stock
+from modules.retrieval import NO_ROW, BruteForce, Effort, Scann, Tree
 
 _DIMENSION = 12
 _SMALL_EFFORT = Effort(partitions_to_search=2, reorder=20)
@@ -35,7 +35,7 @@ def _index(layer, strategy, vectors, effort=_SMALL_EFFORT):
     if layer == "scann":
         return Scann(retrieval.train_scann(vectors, strategy), effort)
     trained = retrieval.train_scann(vectors, strategy) if strategy == "tree" else None
-    return Stock(vectors, strategy, effort, trained)
+    return retrieval.stock(vectors, strategy, effort, trained)
 
 
 def _oracle(vectors, queries, k, excluded, allowed):
@@ -186,7 +186,7 @@ def test_stock_searches_the_same_partitions_as_scann():
     effort = Effort(partitions_to_search=3, reorder=2000)
     nothing = np.zeros((len(queries), 0), np.int32)
     scann, _ = Scann(trained, effort).search(queries, 10, nothing)
-    stock, _ = Stock(vectors, "tree", effort, trained).search(queries, 10, nothing)
+    stock, _ = Tree(vectors, trained, effort).search(queries, 10, nothing)
     np.testing.assert_allclose(stock, scann, rtol=1e-4, atol=1e-4)
 
 

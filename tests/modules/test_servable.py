@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from modules import retrieval, servable
 from modules.errors import UserError
-from modules.retrieval import BruteForce, Effort, Stock
+from modules.retrieval import BruteForce, Effort, Tree
 from modules.servable import Description, Servable
 from modules.settings import Serving
 
@@ -217,7 +217,7 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     shutil.copytree(embedding, copied)
     catalogue = world.catalogue()
     trained = retrieval.train_scann(catalogue.vectors, "tree")
-    index = Stock(catalogue.vectors, "tree", Effort(partitions_to_search=1000, reorder=_ITEMS), trained)
+    index = Tree(catalogue.vectors, trained, Effort(partitions_to_search=1000))
     built, _ = _build(world, copied, tmp_path, index)
     queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
     warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)

@@ -77,7 +77,7 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     trained = retrieval.train_scann(catalogue.vectors, "tree", partitions=16)
     effort = Effort(partitions_to_search=8, reorder=100)
     layers = {
-        "stock": retrieval.Stock(catalogue.vectors, "tree", effort, trained),
+        "stock": retrieval.Tree(catalogue.vectors, trained, effort),
         "scann": retrieval.Scann(trained, effort),
     }
     folders = {"pushed": pushed}
