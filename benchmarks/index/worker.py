@@ -29,12 +29,12 @@ def main(name: str, data: str, k: int, target: float, threads: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     arrays = np.load(data)
-    queries, best = arrays["queries"], arrays["best"][:, :k]
+    vectors, queries, best = arrays["vectors"], arrays["queries"], arrays["best"][:, :k]
     half = len(queries) // 2
     # Loads the library, which is no part of a build.
-    SYSTEMS[name](arrays["vectors"][:_FIRST], k, threads)
+    SYSTEMS[name](vectors[:_FIRST], k, threads)
     started = time.perf_counter()
-    system = SYSTEMS[name](arrays["vectors"], k, threads)
+    system = SYSTEMS[name](vectors, k, threads)
     build_seconds = time.perf_counter() - started
 
     def recall(effort: Effort, of: slice, at: int) -> float:
