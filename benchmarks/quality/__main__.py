@@ -19,7 +19,7 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.quality import protocols, report, tables, worker
-from benchmarks.quality.judge import Protocol, RefusedAnswerError, Row, start
+from benchmarks.quality.judge import ANSWER, Protocol, RefusedAnswerError, Row, start
 from benchmarks.quality.systems import SYSTEMS, base
 from modules.errors import UserError
 from pipeline.config import load
@@ -130,7 +130,7 @@ class _Measurement:
                     given += ["--tables", str(tables), "--config", options.config]
                     given += [part for override in options.overrides for part in ("--set", override)]
                 start(self.system, self.cut.task, self.folder, given, ROOT)
-            answers = pd.read_parquet(self.folder / "recommendations.parquet")
+            answers = pd.read_parquet(self.folder / ANSWER)
             rows = self.cut.judge(self.system, answers, json.loads((self.folder / "report.json").read_text()))
         except (RefusedAnswerError, RuntimeError) as error:
             self._say(f"failed, see {self.folder / 'log.txt'}")

@@ -22,6 +22,8 @@ from benchmarks.quality.tables import Tables
 from benchmarks.quality.worker import ALL, COLD
 from modules.errors import UserError
 
+ANSWER = "recommendations.parquet"
+"""What a system writes."""
 _LOG_LINES = 12
 
 
@@ -201,13 +203,15 @@ def start(name: str, task: Path, output: Path, arguments: Sequence[str], root: P
 
     Raises:
         UserError: Its environment is not there.
-        RuntimeError: It ended with an error, whose last lines are the message.
+        RuntimeError: It ended with an error or without an answer; the message is the last lines of what it said.
     """
     entry: Entry = SYSTEMS[name]
     python = root / entry.environment / "bin" / "python"
     if not python.exists():
         raise UserError(f"{entry.environment} is not there, which {name} runs in; make it with `make bench-setup`")
     output.mkdir(parents=True, exist_ok=True)
+    answer = output / ANSWER
+    answer.unlink(missing_ok=True)
     module = "benchmarks.quality.systems.ours" if name == "ours" else "benchmarks.quality.worker"
     command = [str(python), "-m", module, "--system", name, "--task", str(task), "--output", str(output), *arguments]
     environment = os.environ | {
@@ -218,7 +222,8 @@ def start(name: str, task: Path, output: Path, arguments: Sequence[str], root: P
         environment["OMP_NUM_THREADS"] = "1"
     with open(output / "log.txt", "w", encoding="utf-8") as log:
         done = subprocess.run(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
+    # A library that ends its process politely when it is told to makes it look like a success.
+    if done.returncode or not answer.exists():
         lines = (output / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise RuntimeError("\n".join(lines[-_LOG_LINES:]))
 

@@ -13,7 +13,7 @@ import world
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import protocols, worker
-from benchmarks.quality.judge import Protocol, RefusedAnswerError
+from benchmarks.quality.judge import ANSWER, Protocol, RefusedAnswerError, start
 from benchmarks.quality.systems import popular
 from benchmarks.quality.tables import Tables, read
 from pipeline.config import load
@@ -229,3 +229,15 @@ def test_the_command_prints_one_table_writes_it_and_reuses_what_it_has(
     again = capsys.readouterr()
     assert again.err.count("re-used") == 2
     assert json.loads((results / "results.json").read_text())["rows"] == found["rows"]
+
+
+def test_a_system_that_ends_without_an_answer_has_failed(tmp_path: Path) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho told to end\n")
+    python.chmod(0o755)
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / ANSWER).write_text("of an earlier run")
+    with pytest.raises(RuntimeError, match="told to end"):
+        start("popular", tmp_path, output, [], tmp_path)
