@@ -161,7 +161,7 @@ class Protocol:
         """Thirds of the users by the length of what they bring; none where all bring about the same."""
         lengths = {user: len(self._seen.get(user, ())) for user in relevant}
         low, high = (int(x) for x in np.quantile(list(lengths.values()), (1 / 3, 2 / 3), method="lower"))
-        if low == high or not high < max(lengths.values()):
+        if low == high or high == max(lengths.values()):
             return {}
         bounds = {
             f"to {low} items": (0, low),
