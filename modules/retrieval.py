@@ -261,7 +261,7 @@ class TopK(tf.Module, abc.ABC):
         def search_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             query, number = inputs
             rows = tf.cast(tf.reshape(tf.where(allowed[number]), [-1]), tf.int32)
-            return _padded_top_k(_inner_products(self.vectors(rows), query), rows, depth)
+            return _padded_top_k(tf.linalg.matvec(self.vectors(rows), query), rows, depth)
 
         return tf.map_fn(
             search_one,
@@ -463,7 +463,7 @@ class Tree(TopK):
         ranges = tf.ragged.range(tf.gather(self._first_block, partitions), tf.gather(self._end_block, partitions))
         members = tf.reshape(tf.gather(self._members, ranges.values), [-1, int(self._centroids.shape[1])])
         rows = tf.reshape(tf.gather(self._rows, ranges.values), [-1])
-        scores = _mask(_inner_products(members, query), rows != NO_ROW)
+        scores = _mask(tf.linalg.matvec(members, query), rows != NO_ROW)
         if allowed is not None:
             scores = _mask(scores, tf.gather(allowed, tf.maximum(rows, 0)))
         return _padded_top_k(scores, rows, depth)
@@ -546,12 +546,6 @@ def _contains(sets: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 def _mask(scores: tf.Tensor, allowed: tf.Tensor | None) -> tf.Tensor:
     return scores if allowed is None else tf.where(allowed, scores, -np.inf)
-
-
-def _inner_products(vectors: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-    """[N] of vectors [N, D] with a query [D]."""
-    # Not matmul, for which oneDNN would compile a kernel for each number of vectors that it has not met yet.
-    return tf.einsum("nd,d->n", vectors, query)
 
 
 def _padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
