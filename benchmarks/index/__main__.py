@@ -7,6 +7,7 @@ does meets all of them, and medians are taken. Building may use every processor,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -45,7 +46,9 @@ class Worker:
 
     def milliseconds(self, batch: int, calls: int) -> list[float]:
         assert self._process.stdin is not None
-        print(batch, calls, file=self._process.stdin, flush=True)
+        # A process that the system has killed for want of memory reads no more; its end is told by the answer.
+        with contextlib.suppress(BrokenPipeError):
+            print(batch, calls, file=self._process.stdin, flush=True)
         return self._answer()["milliseconds"]
 
     def close(self) -> None:
@@ -85,10 +88,14 @@ def compare(kind: str, size: int, arguments: argparse.Namespace) -> list[dict[st
             )
         taken: dict[tuple[str, int], list[float]] = {}
         for _ in range(_ROUNDS):
-            for name, worker in workers.items():
-                for batch, calls in ((1, _SINGLE_CALLS), (_BATCH, _BATCH_CALLS)):
-                    # The first call finds caches that others have filled.
-                    taken.setdefault((name, batch), []).extend(worker.milliseconds(batch, calls + 1)[1:])
+            for name in list(workers):
+                try:
+                    for batch, calls in ((1, _SINGLE_CALLS), (_BATCH, _BATCH_CALLS)):
+                        # The first call finds caches that others have filled.
+                        taken.setdefault((name, batch), []).extend(workers[name].milliseconds(batch, calls + 1)[1:])
+                except RuntimeError as error:
+                    rows[name]["error"] = str(error)
+                    del workers[name]
         for name, worker in workers.items():
             for batch, key in ((1, "single"), (_BATCH, "batch")):
                 median = float(np.median(taken[name, batch]))

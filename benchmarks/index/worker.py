@@ -36,6 +36,8 @@ def main(name: str, data: str, k: int, target: float, threads: int) -> None:
     started = time.perf_counter()
     system = SYSTEMS[name](vectors, k, threads)
     build_seconds = time.perf_counter() - started
+    # Several processes hold as many copies.
+    del vectors
 
     def recall(effort: Effort, of: slice, at: int) -> float:
         parts = [system.search(part, effort) for part in np.array_split(queries[of], max(1, half // 64))]

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.index import __main__ as command
 from benchmarks.index import data
-from benchmarks.index.__main__ import _ROOT, main
+from benchmarks.index.__main__ import _ROOT, Worker, main
 
 
 def test_exact_is_the_sorted_product():
@@ -29,9 +30,9 @@ def test_the_same_seed_makes_the_same_data(kind):
 
 @pytest.mark.slow
 def test_a_run_compares_systems_at_the_target(tmp_path: Path):
-    command = [sys.executable, "-m", "benchmarks.index", "--sizes", "3k", "--kinds", "two_tower", "--k", "20"]
+    program = [sys.executable, "-m", "benchmarks.index", "--sizes", "3k", "--kinds", "two_tower", "--k", "20"]
     options = ["--systems", "tensorflow,stock", "--target", "0.9", "--output", str(tmp_path)]
-    done = subprocess.run([*command, *options], cwd=_ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([*program, *options], cwd=_ROOT, capture_output=True, text=True, check=True)
     rows = {row["system"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert rows["tensorflow"]["recall_k"] == 1.0 and rows["stock"]["recall_k"] >= 0.88
     for row in rows.values():
@@ -40,6 +41,28 @@ def test_a_run_compares_systems_at_the_target(tmp_path: Path):
     assert rows["tensorflow"]["memory"] == 1.0 and 1 < rows["stock"]["memory"] < 1.6
     assert done.stdout.strip() == (tmp_path / "results.md").read_text().strip()
     assert done.stdout.count("\n| two_tower | 3,000 |") == 2
+
+
+@pytest.mark.slow
+def test_a_system_whose_process_is_killed_is_told_in_the_table(tmp_path: Path, monkeypatch, capsys):
+    killed = []
+
+    class Mortal(Worker):
+        def milliseconds(self, batch: int, calls: int) -> list[float]:
+            if not killed:
+                self._process.kill()
+                self._process.wait()
+                killed.append(self)
+            return super().milliseconds(batch, calls)
+
+    monkeypatch.setattr(command, "Worker", Mortal)
+    options = ["--sizes", "2k", "--kinds", "clustered", "--k", "20", "--systems", "stock,tensorflow"]
+    monkeypatch.setattr("sys.argv", ["bench-index", *options, "--target", "0.5", "--output", str(tmp_path)])
+    main()
+    stock, exact = json.loads((tmp_path / "results.json").read_text())
+    assert stock["error"].startswith("exit code -9") and "single_ms" not in stock
+    assert exact["single_ms"] > 0
+    assert "exit code -9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
