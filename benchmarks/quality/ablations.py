@@ -27,6 +27,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "no closed-form part": {"model.linear_rank": 0},
     "no trend": {"model.trend": False},
     "histories completed as a whole": {"training.locality": 0.0},
+    "locality 1": {"training.locality": 1.0},
     "next items instead of completion": {"training.completion": 0.0},
     "in-batch softmax with logQ": {"training.negatives": "in_batch"},
     "the last weights instead of their average": {"training.averaging": 0.0},
