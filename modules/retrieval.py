@@ -130,6 +130,7 @@ def train_scann(
     strategy: Strategy,
     *,
     partitions: int | None = None,
+    spherical: bool = False,
     dimensions_per_block: int = 2,
     seed: int = 42,
 ) -> TrainedScann:
@@ -139,6 +140,7 @@ def train_scann(
         vectors: [C, D] float32; `quantized` and `tree` need at least `SMALLEST_TRAINED` rows.
         strategy: What is trained.
         partitions: Leaves of the tree; by default the square root of C.
+        spherical: Whether the tree's k-means goes by direction alone.
         dimensions_per_block: Dimensions that share one code.
         seed: Of the tree's k-means.
     """
@@ -151,7 +153,7 @@ def train_scann(
     builder = scann_ops.builder(vectors, 1, "dot_product")
     if strategy == "tree":
         # ScaNN's random initialisation takes no seed; its k-means++ does.
-        builder = builder.tree(**tree_settings(size, leaves), random_init=False)
+        builder = builder.tree(**tree_settings(size, leaves), spherical=spherical, random_init=False)
     if strategy == "exact":
         builder = builder.score_brute_force()
     else:

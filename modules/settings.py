@@ -126,6 +126,9 @@ class Index(Settings):
     recall_k: int = Field(10, ge=1)
     partitions: int | None = Field(None, ge=1)
     """Number of leaves; by default the faster of the square root of the catalogue's size and four times that."""
+    spherical: bool | None = None
+    """Whether a partition holds vectors of one direction, whatever their length, instead of near ones; by default the
+    faster of the two."""
     partitions_to_search: int | None = Field(None, ge=1)
     """By default, as `reorder`, from the fastest setting that reaches the recall target on validation queries."""
     reorder: int | None = Field(None, ge=1)

@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--bench-python", default=str(_ROOT / ".venv-bench" / "bin" / "python"), metavar="PYTHON",
                         help="interpreter that has faiss, hnswlib and usearch (default .venv-bench)")  # fmt: skip
     parser.add_argument("--output", default=str(_ROOT / "bench-results" / "index"), metavar="FOLDER")
+    parser.add_argument("--spherical", action="store_true", help="ScaNN's partitions are of directions, not of places")
     parser.add_argument("--verbose", action="store_true", help="show what the workers write")
     arguments = parser.parse_args()
     for option, known in (("kinds", data.KINDS), ("systems", SYSTEMS)):
@@ -168,6 +169,8 @@ def main() -> None:
         parser.error(f"--sizes {arguments.sizes}: expected numbers such as 100k,1M")
     if any(SYSTEMS[s].in_bench_environment for s in arguments.systems) and not os.path.exists(arguments.bench_python):
         parser.error(f"{arguments.bench_python} does not exist: make bench-setup, or choose --systems without peers")
+    # The workers read it.
+    os.environ["TWOTOWER_SPHERICAL"] = str(int(arguments.spherical))
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

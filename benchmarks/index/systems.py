@@ -88,6 +88,11 @@ def partitions(size: int) -> int:
     return min(int(os.environ.get("TWOTOWER_PARTITIONS", 0)) or round(2 * size**0.5), size)
 
 
+def spherical() -> bool:
+    """Whether ScaNN's partitions are of directions."""
+    return os.environ.get("TWOTOWER_SPHERICAL") == "1"
+
+
 def _tree_efforts(size: int, k: int) -> Efforts:
     leaves = partitions(size)
     searched = max(2, leaves // 512)
@@ -101,7 +106,7 @@ class Stock(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
         from modules import retrieval
 
-        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)))
+        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
         self._trace(retrieval.Tree(vectors, trained))
 
     def efforts(self) -> Efforts:
@@ -113,7 +118,7 @@ class ScannOp(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
         from modules import retrieval
 
-        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)))
+        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
         self._trace(retrieval.Scann(trained, retrieval.Effort()))
 
     def efforts(self) -> Efforts:
@@ -127,7 +132,7 @@ class ScannPybind(System):
         from modules.retrieval import hashing_settings, tree_settings
 
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product")
-        builder = builder.tree(**tree_settings(len(vectors), partitions(len(vectors))))
+        builder = builder.tree(**tree_settings(len(vectors), partitions(len(vectors))), spherical=spherical())
         self._searcher = builder.score_ah(**hashing_settings(2)).reorder(self.k).build()
 
     def efforts(self) -> Efforts:

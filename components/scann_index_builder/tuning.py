@@ -33,7 +33,8 @@ REPORT_FILE = "report.json"
 _Search = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Queries [B, D] and excluded rows [B, E] → scores and rows [B, k]."""
 
-# Trees are trained with these multiples of the default number of partitions when the settings name none.
+# Trees are trained with these multiples of the default number of partitions when the settings name none, each of near
+# vectors and of vectors of one direction: which needs fewer members for a recall depends on the vectors' lengths.
 _PARTITION_FACTORS = (1, 4)
 # The search for the cheapest effort starts with this share of the partitions, or those that hold this multiple of k if
 # that is more (with fewer, searches end in the exact fallback). Where members are rescored, it goes on for that many
@@ -75,6 +76,8 @@ class Trial(BaseModel):
     strategy: str
     partitions: int | None
     """Leaves of the tree; None without one."""
+    spherical: bool | None
+    """Whether the leaves are of directions; None without a tree."""
     partitions_to_search: int | None
     reorder: int | None
     recall: float
@@ -136,6 +139,7 @@ class _Candidate:
     layer: str
     strategy: Strategy
     partitions: int | None
+    spherical: bool | None
     index: TopK
     seconds: float
     traced: Callable[..., tuple[tf.Tensor, tf.Tensor]]
@@ -231,16 +235,20 @@ def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int
     default = default_partitions(len(vectors))
     # Where no tree is asked for, one is enough to compare with.
     factors = _PARTITION_FACTORS if strategy == "tree" else (1,)
-    trees = (settings.partitions,) if settings.partitions else [factor * default for factor in factors]
-    for partitions in dict.fromkeys(min(count, len(vectors)) for count in trees):
+    counts = (settings.partitions,) if settings.partitions else [factor * default for factor in factors]
+    shapes = (False, True) if strategy == "tree" else (False,)
+    if settings.spherical is not None:
+        shapes = (settings.spherical,)
+    trees = dict.fromkeys(itertools.product((min(count, len(vectors)) for count in counts), shapes))
+    for number, (partitions, spherical) in enumerate(trees):
         trained: dict[str, tuple[TrainedScann, float]] = {}
         for layer, its_strategy in wanted:
-            if its_strategy != "tree" and partitions != trees[0]:
+            if its_strategy != "tree" and number:
                 continue
             state, seconds = None, 0.0
             if layer == "scann" or (layer == "stock" and its_strategy == "tree"):
                 if its_strategy not in trained:
-                    trained[its_strategy] = _train(vectors, its_strategy, partitions, settings)
+                    trained[its_strategy] = _train(vectors, its_strategy, partitions, spherical, settings)
                 state, seconds = trained[its_strategy]
             started = time.perf_counter()
             index = _index(layer, its_strategy, vectors, state)
@@ -249,18 +257,22 @@ def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int
                 layer,
                 its_strategy,
                 leaves,
+                None if leaves is None else spherical,
                 index,
                 round(seconds + time.perf_counter() - started, 4),
                 _traced(index, k, vectors.shape[1]),
             )
 
 
-def _train(vectors: np.ndarray, strategy: Strategy, partitions: int, settings: Index) -> tuple[TrainedScann, float]:
+def _train(
+    vectors: np.ndarray, strategy: Strategy, partitions: int, spherical: bool, settings: Index
+) -> tuple[TrainedScann, float]:
     started = time.perf_counter()
     state = train_scann(
         vectors,
         strategy,
         partitions=partitions,
+        spherical=spherical,
         dimensions_per_block=settings.dimensions_per_block,
         seed=settings.seed,
     )
@@ -294,6 +306,7 @@ def _trials(
                 layer=candidate.layer,
                 strategy=candidate.strategy,
                 partitions=candidate.partitions,
+                spherical=candidate.spherical,
                 partitions_to_search=partitions if candidate.strategy == "tree" else None,
                 reorder=reorder if _rescores(candidate) else None,
                 recall=_recall(_scores(search, validation), exact),

@@ -119,11 +119,12 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
     hits = [len(set(a) & set(_oracle(world, u, 10))) / 10 for a, u in zip(answers, range(1, 30, 2), strict=True)]
     assert np.mean(hits) == pytest.approx(chosen["recall"], abs=1e-3), "the servable has the recall of the report"
     trials = [t for t in result.report["tried"] if (t["layer"], t["strategy"]) == (layer, "tree")]
-    assert {t["partitions"] for t in trials} == {45, 180}, "the square root of the catalogue, and four times that"
+    kinds = {(t["partitions"], t["spherical"]) for t in trials}
+    assert kinds == {(45, False), (45, True), (180, False), (180, True)}, "the catalogue's square root, four times that"
     enough = [t for t in trials if t["recall"] >= 0.9]
     assert chosen["latency_ms"]["single"]["p50"] > 0 and len(enough) < len(trials)
     fastest = min(enough, key=lambda t: t["latency_ms"]["single"]["p50"])
-    setting = ("partitions", "partitions_to_search", "reorder")
+    setting = ("partitions", "spherical", "partitions_to_search", "reorder")
     assert [chosen[key] for key in setting] == [fastest[key] for key in setting], "the cheapest that reaches the target"
     description = servable.load_description(str(result.path))
     assert description.partitions_to_search == chosen["partitions_to_search"]
@@ -141,6 +142,7 @@ def test_the_frontier_is_what_no_other_setting_beats():
             layer="stock",
             strategy="tree",
             partitions=9,
+            spherical=False,
             partitions_to_search=1,
             reorder=1,
             recall=recall,
@@ -161,6 +163,13 @@ def test_an_unreachable_target_builds_the_best_found_and_says_so(tmp_path):
     assert result.report["chosen"]["partitions_to_search"] == 1
     assert result.report["chosen"]["recall"] < 1
     assert len(_answers(result.path, world, range(3))[0]) == 10
+
+
+def test_partitions_of_directions_are_built_when_they_are_asked_for(tmp_path):
+    world = World(500)
+    result = _run(world, tmp_path, Index(strategy="tree", partitions=20, spherical=True))
+    assert {(t["partitions"], t["spherical"]) for t in result.report["tried"]} == {(20, True), (None, None)}
+    assert result.report["target_met"]
 
 
 def test_a_catalogue_too_small_to_train_on_is_served(tmp_path):

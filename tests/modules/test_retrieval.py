@@ -196,6 +196,19 @@ def test_training_twice_gives_the_same_partitions():
     np.testing.assert_array_equal(first.partition_of, second.partition_of)
 
 
+def test_spherical_partitions_are_of_directions():
+    """Vectors along few directions, of very different lengths: by direction one partition holds all that is best."""
+    generator = np.random.default_rng(5)
+    directions = generator.normal(size=(20, _DIMENSION))
+    vectors = directions[generator.integers(20, size=4000)] + generator.normal(0, 0.05, (4000, _DIMENSION))
+    vectors = (vectors * generator.uniform(0.1, 10, (4000, 1))).astype(np.float32)
+    trained = retrieval.train_scann(vectors, "tree", partitions=20, spherical=True)
+    np.testing.assert_allclose(np.linalg.norm(trained.centroids, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(trained.partition_of, np.argmax(vectors @ trained.centroids.T, axis=1))
+    again = trained.with_rows(np.arange(1000), vectors[1000:])
+    np.testing.assert_array_equal(again.partition_of, trained.partition_of)
+
+
 @pytest.mark.slow
 def test_partitions_of_a_catalogue_larger_than_the_training_sample_are_even():
     """A least size of partitions that the sample cannot fill left many empty, and a query had to search them all."""
