@@ -79,9 +79,9 @@ def svg(report: Report) -> str:
 def _setting(trial: Trial) -> str:
     words = [f"{trial.layer}/{trial.strategy}"]
     if trial.partitions is not None:
-        words.append(
-            f"{trial.partitions_to_search} of {trial.partitions} partitions{' of directions' if trial.spherical else ''}"
-        )
+        words.append(f"{trial.partitions_to_search} of {trial.partitions} partitions")
+    if trial.spherical:
+        words.append("of directions")
     if trial.reorder is not None:
         words.append(f"reorder {trial.reorder}")
     return ", ".join(words)
