@@ -76,8 +76,8 @@ class Trial(BaseModel):
     strategy: str
     partitions: int | None
     """Leaves of the tree; None without one."""
-    spherical: bool | None
-    """Whether the leaves are of directions; None without a tree."""
+    spherical: bool | None = None
+    """Whether the leaves are of directions; None without a tree, and in reports of before there were such."""
     partitions_to_search: int | None
     reorder: int | None
     recall: float
