@@ -93,6 +93,12 @@ def spherical() -> bool:
     return os.environ.get("TWOTOWER_SPHERICAL") == "1"
 
 
+def _train_tree(vectors: np.ndarray) -> Any:
+    from modules.retrieval import train_scann
+
+    return train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
+
+
 def _tree_efforts(size: int, k: int) -> Efforts:
     leaves = partitions(size)
     searched = max(2, leaves // 512)
@@ -106,8 +112,7 @@ class Stock(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
         from modules import retrieval
 
-        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
-        self._trace(retrieval.Tree(vectors, trained))
+        self._trace(retrieval.Tree(vectors, _train_tree(vectors)))
 
     def efforts(self) -> Efforts:
         # It scores exactly at once: there is nothing to reorder.
@@ -118,8 +123,7 @@ class ScannOp(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
         from modules import retrieval
 
-        trained = retrieval.train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
-        self._trace(retrieval.Scann(trained, retrieval.Effort()))
+        self._trace(retrieval.Scann(_train_tree(vectors), retrieval.Effort()))
 
     def efforts(self) -> Efforts:
         return _tree_efforts(self.size, self.k)

@@ -15,6 +15,7 @@ import time
 import numpy as np
 
 _TRIED_CALLS = 15
+# Vectors of a first, small build.
 _FIRST = 5000
 
 

@@ -28,6 +28,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "no trend": {"model.trend": False},
     "histories completed as a whole": {"training.locality": 0.0},
     "locality 1": {"training.locality": 1.0},
+    "the Tuner's winner": {"training.locality": 1.0, "training.learning_rate": 1e-3},
     "next items instead of completion": {"training.completion": 0.0},
     "in-batch softmax with logQ": {"training.negatives": "in_batch"},
     "the last weights instead of their average": {"training.averaging": 0.0},

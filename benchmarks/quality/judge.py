@@ -24,6 +24,7 @@ from modules.errors import UserError
 
 ANSWER = "recommendations.parquet"
 """What a system writes."""
+_EVERYBODY = "everybody"
 _LOG_LINES = 12
 
 
@@ -124,37 +125,35 @@ class Protocol:
                 f"temporal, {words} users": {u: r for u, r in self.relevant.items() if (u in self._known) == known}
                 for words, known in (("warm", True), ("cold", False))
             }
-        by_seed: dict[str, list[dict[str, float]]] = {}
-        slices_by_seed: dict[str, dict[str, list[dict[str, float]]]] = {}
-
-        def measure(found: Mapping[str, Sequence[str]], relevant: Mapping[str, set[str]]) -> dict[str, float]:
-            return metrics.measure(found, relevant, self._popularity, len(self._items))
-
+        # Row → everybody and slices of them → seeds.
+        measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for seed, answers in recommended.groupby("seed"):
             for ranking, candidates in self._rankings().items():
                 found = self._checked(answers[answers["ranking"] == ranking], candidates, f"seed {seed}")
                 for name, relevant in groups.items():
                     if relevant:
                         label = f"{name}, among cold items" if ranking == COLD else name
-                        by_seed.setdefault(label, []).append(measure(found, relevant))
-                        slices = slices_by_seed.setdefault(label, {})
-                        for words, some in self._by_history(relevant).items():
-                            slices.setdefault(words, []).append(measure(found, some))
+                        for words, some in {_EVERYBODY: relevant, **self._by_history(relevant)}.items():
+                            values = metrics.measure(found, some, self._popularity, len(self._items))
+                            measured.setdefault(label, {}).setdefault(words, []).append(values)
         seeds = recommended["seed"].nunique()
         queries = {name: len(relevant) for name, relevant in groups.items()}
 
         def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
             return {m: float(np.mean([v[m] for v in values])) for m in metrics.NAMES}
 
+        def deviation(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            return {m: float(np.std([v[m] for v in values], ddof=1)) for m in metrics.NAMES}
+
         return [
             Row(
-                label, system, mean(values),
-                {m: float(np.std([v[m] for v in values], ddof=1)) for m in metrics.NAMES} if seeds > 1 else None,
+                label, system, mean(slices[_EVERYBODY]),
+                deviation(slices[_EVERYBODY]) if seeds > 1 else None,
                 seeds, queries[label.removesuffix(", among cold items")], dict(report["settings"]),
                 report["tune_seconds"], report["fit_seconds"],
-                {words: mean(some) for words, some in slices_by_seed[label].items()},
+                {words: mean(values) for words, values in slices.items() if words != _EVERYBODY},
             )
-            for label, values in by_seed.items()
+            for label, slices in measured.items()
         ]  # fmt: skip
 
     def _by_history(self, relevant: Mapping[str, set[str]]) -> dict[str, dict[str, set[str]]]:

@@ -172,6 +172,12 @@ def test_partitions_of_directions_are_built_when_they_are_asked_for(tmp_path):
     assert result.report["target_met"]
 
 
+def test_more_partitions_than_items_leave_no_layer_out(tmp_path):
+    result = _run(World(300), tmp_path, Index(strategy="tree", partitions=1000))
+    layers = {(m["layer"], m["strategy"]) for m in result.report["measured"]}
+    assert layers == {("brute_force", "exact"), ("scann", "tree"), ("stock", "tree")}
+
+
 def test_a_catalogue_too_small_to_train_on_is_served(tmp_path):
     world = World(25)
     result = _run(world, tmp_path, Index(strategy="tree"))
