@@ -34,6 +34,8 @@ _PROGRESS = logging.getLogger("twotower.progress")
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
 _VALIDATION_QUERIES = 10_000
 _QUERY_BATCH = 1024
+# Users whose features stand for everybody's where a history is missing.
+_USERS_WITHOUT_HISTORY = 64
 _READ_BATCH = 4096
 # What validation chooses from (two_tower.QueryTower).
 _CHOICES: dict[str, tuple[float, ...]] = {
@@ -41,7 +43,8 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "linear_recency": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "linear_gain": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
     "trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
-    "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    # At 1 who is new gets what is taken up now; more would go by what rises, whoever takes it up.
+    "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 _CLIMB_EVERY = 3
 # What a step away from the defaults must gain, relative: less is the luck of a few hundred queries.
@@ -49,8 +52,10 @@ _WORTH = 0.005
 _RIDGES = (100.0, 300.0, 1000.0)
 # Transitions: the n-th item from a place weighs n ** −decay.
 _DECAY = 0.85
-# Shares of the training period, by interactions, that can be "now" for the trend.
-_NOW = (0.05, 0.1, 0.2)
+# Shares of the training period, by interactions, that can be "now" for the trend. The first is taken unless another is
+# better by more than this many standard errors: on a few hundred queries the longest, calmest one does best.
+_NOW = (0.2, 0.1, 0.05)
+_SURE = 2.0
 # How far a trend is drawn to 0, as a share of the interactions of now.
 _TREND_PRIOR = 0.2
 
@@ -293,7 +298,7 @@ class Chosen:
     """What the validation queries chose, beside the number of epochs; a refit takes it over."""
 
     ridge: float = _RIDGES[1]
-    now: float = _NOW[1]
+    now: float = _NOW[0]
     gains: Mapping[str, float] = field(default_factory=dict)
     """Values of the query tower's numbers, by name (`_CHOICES`)."""
 
@@ -431,6 +436,8 @@ class _Run:
         self.model.candidate_tower.learn_unknown(
             catalogue.features, catalogue.is_candidate, self._problem.training.seed
         )
+        if self._problem.features.history is not None:
+            self._learn_no_history()
         self._calibrate()
 
     def report(self, started: float) -> dict[str, Any]:
@@ -444,6 +451,15 @@ class _Run:
             "ndcg": self.final[0],
             "recall": self.final[1],
         }
+
+    def _learn_no_history(self) -> None:
+        """Every user counts alike: who comes new is one, however much they will take up."""
+        _, first, counts = np.unique(self._groups, return_index=True, return_counts=True)
+        rng = np.random.default_rng(self._problem.training.seed)
+        some = self._rows.take(np.sort(rng.permutation(first)[:_USERS_WITHOUT_HISTORY]))
+        size = len(self._problem.catalogue.is_candidate)
+        share = np.bincount(self._rows.label, 1.0 / counts[self._groups], minlength=size)
+        self.model.learn_no_history(some.features, share)
 
     def _is_stale(self) -> bool:
         return bool(self.epochs) and len(self.epochs) - 1 - self.best >= self._problem.training.patience
@@ -504,7 +520,10 @@ class _Run:
             self._choose(self._first_gains)
             names = list(self._numbers())
         ndcg, recall = self._climb(queries, candidates, names, rounds=1)
-        return {"ndcg": ndcg, "recall": recall, "factorized_top_k": self._factorized_top_k(queries, candidates)}
+        return {
+            "ndcg": float(ndcg.mean()), "recall": float(recall.mean()),
+            "factorized_top_k": self._factorized_top_k(queries, candidates),
+        }  # fmt: skip
 
     def _calibrate(self) -> None:
         """Lets the validation queries choose all the numbers of the query tower, and what the trend calls now."""
@@ -514,9 +533,14 @@ class _Run:
         for now in _NOW:
             self._choose(before)
             self._set_trend(now)
-            metrics = self._climb(self._queries, self._candidate_vectors(), list(self._numbers()), rounds=3)
-            results.append((metrics, now, self._gains()))
-        self.final, now, gains = max(results, key=lambda result: result[0][0])
+            measured = self._climb(self._queries, self._candidate_vectors(), list(self._numbers()), rounds=3)
+            results.append((*measured, now, self._gains()))
+        best = results[0]
+        for other in results[1:]:
+            if surely_better(other[0], best[0]):
+                best = other
+        ndcg, recall, now, gains = best
+        self.final = float(ndcg.mean()), float(recall.mean())
         self._set_trend(now)
         self._choose(gains)
         self.chosen = replace(self.chosen, now=now, gains=gains)
@@ -547,8 +571,12 @@ class _Run:
 
     def _climb(
         self, queries: Queries, candidates: np.ndarray, names: Sequence[str], rounds: int
-    ) -> tuple[float, float]:
-        """Moves each number to where it is best while that is worth the steps; returns NDCG and recall at the end."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Moves each number to where it is best while that is worth the steps.
+
+        Returns:
+            NDCG and recall of the queries at the end, [Q] each.
+        """
         numbers, tower = self._numbers(), self.model.query_tower
         batches = [
             {key: tf.constant(queries.features[key][part]) for key in query_inputs(tower.features)}
@@ -558,7 +586,7 @@ class _Run:
         learned = functools.cache(lambda recency: [tower.learned(inputs, recency) for inputs in batches])
         linear_part = functools.cache(lambda recency: [tower.linear(inputs, recency) for inputs in batches])
 
-        def measure() -> tuple[float, float]:
+        def measure() -> tuple[np.ndarray, np.ndarray]:
             vectors = []
             has_linear = "linear_recency" in numbers
             second = linear_part(tower.linear_recency.numpy()) if has_linear else [None] * len(batches)
@@ -574,7 +602,7 @@ class _Run:
             # Nobody asks without a history: every value would do as well.
             names = [name for name in names if name != "cold_trend_gain"]
         for _ in range(rounds):
-            before = best
+            before = best[0].mean()
             for name in names:
                 choices, variable = _CHOICES[name], numbers[name]
                 kept = variable.numpy()
@@ -584,15 +612,15 @@ class _Run:
                     variable.assign(choice)
                     # What is there has been measured.
                     result = best if choice == kept else measure()
-                    worth = result[0] - best[0] * _WORTH * abs(place - start)
+                    worth = result[0].mean() - best[0].mean() * _WORTH * abs(place - start)
                     results.append((worth, result, choice))
                 worth, result, choice = max(results, key=lambda found: found[0])
-                if worth > best[0]:
+                if worth > best[0].mean():
                     best = result
                     variable.assign(choice)
                 else:
                     variable.assign(kept)
-            if best == before:
+            if best[0].mean() == before:
                 break
         return best
 
@@ -616,7 +644,7 @@ class _Run:
             for recency in _CHOICES["linear_recency"]:
                 vectors = _recency_weights(self._queries.features[history.column], recency, len(table)) @ table
                 ndcg, _ = ranking_metrics(vectors, candidates, self._queries, labels, problem.training.metric_k)
-                results.append((ndcg, ridge, recency, factors))
+                results.append((ndcg.mean(), ridge, recency, factors))
         _, ridge, recency, factors = max(results, key=lambda result: result[0])
         self.chosen = replace(self.chosen, ridge=ridge, gains={"linear_recency": recency})
         return factors
@@ -784,8 +812,8 @@ def query_vectors(model: TwoTower, queries: Queries) -> np.ndarray:
 
 def ranking_metrics(
     vectors: np.ndarray, candidates: np.ndarray, queries: Queries, labels: np.ndarray, k: int
-) -> tuple[float, float]:
-    """NDCG@k and recall@k over the whole catalogue, seen items excluded, averaged over the queries.
+) -> tuple[np.ndarray, np.ndarray]:
+    """NDCG@k and recall@k of each query over the whole catalogue, seen items excluded, [Q] each.
 
     NDCG@k = Σ_{hits at rank r ≤ k} 1 / log2(r + 1), divided by the same sum for min(k, relevant) hits on top
     (Järvelin & Kekäläinen 2002, binary relevance). recall@k = hits / relevant.
@@ -817,7 +845,13 @@ def ranking_metrics(
         ideal = np.cumsum(discounts)[np.minimum(count, k) - 1]
         ndcg.append(hits @ discounts / ideal)
         recall.append(hits.sum(axis=1) / count)
-    return float(np.mean(np.concatenate(ndcg))), float(np.mean(np.concatenate(recall)))
+    return np.concatenate(ndcg), np.concatenate(recall)
+
+
+def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the mean of [Q] values is above that of others for the same queries by `_SURE` standard errors."""
+    gained = ndcg - other
+    return len(gained) > 1 and bool(gained.mean() > _SURE * gained.std(ddof=1) / math.sqrt(len(gained)))
 
 
 def trend(labels: np.ndarray, times: np.ndarray, now: float, catalogue: Catalogue) -> np.ndarray:

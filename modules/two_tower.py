@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
@@ -26,6 +27,10 @@ _HISTORY_SCALE = 10.0
 _MASKED = np.float32(-1e9)
 # Known items, at most, that unknown ones are told from; more would say the same.
 _ITEMS_TO_TELL_FROM = 20_000
+# Items, at most, that a query without a history is fitted to, the likeliest ones: others are not among its answers.
+_LIKELY_ITEMS = 20_000
+# Keeps the vector of a missing history from growing without end.
+_SHORT = 1e-4
 LINEAR_GAIN = 0.5
 """Weight of the closed-form part where no validation chooses it; its scores have a standard deviation of 1."""
 
@@ -84,7 +89,7 @@ class TwoTower(tfrs.Model):
                 name="item_ids",
             )
             item_ids.build(None)
-        dense = self._full_softmax and items <= _DENSE_HISTORY_ITEMS
+        dense = items <= _DENSE_HISTORY_ITEMS
         self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, linear, seed + 1)
         self.candidate_tower = CandidateTower(
             features.candidate, columns, model, cardinalities, item_ids, frequency, linear, seed + 2
@@ -112,6 +117,45 @@ class TwoTower(tfrs.Model):
     def query_vectors(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Vectors of transformed queries under the recency that serves, [B, D]."""
         return self.query_tower(inputs)
+
+    def learn_no_history(self, queries: Mapping[str, np.ndarray], share: np.ndarray) -> None:
+        """Fits the vector that stands where a query has no history, so that items become as likely as they are.
+
+        Histories are completed from what is left of them, and what the biases and the other features learn beside a
+        history is not what they would answer without one. Everything else stays as it is.
+
+        Args:
+            queries: Transformed query features [Q, ...] of some users; a history among them is not looked at.
+            share: [V + 1] how likely items are, by label, up to a factor.
+        """
+        assert self._history is not None
+        share = np.where(self._is_candidate, share, 0.0)
+        likely = np.argsort(-share, kind="stable")[:_LIKELY_ITEMS]
+        labels = np.sort(likely[share[likely] > 0])
+        candidates = self.candidate_tower.learned(self._encoded(tf.constant(labels, tf.int32)))
+        target = tf.constant(share[labels] / share[labels].sum(), tf.float32)
+        inputs = {key: tf.constant(queries[key]) for key in query_inputs(self.query_tower.features)}
+        inputs[self._history.column] = tf.zeros_like(inputs[self._history.column])
+        vector = self.query_tower.no_history
+
+        @tf.function
+        def loss_and_gradient(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            vector.assign(value)
+            with tf.GradientTape() as tape:
+                tape.watch(vector)
+                vectors = self.query_tower.learned(inputs, 0.0)
+                logits = tf.matmul(vectors, candidates, transpose_b=True) / self._training.temperature
+                loss = -tf.reduce_mean(tf.linalg.matvec(tf.nn.log_softmax(logits), target))
+                loss += _SHORT * tf.reduce_sum(vector**2)
+            return loss, tape.gradient(loss, vector)
+
+        def objective(value: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, gradient = loss_and_gradient(tf.constant(value, tf.float32))
+            return float(loss), gradient.numpy().astype(np.float64)
+
+        start = np.zeros(vector.shape[0])
+        found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 50})
+        vector.assign(found.x)
 
     def compute_loss(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Softmax cross-entropy of what a row hides, averaged over the batch.
@@ -253,9 +297,10 @@ def masked_softmax_loss(logits: tf.Tensor, owned: tf.Tensor, targets: tf.Tensor,
 class QueryTower(tf_keras.layers.Layer):
     """A query's vector.
 
-    The learned part is a weighted mean of the history's item embeddings, plus one term for each other feature, plus a
-    constant; without `normalize` its last dimension is the constant 1, which meets the candidate's bias. The
-    closed-form part is a weighted sum of the history's rows of a fixed table. Missing values contribute nothing.
+    The learned part is a weighted mean of the history's item embeddings, or a vector of its own where there is no
+    history, plus one term for each other feature, plus a constant; without `normalize` its last dimension is the
+    constant 1, which meets the candidate's bias. The closed-form part is a weighted sum of the history's rows of a
+    fixed table. Missing values contribute nothing.
 
     Which items go together is learned; a few numbers say how that answers a request, and validation chooses them,
     because they depend on what is asked for, any of the user's further items or the very next one, in an old world or a
@@ -290,6 +335,9 @@ class QueryTower(tf_keras.layers.Layer):
         self.trend_gain = self._chosen("trend_gain", 0.0)
         if self._history is not None:
             self.cold_trend_gain = self._chosen("cold_trend_gain", 0.0)
+            self.no_history = self.add_weight(
+                name="no_history", shape=[self._width], initializer="zeros", trainable=False
+            )
             self.history_scale = self.add_weight(
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
             )
@@ -350,6 +398,8 @@ class QueryTower(tf_keras.layers.Layer):
             weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
+            is_cold = tf.cast(tf.reduce_all(history == 0, axis=1, keepdims=True), tf.float32)
+            vectors += is_cold * self.no_history
         for layer in self._layers:
             vectors = layer(vectors)
         return _finish(vectors, None if self._normalize else tf.ones([rows, 1]))

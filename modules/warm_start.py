@@ -22,7 +22,7 @@ SPECIFICATION = "specification"
 """Attribute of the exported embedding model: the JSON of the features that it was fitted with."""
 
 _TERM = re.compile(r"terms/(?:embedding|projection)_(\d+)/")
-_COMPUTED = re.compile(r"(linear_history|linear_items|trend|popularity_discount|is_known|content_\w+):0")
+_COMPUTED = re.compile(r"(no_history|linear_history|linear_items|trend|popularity_discount|is_known|content_\w+):0")
 _ITEM_TABLES = ("embeddings:0", "item_bias:0")
 
 

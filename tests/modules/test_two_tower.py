@@ -89,6 +89,7 @@ def test_query_vector_is_the_sum_of_its_terms(dense, recency):
     tower.linear_gain.assign(1.5)
     tower.trend_gain.assign(0.3)
     tower.cold_trend_gain.assign(0.9)
+    tower.no_history.assign(np.random.default_rng(2).normal(size=tower.no_history.shape))
     inputs = batch()
     by_name = {v.name.rsplit("query_tower/", 1)[-1]: v.numpy() for v in tower.variables}
     ids = tower._item_ids.embeddings.numpy()
@@ -108,6 +109,8 @@ def test_query_vector_is_the_sum_of_its_terms(dense, recency):
         weights = (1.0 + np.arange(len(history))) ** -recency
         if history:
             expected += tower.history_scale.numpy() * (weights / weights.sum()) @ ids[history]
+        else:
+            expected += tower.no_history.numpy()
         weights = (1.0 + np.arange(len(history))) ** -0.4
         closed_form = 1.5 * weights @ linear.history[history] if history else np.zeros(3)
         expected = np.concatenate([expected, [1.0], closed_form, [0.3 if history else 0.9]])
@@ -247,6 +250,32 @@ def test_nothing_sees_its_target(reading):
     else:
         np.testing.assert_allclose(hidden[:, 1:5].mean(axis=0), 0.4, atol=0.08)
     np.testing.assert_allclose((visible[:, 3] > 0).mean(), 0.6, atol=0.08)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_without_a_history_items_become_as_likely_as_they_are_frequent(normalize):
+    model = towers(Model(dimension=12, normalize=normalize), temperature=0.2)
+    queries = {key: value.numpy() for key, value in batch(rows=20).items()}
+    counts = np.append(0, np.arange(ITEMS, 0, -1) ** 2).astype(np.float32)
+    # Item 4 is no candidate.
+    labels = np.array([1, 2, 3, *range(5, ITEMS + 1)])
+    share = counts[labels] / counts[labels].sum()
+
+    def wrong():
+        candidates = model.candidate_tower.learned(model._encoded(tf.constant(labels, tf.int32))).numpy()
+        empty = {**queries, "history": np.zeros_like(queries["history"])}
+        logits = model.query_tower.learned(empty, 0.0).numpy() @ candidates.T / 0.2
+        likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return np.abs(likely.mean(axis=0) - share).sum() / 2
+
+    before, weights = wrong(), [v.numpy() for v in model.trainable_variables]
+    warm = {**batch(rows=20), "history": tf.ones([20, 5], tf.int32)}
+    vectors = model.query_vectors(warm).numpy()
+    model.learn_no_history(queries, counts)
+    assert wrong() < before / 2
+    np.testing.assert_array_equal(model.query_vectors(warm), vectors)
+    for now, was in zip(model.trainable_variables, weights, strict=True):
+        np.testing.assert_array_equal(now, was)
 
 
 def test_closeness_falls_with_the_distance_from_a_place_of_the_history():
