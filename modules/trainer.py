@@ -43,7 +43,7 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "linear_recency": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "linear_gain": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
     "trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
-    # At 1 who is new gets what is taken up now; more would go by what rises, whoever takes it up.
+    # At 1 who is new gets what is popular now; more would extrapolate.
     "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 _CLIMB_EVERY = 3

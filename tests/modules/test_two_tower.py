@@ -336,6 +336,13 @@ def test_rows_of_a_batch_do_not_touch_each_other():
             np.testing.assert_array_equal(whole[row : row + 1], one)
 
 
+@pytest.mark.parametrize(("trend", "gain"), [(True, 0.75), (False, 0.0)])
+def test_where_no_validation_says_otherwise_newcomers_get_what_is_popular_now(trend, gain):
+    model = towers(Model(dimension=8, trend=trend))
+    inputs = {**batch(rows=2), "history": tf.constant([[0] * 5, [1] * 5], tf.int32)}
+    np.testing.assert_array_equal(model.query_vectors(inputs)[:, -1], np.array([gain, 0.0], np.float32))
+
+
 def test_missing_values_add_nothing():
     model = towers()
     inputs = {key: tf.zeros_like(value) for key, value in batch(rows=1).items()}
