@@ -121,7 +121,7 @@ class TwoTower(tfrs.Model):
         return self.query_tower(inputs)
 
     def learn_no_history(self, queries: Mapping[str, np.ndarray], share: np.ndarray) -> None:
-        """Fits the vector that stands where a query has no history, so that items become as likely as they are.
+        """Fits the vector that stands where a query has no history: items become as likely in answers as `share` says.
 
         Histories are completed from what is left of them, and what the biases and the other features learn beside a
         history is not what they would answer without one. Everything else stays as it is.
