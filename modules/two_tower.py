@@ -362,8 +362,7 @@ class QueryTower(tf_keras.layers.Layer):
         """[B, D] query vectors from their parts, each with its gain."""
         trend = tf.fill([tf.shape(learned)[0], 1], self.trend_gain)
         if self._history is not None:
-            is_warm = tf.reduce_any(inputs[self._history.column] > 0, axis=1, keepdims=True)
-            trend = tf.where(is_warm, trend, self.cold_trend_gain)
+            trend = tf.where(_is_empty(inputs[self._history.column]), self.cold_trend_gain, trend)
         parts = [learned, *([] if linear is None else [self.linear_gain * linear]), trend]
         if self._has_discount:
             parts.append(tf.ones_like(trend))
@@ -400,8 +399,7 @@ class QueryTower(tf_keras.layers.Layer):
             weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
-            is_cold = tf.cast(tf.reduce_all(history == 0, axis=1, keepdims=True), tf.float32)
-            vectors += is_cold * self.no_history
+            vectors += tf.cast(_is_empty(history), tf.float32) * self.no_history
         for layer in self._layers:
             vectors = layer(vectors)
         return _finish(vectors, None if self._normalize else tf.ones([rows, 1]))
@@ -411,6 +409,11 @@ class QueryTower(tf_keras.layers.Layer):
         if self.dense_history:
             return tf.matmul(_many_hot(history, weights, tf.shape(table)[0] - 1), table[1:])
         return tf.einsum("bh,bhd->bd", weights, tf.gather(table, history))
+
+
+def _is_empty(history: tf.Tensor) -> tf.Tensor:
+    """[B, 1] bool, for histories [B, H]."""
+    return tf.reduce_all(history == 0, axis=1, keepdims=True)
 
 
 def _by_rank(history: tf.Tensor, recency: tf.Tensor | float) -> tf.Tensor:
