@@ -142,8 +142,20 @@ class History(_Column):
     max_length: int = Field(50, ge=1)
 
 
+class HistoryAge(_Column):
+    """Seconds from the newest item of the history to the request: who is in the middle of it, and who comes back.
+
+    It has no column in the tables: InteractionExampleGen writes it. Encodes to float32 [B], seconds; 0, in the middle
+    of it, when missing or negative. Nothing is learned from it: it says how much the newest items of the history and
+    the trend count (`QueryTower`).
+    """
+
+    encoding: Literal["history_age"] = "history_age"
+    column: str = "history_age"
+
+
 Feature = Annotated[
-    Union[Vocabulary, Hash, Text, Normalized, Bucketized, Log1p, Timestamp, History],
+    Union[Vocabulary, Hash, Text, Normalized, Bucketized, Log1p, Timestamp, History, HistoryAge],
     Field(discriminator="encoding"),
 ]
 
@@ -168,10 +180,14 @@ class Features(Settings):
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice:
             raise ValueError(f"column {twice[0]!r} is described twice; a column is one feature of one tower")
-        if any(isinstance(f, History) for f in self.candidate):
-            raise ValueError("history belongs to the query tower")
-        if sum(isinstance(f, History) for f in self.query) > 1:
-            raise ValueError("there can be one history feature")
+        for kind in (History, HistoryAge):
+            name = kind.model_fields["encoding"].default
+            if any(isinstance(f, kind) for f in self.candidate):
+                raise ValueError(f"{name} belongs to the query tower")
+            if sum(isinstance(f, kind) for f in self.query) > 1:
+                raise ValueError(f"there can be one {name} feature")
+        if self.history_age is not None and self.history is None:
+            raise ValueError("history_age needs a history feature, whose age it is")
         # "examples" is the input of the servable's `evaluate`, which TFMA would confuse with a column of that name.
         own = (RELEVANT, WEIGHT, LABEL, USER, TIME, "examples")
         reserved = [c for c in columns if c in own or c.startswith(SLICE_PREFIX)]
@@ -193,10 +209,14 @@ class Features(Settings):
     def history(self) -> History | None:
         return next((f for f in self.query if isinstance(f, History)), None)
 
+    @property
+    def history_age(self) -> HistoryAge | None:
+        return next((f for f in self.query if isinstance(f, HistoryAge)), None)
+
 
 def dtype(feature: Feature) -> Literal["string", "float32", "int64"]:
     """What a feature is in examples and requests: categories and text are strings, numbers float32, times int64."""
-    if isinstance(feature, (Normalized, Bucketized, Log1p)):
+    if isinstance(feature, (Normalized, Bucketized, Log1p, HistoryAge)):
         return "float32"
     return "int64" if isinstance(feature, Timestamp) else "string"
 

@@ -23,6 +23,7 @@ from modules.features import (
     Features,
     Hash,
     History,
+    HistoryAge,
     Log1p,
     Normalized,
     Text,
@@ -115,6 +116,8 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
             doubles = tf.cast(tf.maximum(numbers.values, 0.0), tf.float64)
             scaled = _scalar(numbers.with_values(tf.math.log1p(doubles)), 0.0)
             outputs[feature.column] = tf.cast(scaled, tf.float32)
+        elif isinstance(feature, HistoryAge):
+            outputs[feature.column] = tf.maximum(_scalar(_numbers(inputs[feature.column]), 0.0), 0.0)
         elif isinstance(feature, Bucketized):
             numbers = _numbers(inputs[feature.column])
             boundaries = feature.boundaries if feature.buckets is None else _quantiles(numbers, feature.buckets)

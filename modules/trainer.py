@@ -24,7 +24,7 @@ from tensorflow.python.framework import config as framework_config
 
 from modules import linear
 from modules.errors import UserError
-from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, Log1p, Normalized, Vocabulary
+from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
@@ -47,6 +47,8 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 _CLIMB_EVERY = 3
+# Ranks by which it chooses: among the first ten most queries have no hit, and what moves one is luck.
+_CHOICE_RANKS = 100
 # What a step away from the defaults must gain, relative: less is the luck of a few hundred queries.
 _WORTH = 0.005
 _RIDGES = (100.0, 300.0, 1000.0)
@@ -112,7 +114,7 @@ def read_problem(fn_args: Any) -> Problem:
         cardinalities={
             f.column: cardinality(f, columns, features, tft_output)
             for f in (*features.query, *features.candidate)
-            if not isinstance(f, (Normalized, Log1p))
+            if not isinstance(f, (Normalized, Log1p, HistoryAge))
         },
         item_rows=item_rows(features, columns, tft_output),
         catalogue=read_catalogue([catalogue_files], features, len(item_frequency(tft_output)), tft_output),
@@ -572,10 +574,10 @@ class _Run:
     def _climb(
         self, queries: Queries, candidates: np.ndarray, names: Sequence[str], rounds: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Moves each number to where it is best while that is worth the steps.
+        """Moves each number to where NDCG@100 is best while that is worth the steps.
 
         Returns:
-            NDCG and recall of the queries at the end, [Q] each.
+            NDCG@k and recall@k of the queries at the end, [Q] each, k being `training.metric_k`.
         """
         numbers, tower = self._numbers(), self.model.query_tower
         batches = [
@@ -586,23 +588,24 @@ class _Run:
         learned = functools.cache(lambda recency: [tower.learned(inputs, recency) for inputs in batches])
         linear_part = functools.cache(lambda recency: [tower.linear(inputs, recency) for inputs in batches])
 
-        def measure() -> tuple[np.ndarray, np.ndarray]:
+        def measure(k: int) -> tuple[np.ndarray, np.ndarray]:
             vectors = []
             has_linear = "linear_recency" in numbers
             second = linear_part(tower.linear_recency.numpy()) if has_linear else [None] * len(batches)
             for inputs, first, linear_vectors in zip(batches, learned(tower.recency.numpy()), second, strict=True):
                 vectors.append(tower.blend(inputs, first, linear_vectors).numpy())
-            return ranking_metrics(
-                np.concatenate(vectors), candidates, queries, self._problem.candidates, self._problem.training.metric_k
-            )
+            return ranking_metrics(np.concatenate(vectors), candidates, queries, self._problem.candidates, k)
 
-        best = measure()
+        def worth() -> float:
+            return float(measure(_CHOICE_RANKS)[0].mean())
+
+        best = worth() if names else 0.0
         history = self._problem.features.history
         if history is not None and np.all(np.any(queries.features[history.column] > 0, axis=1)):
             # Nobody asks without a history: every value would do as well.
             names = [name for name in names if name != "cold_trend_gain"]
         for _ in range(rounds):
-            before = best[0].mean()
+            before = best
             for name in names:
                 choices, variable = _CHOICES[name], numbers[name]
                 kept = variable.numpy()
@@ -611,18 +614,17 @@ class _Run:
                 for place, choice in enumerate(choices):
                     variable.assign(choice)
                     # What is there has been measured.
-                    result = best if choice == kept else measure()
-                    worth = result[0].mean() - best[0].mean() * _WORTH * abs(place - start)
-                    results.append((worth, result, choice))
-                worth, result, choice = max(results, key=lambda found: found[0])
-                if worth > best[0].mean():
+                    result = best if choice == kept else worth()
+                    results.append((result - best * _WORTH * abs(place - start), result, choice))
+                net, result, choice = max(results, key=lambda found: found[0])
+                if net > best:
                     best = result
                     variable.assign(choice)
                 else:
                     variable.assign(kept)
-            if best[0].mean() == before:
+            if best == before:
                 break
-        return best
+        return measure(self._problem.training.metric_k)
 
     def _solve(self, wholes: Rows) -> linear.Factors | None:
         """The closed-form part, under the ridge with the best NDCG on the validation queries."""
@@ -766,11 +768,12 @@ def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queri
     if history is None:
         drawn = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))
         return Queries(drawn.features, drawn.label[:, np.newaxis], np.zeros([len(drawn), 1], np.int64))
+    age = problem.features.history_age
     groups = user_groups(train + validation)
     train_of, validation_of = _by_group(groups[: len(train)]), _by_group(groups[len(train) :])
     wholes = whole_histories(train, groups[: len(train)], problem)
     place = {group: number for number, group in enumerate(train_of)}
-    first, histories, relevant, seen = [], [], [], []
+    first, histories, ages, relevant, seen = [], [], [], [], []
     for group in rng.permutation(sorted(validation_of))[:_VALIDATION_QUERIES].tolist():
         rows = validation_of[group]
         lengths = np.count_nonzero(validation.features[history.column][rows], axis=1)
@@ -779,10 +782,15 @@ def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queri
         if group in place:
             own = place[group]
             newest[:] = np.append(wholes.label[own], wholes.features[history.column][own])[: history.max_length]
+            ages.append(max(0, validation.time[first[-1]] - train.time[train_of[group]].max()))
+        else:
+            ages.append(0 if age is None else validation.features[age.column][first[-1]])
         histories.append(newest)
         relevant.append(np.unique(validation.label[rows]))
         seen.append(np.unique(np.append(train.label[train_of.get(group, np.zeros(0, np.int64))], newest[newest > 0])))
     features = {**validation.take(np.array(first, np.int64)).features, history.column: np.stack(histories)}
+    if age is not None:
+        features[age.column] = np.array(ages, np.float32)
     return Queries(features, _padded(relevant), _padded(seen))
 
 

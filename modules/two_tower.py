@@ -11,7 +11,18 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
-from modules.features import Bucketized, Columns, Feature, Features, Hash, History, Text, Timestamp, Vocabulary
+from modules.features import (
+    Bucketized,
+    Columns,
+    Feature,
+    Features,
+    Hash,
+    History,
+    HistoryAge,
+    Text,
+    Timestamp,
+    Vocabulary,
+)
 from modules.linear import Factors
 from modules.settings import Model, Training
 from modules.unknown_items import ContentMap
@@ -35,6 +46,10 @@ LINEAR_GAIN = 0.5
 """Weight of the closed-form part where no validation chooses it; its scores have a standard deviation of 1."""
 COLD_TREND_GAIN = 0.75
 """Weight of the trend for requests without a history, where no validation chooses it: near to what is popular now."""
+AWAY_TREND_GAIN = 2.0
+"""The same for those who come back after a long time, where the request tells how long (`HistoryAge`)."""
+# Seconds after which somebody is as much away as in the middle of it: hours part two sittings, days two visits.
+_AWAY = 86_400.0
 
 
 class TwoTower(tfrs.Model):
@@ -309,6 +324,10 @@ class QueryTower(tf_keras.layers.Layer):
     new one: `recency` and `linear_recency` (how much the newest items of the history count in either part),
     `linear_gain` (how much the closed-form part counts), `trend_gain` and `cold_trend_gain` (how much the trend counts
     for a request with a history and for one without).
+
+    Who is in the middle of a sitting wants what goes with its last items, and who comes back after weeks what is new.
+    Where requests tell the history's age, `recency` counts for the first only and `trend_gain` for the second, each
+    as far as somebody is one or the other.
     """
 
     def __init__(
@@ -324,17 +343,18 @@ class QueryTower(tf_keras.layers.Layer):
         super().__init__(name="query_tower")
         self.features = tuple(features)
         self._history = next((f for f in features if isinstance(f, History)), None)
+        self._age = next((f for f in features if isinstance(f, HistoryAge)), None)
         self._item_ids = item_ids
         self.dense_history = dense_history
         self._normalize = model.normalize
         self._has_discount = model.diversity > 0
         self._width = model.dimension if model.normalize else model.dimension - 1
-        others = [f for f in features if not isinstance(f, History)]
+        others = [f for f in features if not isinstance(f, (History, HistoryAge))]
         self._terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._layers = _residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
         self.recency = self._chosen("recency", 0.0)
-        self.trend_gain = self._chosen("trend_gain", 0.0)
+        self.trend_gain = self._chosen("trend_gain", AWAY_TREND_GAIN if model.trend and self._age else 0.0)
         if self._history is not None:
             self.cold_trend_gain = self._chosen("cold_trend_gain", COLD_TREND_GAIN if model.trend else 0.0)
             self.no_history = self.add_weight(
@@ -361,12 +381,20 @@ class QueryTower(tf_keras.layers.Layer):
     def blend(self, inputs: dict[str, tf.Tensor], learned: tf.Tensor, linear: tf.Tensor | None) -> tf.Tensor:
         """[B, D] query vectors from their parts, each with its gain."""
         trend = tf.fill([tf.shape(learned)[0], 1], self.trend_gain)
+        if self._age is not None:
+            trend *= self._away(inputs)
         if self._history is not None:
             trend = tf.where(_is_empty(inputs[self._history.column]), self.cold_trend_gain, trend)
         parts = [learned, *([] if linear is None else [self.linear_gain * linear]), trend]
         if self._has_discount:
             parts.append(tf.ones_like(trend))
         return tf.concat(parts, axis=1)
+
+    def _away(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, 1] from 0, in the middle of it, to 1, away for long."""
+        assert self._age is not None
+        age = inputs[self._age.column][:, tf.newaxis]
+        return age / (age + _AWAY)
 
     def linear(self, inputs: dict[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
         """The closed-form part, [B, R]; the history's p-th newest item (p from 0) weighs (1 + p) ** −recency."""
@@ -386,7 +414,8 @@ class QueryTower(tf_keras.layers.Layer):
 
         Args:
             inputs: Transformed query features.
-            recency: The history's p-th newest item (p from 0) weighs (1 + p) ** −recency.
+            recency: The history's p-th newest item (p from 0) weighs (1 + p) ** −recency; the less of it, the longer
+                somebody is away.
             dropout: Share of the features, but for the history, that a row does not see.
             seed: [2], for the dropout.
             closeness: [B, H] factors of the history's weights.
@@ -396,6 +425,8 @@ class QueryTower(tf_keras.layers.Layer):
         if self._history is not None:
             assert self._item_ids is not None
             history = tf.cast(inputs[self._history.column], tf.int32)
+            if self._age is not None:
+                recency = recency * (1.0 - self._away(inputs))
             weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from components.baseline_resolver.versions import latest_version
 from components.interaction_example_gen import columns, tables
 from modules.errors import UserError
-from modules.features import MISSING_TIMESTAMP, Feature, History, Timestamp, dtype, is_list
+from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from pipeline.config import Config
 
 BATCH = 256
@@ -46,6 +46,8 @@ class Request:
 
     values: Mapping[str, Any]
     history: Sequence[str]
+    newest: int | None = None
+    """When the last item of the history was taken up, in seconds since 1970; None for just now."""
 
 
 class Recommender:
@@ -104,7 +106,7 @@ class Recommender:
         if user is not None:
             found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
-                history = self._histories({user}).get(user, [])
+                return Request({**found, **(values or {})}, *self._histories({user}).get(user, ([], None)))
         return Request({**found, **(values or {})}, list(history or []))
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
@@ -114,7 +116,7 @@ class Recommender:
         everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
         for user in everyone:
             values = {**attributes.get(user, {}), self._interactions.user: user}
-            yield user, Request(values, histories.get(user, []))
+            yield user, Request(values, *histories.get(user, ([], None)))
 
     def recommend(
         self,
@@ -236,11 +238,24 @@ class Recommender:
             return np.array([row + [""] * (width - len(row)) for row in lists], object).reshape(len(lists), width)
         values = [r.values.get(feature.column) for r in requests]
         if isinstance(feature, Timestamp):
-            now = int(time.time()) if self._now is None else self._now
-            return np.array([now if v is None else int(v) for v in values] or [MISSING_TIMESTAMP], np.int64)
+            return np.array([self._asked(r, feature.column) for r in requests] or [MISSING_TIMESTAMP], np.int64)
+        if isinstance(feature, HistoryAge):
+            values = [self._age(r) if v is None else v for v, r in zip(values, requests, strict=True)]
         if dtype(feature) == "float32":
             return np.array([math.nan if v is None else _number(feature, v) for v in values], np.float32)
         return np.array(["" if v is None else _string(v) for v in values], object)
+
+    def _asked(self, request: Request, column: str) -> int:
+        """When it is asked, in seconds since 1970."""
+        value = request.values.get(column)
+        if value is not None:
+            return int(value)
+        return int(time.time()) if self._now is None else self._now
+
+    def _age(self, request: Request) -> int | None:
+        if request.newest is None:
+            return None
+        return max(0, self._asked(request, self._interactions.timestamp) - request.newest)
 
     def _attributes(self, users: set[str] | None) -> dict[str, dict[str, Any]]:
         """What the users table says, by user and column; everybody's for None."""
@@ -255,8 +270,8 @@ class Recommender:
                     found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
         return found
 
-    def _histories(self, users: set[str] | None) -> dict[str, list[str]]:
-        """Items by user, oldest first; equal times keep the table's order."""
+    def _histories(self, users: set[str] | None) -> dict[str, tuple[list[str], int]]:
+        """Items by user, oldest first, and the time of the last; equal times keep the table's order."""
         names = self._interactions
         found: dict[str, list[tuple[int, str]]] = {}
         for batch in _batches("interactions", names.path, [names.user, names.item, names.timestamp]):
@@ -265,8 +280,10 @@ class Recommender:
             for user, item, time_ in zip(who, what, when.tolist(), strict=True):
                 if users is None or user in users:
                     found.setdefault(user, []).append((time_, item))
-        # The sort is stable, so equal times stay in the order in which they were read.
-        return {user: [item for _, item in sorted(pairs, key=lambda pair: pair[0])] for user, pairs in found.items()}
+        for pairs in found.values():
+            # The sort is stable, so equal times stay in the order in which they were read.
+            pairs.sort(key=lambda pair: pair[0])
+        return {user: ([item for _, item in pairs], pairs[-1][0]) for user, pairs in found.items()}
 
 
 def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -1,7 +1,7 @@
 """A client for models on TF Serving, over gRPC or REST: numpy in, numpy out, with deadlines and retries.
 
     with GrpcClient("localhost:8500", "movielens-100k", label="stable") as client:
-        answer = client.predict({"user_id": ["42"], …, "history": padded([["50", "181"]])})
+        answer = client.predict({"user_id": ["42"], …, "history": padded([["50", "181"]]), "history_age": [0.0]})
         answer["item_id"], answer["score"]
 
 Imports nothing else of this project; gRPC needs tensorflow-serving-api (and waits for its import of TensorFlow), REST

@@ -83,6 +83,7 @@ def config(folder: Path, suffix: str = "parquet", **changes: object) -> dict[str
                 {"column": "gender", "encoding": "vocabulary", "dimension": 8},
                 {"column": "timestamp", "encoding": "timestamp", "dimension": 8},
                 {"encoding": "history", "max_length": 12},
+                {"encoding": "history_age"},
             ],
             "candidate": [
                 {"column": "item_id", "encoding": "vocabulary", "dimension": 8},

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ from modules.errors import UserError
 from pipeline import local_runner
 from pipeline.config import load
 
+# Settings that take a part away; `features` names the encoding of query features that are left out.
 PARTS: dict[str, dict[str, Any]] = {
     "as shipped": {},
     "no closed-form part": {"model.linear_rank": 0},
     "no trend": {"model.trend": False},
+    "the history's age not told": {"features": "history_age"},
     "histories completed as a whole": {"training.locality": 0.0},
     "locality 1": {"training.locality": 1.0},
     "the Tuner's winner": {"training.locality": 1.0, "training.learning_rate": 1e-3},
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, (problem, train, validation) in problems.items():
             figures = []
             for seed in range(1, options.seeds + 1):
-                tried = problem.with_settings({**PARTS[part], "training.seed": seed, "training.refit": False})
+                tried = _without(problem, PARTS[part], seed)
                 _, report = trainer.fit(tried, train, validation)
                 figures.append((report["ndcg"], report["recall"]))
             ndcg, recall = np.mean(figures, axis=0)
@@ -79,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"| {part} | " + " | ".join(cells) + " |", flush=True)
     (options.results / "ablations.json").write_text(json.dumps(results, indent=1))
     return 0
+
+
+def _without(problem: Any, part: dict[str, Any], seed: int) -> Any:
+    """The problem with one part taken away."""
+    settings = {**part, "training.seed": seed, "training.refit": False}
+    dropped = settings.pop("features", None)
+    query = tuple(f for f in problem.features.query if f.encoding != dropped)
+    return replace(problem.with_settings(settings), features=problem.features.model_copy(update={"query": query}))
 
 
 def _read(options: argparse.Namespace, protocol: str) -> Any:

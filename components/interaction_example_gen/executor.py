@@ -540,6 +540,8 @@ class _Rows(beam.DoFn):
             ]
             if wanted.history is not None:
                 own.append((wanted.history, row.history))
+            if wanted.history_age is not None and row.history_age is not None:
+                own.append((wanted.history_age, float(row.history_age)))
             context = b"" if interactions.context is None else interactions.context[row.position]
             about_item = catalogue.get(item) or _features([(names.item, item)])
             example = _example(about_user, about_item, context, _features(own))

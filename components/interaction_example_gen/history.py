@@ -133,6 +133,8 @@ class Row(NamedTuple):
     timestamp: int
     history: Sequence[bytes]
     """Oldest first."""
+    history_age: int | None
+    """Seconds from the newest item of the history to the row; None without a history."""
     relevant: Sequence[bytes]
 
 
@@ -159,24 +161,28 @@ def rows(
     splits = codes.tolist()
     seen: list[list[bytes]] = [[], [], []]
     """Items so far that a row of each split may see."""
-    training_end = 0
+    newest: list[int | None] = [None, None, None]
+    """When the last of them was taken up."""
+
+    def age(code: int, time: int) -> int | None:
+        since = newest[code]
+        return None if since is None else time - since
+
     evals: list[int] = []
     for position, (item, time, code) in enumerate(zip(items, times, splits, strict=True)):
         if code == _EVAL:
             evals.append(position)
             if evaluation == "rolling":
-                yield Row(code, position, time, tuple(seen[_EVAL]), (item,))
+                yield Row(code, position, time, tuple(seen[_EVAL]), age(_EVAL, time), (item,))
         else:
-            training_end = time
-            yield Row(code, position, time, seen[code][-max_length:] if max_length else (), (item,))
-        seen[_EVAL].append(item)
-        if code != _EVAL:
-            seen[_VALIDATION].append(item)
-        if code == _TRAIN:
-            seen[_TRAIN].append(item)
+            yield Row(code, position, time, seen[code][-max_length:] if max_length else (), age(code, time), (item,))
+        for splits_that_see in range(code, len(SPLITS)):
+            seen[splits_that_see].append(item)
+            newest[splits_that_see] = time
     if evals and evaluation == "train":
         relevant = tuple(dict.fromkeys(items[position] for position in evals))
-        yield Row(_EVAL, evals[0], max(times[evals[0]], training_end), seen[_VALIDATION], relevant)
+        asked = max(times[evals[0]], newest[_VALIDATION] or 0)
+        yield Row(_EVAL, evals[0], asked, seen[_VALIDATION], age(_VALIDATION, asked), relevant)
 
 
 def _uniform(user: bytes, interactions: Interactions, split: RandomSplit) -> np.ndarray:

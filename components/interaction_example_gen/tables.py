@@ -16,7 +16,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from modules.errors import UserError
-from modules.features import WEIGHT, Feature, Features, History, Settings, Text, Timestamp, dtype, is_list
+from modules.features import (
+    WEIGHT,
+    Feature,
+    Features,
+    History,
+    HistoryAge,
+    Settings,
+    Text,
+    Timestamp,
+    dtype,
+    is_list,
+)
 from modules.settings import Evaluation, Serving, Slice
 from modules.tables import ColumnSplit, Split, Tables
 
@@ -53,6 +64,8 @@ class Wanted(Settings):
     """Further columns of the items table, as strings in the catalogue split: shown beside answers, or filtered by."""
     history: str | None
     """Key of the history; None when no feature reads it."""
+    history_age: str | None
+    """Key of its age; None when no feature reads it."""
     max_length: int | None
     evaluation_history: Literal["train", "rolling"]
     slices: tuple[Slice, ...]
@@ -78,10 +91,11 @@ def wanted(tables: Tables, features: Features, evaluation: Evaluation, serving: 
     history = features.history
     returned = [*serving.return_columns, *serving.filter_columns, *([tables.items.title] if tables.items.title else [])]
     return Wanted(
-        query=tuple(_column(f) for f in features.query if not isinstance(f, History)),
+        query=tuple(_column(f) for f in features.query if not isinstance(f, (History, HistoryAge))),
         candidate=tuple(_column(f) for f in features.candidate),
         returned=tuple(dict.fromkeys(returned)),
         history=history.column if history else None,
+        history_age=features.history_age.column if features.history_age else None,
         max_length=history.max_length if history else None,
         evaluation_history=evaluation.history,
         slices=evaluation.slices,
@@ -135,7 +149,8 @@ def plan(tables: Tables, split: Split, wanted: Wanted) -> Plan:
         if column.name not in keys:
             query[table].append(column)
 
-    taken = {*(c.name for c in wanted.query), interactions.user, interactions.timestamp, wanted.history, WEIGHT}
+    own = {interactions.user, interactions.timestamp, wanted.history, wanted.history_age, WEIGHT}
+    taken = own.union(c.name for c in wanted.query)
     item_columns = [Column(name=interactions.item, source=items.id)]
     for column in wanted.candidate:
         if column.name != interactions.item:

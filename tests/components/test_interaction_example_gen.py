@@ -51,6 +51,7 @@ FEATURES: dict[str, Any] = {
         {"column": "device", "encoding": "vocabulary"},
         {"column": "timestamp", "encoding": "timestamp"},
         {"column": "history", "encoding": "history", "max_length": MAX_LENGTH},
+        {"column": "history_age", "encoding": "history_age"},
     ],
     "candidate": [
         {"column": "item_id", "encoding": "vocabulary"},
@@ -60,7 +61,7 @@ FEATURES: dict[str, Any] = {
     ],
 }
 ONLY_IDS: dict[str, Any] = {
-    "query": [FEATURES["query"][0], FEATURES["query"][-1]],
+    "query": [FEATURES["query"][0], *FEATURES["query"][-2:]],
     "candidate": [FEATURES["candidate"][0]],
 }
 EVALUATION: dict[str, Any] = {
@@ -206,7 +207,7 @@ def interaction(user: str, item: str, time: int, n: int, **more: Any) -> dict[st
 
 
 def expected(rows: Rows, labels: list[str | None], mode: str, max_length: int) -> Counter[tuple[Any, ...]]:
-    """(split, weight, timestamp, history, relevant) of every example; rows with the label None were dropped."""
+    """(split, weight, timestamp, history, its age, relevant) of every example; rows labelled None were dropped."""
     found: Counter[tuple[Any, ...]] = Counter()
     order = sorted(range(len(rows)), key=lambda n: (rows[n]["timestamp"], n))
     for place, n in enumerate(order):
@@ -214,12 +215,10 @@ def expected(rows: Rows, labels: list[str | None], mode: str, max_length: int) -
         if label is None or (label == EVAL and mode == "train"):
             continue
         visible = {TRAIN: {TRAIN}, VALIDATION: {TRAIN, VALIDATION}, EVAL: {TRAIN, VALIDATION, EVAL}}[label]
-        before = [
-            rows[m]["item_id"] for m in order[:place] if rows[m]["user_id"] == row["user_id"] and labels[m] in visible
-        ]
-        if label != EVAL:
-            before = before[-max_length:]
-        found[label, row["weight"], row["timestamp"], tuple(before), (row["item_id"],)] += 1
+        seen = [rows[m] for m in order[:place] if rows[m]["user_id"] == row["user_id"] and labels[m] in visible]
+        age = row["timestamp"] - seen[-1]["timestamp"] if seen else None
+        before = tuple(past["item_id"] for past in (seen if label == EVAL else seen[-max_length:]))
+        found[label, row["weight"], row["timestamp"], before, age, (row["item_id"],)] += 1
     if mode == "train":
         for user in {row["user_id"] for row in rows}:
             own = [n for n in order if rows[n]["user_id"] == user]
@@ -228,16 +227,19 @@ def expected(rows: Rows, labels: list[str | None], mode: str, max_length: int) -
             if judged:
                 relevant = tuple(dict.fromkeys(rows[n]["item_id"] for n in judged))
                 time = max(rows[n]["timestamp"] for n in (judged[0], *trained))
-                seen = tuple(rows[n]["item_id"] for n in trained)
-                found[EVAL, rows[judged[0]]["weight"], time, seen, relevant] += 1
+                before = tuple(rows[n]["item_id"] for n in trained)
+                age = time - rows[trained[-1]]["timestamp"] if trained else None
+                found[EVAL, rows[judged[0]]["weight"], time, before, age, relevant] += 1
     return found
 
 
 def actual(output: Output) -> Counter[tuple[Any, ...]]:
-    return Counter(
-        (name, row["interaction_weight"], row["timestamp"], tuple(row.get("history", ())), tuple(row["relevant_items"]))
-        for name, row in output.queries()
-    )
+    def summary(name: str, row: dict[str, Any]) -> tuple[Any, ...]:
+        before = tuple(row.get("history", ()))
+        relevant = tuple(row["relevant_items"])
+        return name, row["interaction_weight"], row["timestamp"], before, row.get("history_age"), relevant
+
+    return Counter(summary(name, row) for name, row in output.queries())
 
 
 def labels_of(rows: Rows, split: Split) -> list[str | None]:
@@ -291,22 +293,24 @@ def test_rows_carry_what_the_contract_says(output: Output) -> None:
         **common, **one, "timestamp": 10, "interaction_weight": 1.0, "relevant_items": ["i1"]
     }  # fmt: skip
     assert rows[TRAIN, 4.0] == {
-        **common, **three, "timestamp": 15, "interaction_weight": 4.0, "relevant_items": ["i3"], "history": ["i1"]
+        **common, **three, "timestamp": 15, "interaction_weight": 4.0, "relevant_items": ["i3"], "history": ["i1"],
+        "history_age": 5.0,
     }  # fmt: skip
     # Equal times keep the table's order; an item without attributes leaves them out.
     assert rows[TRAIN, 3.0] == {
         **common, "item_id": ["i2"], "title": ["Two"], "timestamp": 20, "interaction_weight": 3.0,
-        "relevant_items": ["i2"], "history": ["i1", "i3"],
+        "relevant_items": ["i2"], "history": ["i1", "i3"], "history_age": 5.0,
     }  # fmt: skip
     assert rows[VALIDATION, 6.0]["history"] == ["i1", "i3", "i2"]
     assert rows[EVAL, 10.0] == {
         **common, **one, "timestamp": 40, "interaction_weight": 10.0, "relevant_items": ["i1"],
-        "history": ["i1", "i3", "i2", "i4"],
+        "history": ["i1", "i3", "i2", "i4"], "history_age": 20.0,
     }  # fmt: skip
     unknown = {"slice_city": ["unknown"], "slice_age": ["unknown"], "slice_device": ["app"]}
     assert rows[EVAL, 9.0] == {
         **unknown, **three, "slice_activity": ["2-3"], "user_id": ["u2"], "device": ["app"], "timestamp": 9,
         "interaction_weight": 9.0, "relevant_items": ["i3"], "history": ["i4", "i1"],
+        "history_age": 2.0,
     }  # fmt: skip
     # u3 is in no users table: kept, without attributes.
     assert rows[TRAIN, 8.0]["slice_city"] == ["unknown"] and "age" not in rows[TRAIN, 8.0]
@@ -452,6 +456,7 @@ def test_one_users_rows_equal_the_oracle(triples: list[tuple[str, int, int]], mo
             float(ordered.weight[row.position]),
             row.timestamp,
             tuple(item.decode() for item in row.history),
+            row.history_age,
             tuple(item.decode() for item in row.relevant),
         )
         for row in history.rows(ordered, ordered.split, max_length, mode)
@@ -612,7 +617,7 @@ def test_ids_and_times_of_any_type_mean_the_same(tmp_path: Path) -> None:
             EVAL,
             {
                 "user_id": [user], "item_id": ["4"], "timestamp": seconds[3], "interaction_weight": 1.0,
-                "relevant_items": ["4"], "history": ["1", "2", "3"],
+                "relevant_items": ["4"], "history": ["1", "2", "3"], "history_age": float(seconds[3] - seconds[2]),
             },
         )  # fmt: skip
 
@@ -880,7 +885,7 @@ def test_only_what_decides_the_examples_is_a_parameter(tmp_path: Path) -> None:
     wider = {key: [{**f} for f in value] for key, value in FEATURES.items()}
     wider["query"][0]["dimension"] = 7
     assert parameter(wider, {**EVALUATION, "floors": {"mrr": 0.1}}, {**SERVING, "k": 500}) == first
-    wider["query"][-1]["max_length"] = 8
+    wider["query"][-2]["max_length"] = 8
     assert parameter(wider, EVALUATION, SERVING) != first
 
 

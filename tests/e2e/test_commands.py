@@ -13,6 +13,9 @@ import pytest
 import world
 from e2e_runs import Small, twotower, versions
 
+from pipeline.config import load
+from pipeline.recommender import Recommender
+
 pytestmark = pytest.mark.slow
 
 
@@ -47,6 +50,24 @@ def test_an_anonymous_request_gets_an_answer(small: Small):
     assert outcome.code == 0 and len(outcome.answer["items"]) == 20
     outcome = twotower("recommend", "--config", small.config_path, "--user", "stranger")
     assert outcome.code == 0 and "has no history" in outcome.answer["note"]
+
+
+def test_the_table_and_the_clock_tell_the_age_of_a_history(small: Small):
+    config = load(small.config_path)
+    last = max(row["timestamp"] for row in world.interactions() if row["user_id"] == 3)
+    month = 30 * 86_400
+
+    def scores(age: int, **values: float) -> dict[str, float]:
+        recommender = Recommender(config, now=last + age)
+        (answer,) = recommender.recommend([recommender.request("3", values={"timestamp": last + age} | values)])
+        return {item.item_id: item.score for item in answer}
+
+    for age in (0, month):
+        assert scores(age) == scores(age, history_age=age)
+    assert scores(0) != scores(0, history_age=month)
+    # A history that is newer than the clock is of this moment, and so is one that comes with the request.
+    assert scores(-month) == scores(-month, history_age=0)
+    assert Recommender(config).request("3", history=["1"]).newest is None
 
 
 def test_exclude_and_filter(small: Small):

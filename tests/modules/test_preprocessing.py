@@ -28,6 +28,7 @@ FEATURES = Features.model_validate(
             {"column": "visits", "encoding": "log1p"},
             {"column": "time", "encoding": "timestamp", "buckets": 4},
             {"encoding": "history", "max_length": 3},
+            {"encoding": "history_age"},
         ],
         "candidate": [
             {"column": "item", "encoding": "vocabulary", "oov_buckets": 2},
@@ -39,7 +40,7 @@ FEATURES = Features.model_validate(
 )
 CONFIG = {"features": FEATURES.model_dump_json(), "columns": COLUMNS.model_dump_json()}
 STRINGS = ("user", "job", "zip", "history", "item", "title", "genres", "tags")
-FLOATS = ("age", "spend", "income", "visits", WEIGHT)
+FLOATS = ("age", "spend", "income", "visits", "history_age", WEIGHT)
 TITLES = ["Toy Story (1995)", "L'Été à Paris!", "", "one two three four five"]
 GENRES = [["Action", "Comedy"], [], ["Drama"], ["Action", "Drama", "War", "Comedy"]]
 
@@ -59,6 +60,8 @@ def rows():
             "visits": [float(rng.integers(-2, 50))],
             "time": [int(rng.integers(0, 2_000_000_000))],
             "history": [f"i{j}" for j in rng.integers(0, 25, i % 6)],
+            # A clock can be wrong: a history may seem to be newer than the request.
+            "history_age": [float(1000 * i - 5000)] if i % 6 else [],
             "item": [f"i{int(rng.zipf(1.5)) % 20}"],
             "title": [TITLES[i % 4]],
             "genres": GENRES[i % 4],
@@ -171,6 +174,7 @@ def test_numbers(rows, transformed):
     age = np.array(scalars(rows, "age", np.nan))
     np.testing.assert_array_equal(encoded["age"], np.where(np.isnan(age), 0, 1 + np.digitize(age, [18, 30])))
     np.testing.assert_array_equal(encoded[WEIGHT], scalars(rows, WEIGHT, 1.0))
+    np.testing.assert_array_equal(encoded["history_age"], np.maximum(scalars(rows, "history_age", 0.0), 0.0))
 
 
 def test_quantile_buckets_are_even_and_rise(rows, transformed):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from modules.features import Columns, Features
+from modules.features import Columns, Features, HistoryAge
 from modules.linear import Factors
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, closeness, hide, masked_softmax_loss
@@ -50,7 +50,8 @@ def batch(rows=6, seed=1):
     owned = np.stack([rng.permutation(np.arange(1, ITEMS + 1))[:6] for _ in range(rows)])
     owned[owned == 4] = ITEMS + 1
     owned[:, 0] = np.where(owned[:, 0] > ITEMS, 1, owned[:, 0])
-    for row, length in enumerate(rng.integers(0, 6, rows)):
+    # The last row has no history.
+    for row, length in enumerate([*rng.integers(0, 6, rows - 1), 0]):
         owned[row, 1 + length :] = 0
     return {
         "age": tf.constant(rng.normal(size=rows), tf.float32),
@@ -115,6 +116,35 @@ def test_query_vector_is_the_sum_of_its_terms(dense, recency):
         closed_form = 1.5 * weights @ linear.history[history] if history else np.zeros(3)
         expected = np.concatenate([expected, [1.0], closed_form, [0.3 if history else 0.9]])
         np.testing.assert_allclose(vector, expected, rtol=2e-4, atol=1e-4)
+
+
+def test_who_comes_back_gets_the_trend_and_who_is_in_the_middle_the_newest_items():
+    day = 86_400.0
+    query = [*FEATURES.query, HistoryAge()]
+    model = towers(linear=factors(), features=FEATURES.model_copy(update={"query": query}))
+    tower = model.query_tower
+    assert tower.trend_gain.numpy() == 2.0
+    for name, value in {"recency": 1.0, "linear_recency": 0.4, "trend_gain": 3.0, "cold_trend_gain": 0.9}.items():
+        getattr(tower, name).assign(value)
+    inputs = batch()
+    empty = ~np.any(inputs["history"].numpy() > 0, axis=1)
+    assert empty.sum() == 1
+
+    def vectors(age):
+        return model.query_vectors(inputs | {"history_age": tf.fill([6], np.float32(age))}).numpy()
+
+    def with_recency(value):
+        tower.recency.assign(value)
+        found = vectors(0.0)
+        tower.recency.assign(1.0)
+        return found
+
+    for age, recency, trend in ((0.0, 1.0, 0.0), (day / 3, 0.75, 0.75), (day, 0.5, 1.5), (1e12, 0.0, 3.0)):
+        found, expected = vectors(age), with_recency(recency)
+        np.testing.assert_allclose(found[:, :-1], expected[:, :-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[:, -1], np.where(empty, 0.9, trend), rtol=1e-4, atol=1e-5)
+    # The age is never learned from.
+    assert not any("projection_3" in v.name for v in tower.variables)
 
 
 def test_bias_closed_form_and_trend_are_inside_the_candidate_vector():

@@ -11,7 +11,7 @@ DEFAULT = "configs/movielens-100k.yaml"
 def test_the_default_uses_every_kind_of_feature_the_data_set_has():
     config = load(DEFAULT)
     assert {f.column for f in config.features.query} == {
-        "user_id", "age", "gender", "occupation", "timestamp", "history"
+        "user_id", "age", "gender", "occupation", "timestamp", "history", "history_age"
     }  # fmt: skip
     assert {f.column for f in config.features.candidate} == {"item_id", "title", "genres", "release_year"}
 
@@ -55,6 +55,12 @@ def test_set_replaces_a_key(override, read, expected):
         ("features.candidate.title.column=age", "column 'age' is described twice"),
         ("features.candidate.title.column=relevant_items", "a name that the pipeline uses itself"),
         ("evaluation.slices=[{column: activity}]", "needs boundaries"),
+        ("features.query=[{encoding: history_age}]", "history_age needs a history feature"),
+        (
+            "features.query=[{encoding: history}, {encoding: history_age}, {column: b, encoding: history_age}]",
+            "there can be one history_age feature",
+        ),
+        ("features.candidate=[{column: a, encoding: history_age}]", "history_age belongs to the query tower"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, words):

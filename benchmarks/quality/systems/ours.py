@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.quality.metrics import DEPTH
 from benchmarks.quality.worker import ALL, COLD
 from pipeline import cli, local_runner
 from pipeline.config import Config, load
-from pipeline.recommender import BATCH, Recommender, Request
+from pipeline.recommender import BATCH, Recommender
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def ask(config: Config, asked: pd.DataFrame, excluded: Mapping[str, Sequence[str
     recommender = Recommender(config)
     times = dict(zip(asked["user"], asked["timestamp"], strict=True))
     requests = [
-        (user, Request({**r.values, config.tables.interactions.timestamp: times[user]}, r.history))
+        (user, replace(r, values={**r.values, config.tables.interactions.timestamp: times[user]}))
         for user, r in recommender.requests(asked["user"].tolist())
     ]
     rows = []
