@@ -47,8 +47,6 @@ _CHOICES: dict[str, tuple[float, ...]] = {
     "cold_trend_gain": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 _CLIMB_EVERY = 3
-# Ranks by which it chooses: among the first ten most queries have no hit, and what moves one is luck.
-_CHOICE_RANKS = 100
 # What a step away from the defaults must gain, relative: less is the luck of a few hundred queries.
 _WORTH = 0.005
 _RIDGES = (100.0, 300.0, 1000.0)
@@ -574,10 +572,10 @@ class _Run:
     def _climb(
         self, queries: Queries, candidates: np.ndarray, names: Sequence[str], rounds: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Moves each number to where NDCG@100 is best while that is worth the steps.
+        """Moves each number to where it is best while that is worth the steps.
 
         Returns:
-            NDCG@k and recall@k of the queries at the end, [Q] each, k being `training.metric_k`.
+            NDCG and recall of the queries at the end, [Q] each.
         """
         numbers, tower = self._numbers(), self.model.query_tower
         batches = [
@@ -588,24 +586,23 @@ class _Run:
         learned = functools.cache(lambda recency: [tower.learned(inputs, recency) for inputs in batches])
         linear_part = functools.cache(lambda recency: [tower.linear(inputs, recency) for inputs in batches])
 
-        def measure(k: int) -> tuple[np.ndarray, np.ndarray]:
+        def measure() -> tuple[np.ndarray, np.ndarray]:
             vectors = []
             has_linear = "linear_recency" in numbers
             second = linear_part(tower.linear_recency.numpy()) if has_linear else [None] * len(batches)
             for inputs, first, linear_vectors in zip(batches, learned(tower.recency.numpy()), second, strict=True):
                 vectors.append(tower.blend(inputs, first, linear_vectors).numpy())
-            return ranking_metrics(np.concatenate(vectors), candidates, queries, self._problem.candidates, k)
+            return ranking_metrics(
+                np.concatenate(vectors), candidates, queries, self._problem.candidates, self._problem.training.metric_k
+            )
 
-        def worth() -> float:
-            return float(measure(_CHOICE_RANKS)[0].mean())
-
-        best = worth() if names else 0.0
+        best = measure()
         history = self._problem.features.history
         if history is not None and np.all(np.any(queries.features[history.column] > 0, axis=1)):
             # Nobody asks without a history: every value would do as well.
             names = [name for name in names if name != "cold_trend_gain"]
         for _ in range(rounds):
-            before = best
+            before = best[0].mean()
             for name in names:
                 choices, variable = _CHOICES[name], numbers[name]
                 kept = variable.numpy()
@@ -614,17 +611,18 @@ class _Run:
                 for place, choice in enumerate(choices):
                     variable.assign(choice)
                     # What is there has been measured.
-                    result = best if choice == kept else worth()
-                    results.append((result - best * _WORTH * abs(place - start), result, choice))
-                net, result, choice = max(results, key=lambda found: found[0])
-                if net > best:
+                    result = best if choice == kept else measure()
+                    worth = result[0].mean() - best[0].mean() * _WORTH * abs(place - start)
+                    results.append((worth, result, choice))
+                worth, result, choice = max(results, key=lambda found: found[0])
+                if worth > best[0].mean():
                     best = result
                     variable.assign(choice)
                 else:
                     variable.assign(kept)
-            if best == before:
+            if best[0].mean() == before:
                 break
-        return measure(self._problem.training.metric_k)
+        return best
 
     def _solve(self, wholes: Rows) -> linear.Factors | None:
         """The closed-form part, under the ridge with the best NDCG on the validation queries."""
