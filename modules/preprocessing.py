@@ -117,7 +117,9 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
             scaled = _scalar(numbers.with_values(tf.math.log1p(doubles)), 0.0)
             outputs[feature.column] = tf.cast(scaled, tf.float32)
         elif isinstance(feature, HistoryAge):
-            outputs[feature.column] = tf.maximum(_scalar(_numbers(inputs[feature.column]), 0.0), 0.0)
+            # An infinite age would make a vector of NaN.
+            age = _scalar(_numbers(inputs[feature.column]), 0.0)
+            outputs[feature.column] = tf.clip_by_value(age, 0.0, tf.float32.max)
         elif isinstance(feature, Bucketized):
             numbers = _numbers(inputs[feature.column])
             boundaries = feature.boundaries if feature.buckets is None else _quantiles(numbers, feature.buckets)

@@ -176,9 +176,10 @@ def rows(
                 yield Row(code, position, time, tuple(seen[_EVAL]), age(_EVAL, time), (item,))
         else:
             yield Row(code, position, time, seen[code][-max_length:] if max_length else (), age(code, time), (item,))
-        for splits_that_see in range(code, len(SPLITS)):
-            seen[splits_that_see].append(item)
-            newest[splits_that_see] = time
+        # A split sees itself and those before it.
+        for later in range(code, len(SPLITS)):
+            seen[later].append(item)
+            newest[later] = time
     if evals and evaluation == "train":
         relevant = tuple(dict.fromkeys(items[position] for position in evals))
         asked = max(times[evals[0]], newest[_VALIDATION] or 0)

@@ -61,7 +61,7 @@ def rows():
             "time": [int(rng.integers(0, 2_000_000_000))],
             "history": [f"i{j}" for j in rng.integers(0, 25, i % 6)],
             # A clock can be wrong: a history may seem to be newer than the request.
-            "history_age": [float(1000 * i - 5000)] if i % 6 else [],
+            "history_age": [math.inf if i == 7 else float(1000 * i - 5000)] if i % 6 else [],
             "item": [f"i{int(rng.zipf(1.5)) % 20}"],
             "title": [TITLES[i % 4]],
             "genres": GENRES[i % 4],
@@ -174,7 +174,8 @@ def test_numbers(rows, transformed):
     age = np.array(scalars(rows, "age", np.nan))
     np.testing.assert_array_equal(encoded["age"], np.where(np.isnan(age), 0, 1 + np.digitize(age, [18, 30])))
     np.testing.assert_array_equal(encoded[WEIGHT], scalars(rows, WEIGHT, 1.0))
-    np.testing.assert_array_equal(encoded["history_age"], np.maximum(scalars(rows, "history_age", 0.0), 0.0))
+    age = np.clip(np.float32(scalars(rows, "history_age", 0.0)), 0.0, np.finfo(np.float32).max)
+    np.testing.assert_array_equal(encoded["history_age"], age)
 
 
 def test_quantile_buckets_are_even_and_rise(rows, transformed):
