@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ from modules import linear
 from modules.errors import UserError
 from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
+from modules.ranking import Blend, Judge, Queries
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
 from modules.warm_start import SPECIFICATION, Start
@@ -33,7 +33,6 @@ from modules.warm_start import SPECIFICATION, Start
 _PROGRESS = logging.getLogger("twotower.progress")
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
 _VALIDATION_QUERIES = 10_000
-_QUERY_BATCH = 1024
 # Users whose features stand for everybody's where a history is missing.
 _USERS_WITHOUT_HISTORY = 64
 _READ_BATCH = 4096
@@ -230,15 +229,6 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Queries:
-    """What early stopping ranks: features [Q, ...], and for each query its relevant and its seen labels, 0-padded."""
-
-    features: Mapping[str, np.ndarray]
-    relevant: np.ndarray
-    seen: np.ndarray
-
-
-@dataclass(frozen=True)
 class Catalogue:
     """Transformed candidate features by label, [V + 1, ...]; row 0 and items without a row are no candidates."""
 
@@ -377,7 +367,8 @@ class _Run:
         chosen: Chosen | None = None,
         start: Start | None = None,
     ) -> None:
-        self._problem, self._rows, self._queries = problem, rows, queries
+        self._problem, self._rows = problem, rows
+        self._judge = Judge(queries, problem.candidates, problem.training.metric_k) if queries is not None else None
         self._limit = epochs
         self.chosen = chosen or Chosen()
         self.final = (math.nan, math.nan)
@@ -411,15 +402,17 @@ class _Run:
         self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
         self._data = {key: tf.constant(values) for key, values in data.features.items()}
         self._data |= {LABEL: tf.constant(data.label), WEIGHT: tf.constant(data.weight)}
+        # No branch of a step depends on a tensor, and translating the source takes seconds.
         self._step = tf.function(
-            self._train_step, input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
-        )
+            self._train_step, input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
+            autograph=False,
+        )  # fmt: skip
 
     @property
     def best(self) -> int:
         """Number of the best epoch so far, from 0; the first of equals."""
         ndcg = [epoch.ndcg for epoch in self.epochs]
-        return len(ndcg) - 1 if self._queries is None else int(np.argmax(ndcg))
+        return len(ndcg) - 1 if self._judge is None else int(np.argmax(ndcg))
 
     def train(self) -> None:
         self._restore()
@@ -490,9 +483,9 @@ class _Run:
         last = [v.numpy() for v in self.model.trainable_variables]
         _assign(self.model.trainable_variables, self._averages)
         metrics = dict.fromkeys(("ndcg", "recall", "factorized_top_k"), math.nan)
-        if self._queries is not None:
-            metrics = self._validate(self._queries)
-        if self._queries is None or metrics["ndcg"] > max((e.ndcg for e in self.epochs), default=-1.0):
+        if self._judge is not None:
+            metrics = self._validate()
+        if self._judge is None or metrics["ndcg"] > max((e.ndcg for e in self.epochs), default=-1.0):
             _assign(self._best_weights, self.model.variables)
         _assign(self.model.trainable_variables, last)
         return Epoch(loss=loss, seconds=time.monotonic() - started, **metrics)
@@ -508,32 +501,36 @@ class _Run:
             average.assign(kept * average + (1.0 - kept) * variable)
         return loss
 
-    def _validate(self, queries: Queries) -> dict[str, float]:
+    def _validate(self) -> dict[str, float]:
         """Metrics; every few epochs what weighs the parts of a query is chosen first.
 
         The choice begins anew each time: after an epoch the closed-form part would win over a learned part that knows
         little yet, and what was chosen then would hide what is learned later.
         """
+        assert self._judge is not None
         candidates = self._candidate_vectors()
+        blend = Blend(self._judge, self.model.query_tower, candidates)
         names: list[str] = []
         if len(self.epochs) % _CLIMB_EVERY == 0:
             self._choose(self._first_gains)
             names = list(self._numbers())
-        ndcg, recall = self._climb(queries, candidates, names, rounds=1)
+        ndcg, recall = self._climb(blend, names, rounds=1)
         return {
             "ndcg": float(ndcg.mean()), "recall": float(recall.mean()),
-            "factorized_top_k": self._factorized_top_k(queries, candidates),
+            "factorized_top_k": self._factorized_top_k(blend.vectors(), candidates),
         }  # fmt: skip
 
     def _calibrate(self) -> None:
         """Lets the validation queries choose all the numbers of the query tower, and what the trend calls now."""
-        if self._queries is None:
+        if self._judge is None:
             return
         before, results = self._gains(), []
+        blend = Blend(self._judge, self.model.query_tower, self._candidate_vectors())
         for now in _NOW:
             self._choose(before)
             self._set_trend(now)
-            measured = self._climb(self._queries, self._candidate_vectors(), list(self._numbers()), rounds=3)
+            blend.with_trend(self._candidate_vectors())
+            measured = self._climb(blend, list(self._numbers()), rounds=3)
             results.append((*measured, now, self._gains()))
         best = results[0]
         for other in results[1:]:
@@ -569,49 +566,36 @@ class _Run:
         for name, value in gains.items():
             self._numbers()[name].assign(value)
 
-    def _climb(
-        self, queries: Queries, candidates: np.ndarray, names: Sequence[str], rounds: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _climb(self, blend: Blend, names: Sequence[str], rounds: int) -> tuple[np.ndarray, np.ndarray]:
         """Moves each number to where it is best while that is worth the steps.
 
         Returns:
             NDCG and recall of the queries at the end, [Q] each.
         """
-        numbers, tower = self._numbers(), self.model.query_tower
-        batches = [
-            {key: tf.constant(queries.features[key][part]) for key in query_inputs(tower.features)}
-            for part in _query_batches(queries)
-        ]
-        # The parts of the vectors change with a recency only, and the gains are tried on them.
-        learned = functools.cache(lambda recency: [tower.learned(inputs, recency) for inputs in batches])
-        linear_part = functools.cache(lambda recency: [tower.linear(inputs, recency) for inputs in batches])
+        numbers = self._numbers()
+        known: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
         def measure() -> tuple[np.ndarray, np.ndarray]:
-            vectors = []
-            has_linear = "linear_recency" in numbers
-            second = linear_part(tower.linear_recency.numpy()) if has_linear else [None] * len(batches)
-            for inputs, first, linear_vectors in zip(batches, learned(tower.recency.numpy()), second, strict=True):
-                vectors.append(tower.blend(inputs, first, linear_vectors).numpy())
-            return ranking_metrics(
-                np.concatenate(vectors), candidates, queries, self._problem.candidates, self._problem.training.metric_k
-            )
+            values = tuple(self._gains().values())
+            if values not in known:
+                known[values] = blend.measure()
+            return known[values]
 
         best = measure()
         history = self._problem.features.history
-        if history is not None and np.all(np.any(queries.features[history.column] > 0, axis=1)):
+        if history is not None and np.all(np.any(blend.queries.features[history.column] > 0, axis=1)):
             # Nobody asks without a history: every value would do as well.
             names = [name for name in names if name != "cold_trend_gain"]
         for _ in range(rounds):
             before = best[0].mean()
             for name in names:
                 choices, variable = _CHOICES[name], numbers[name]
-                kept = variable.numpy()
+                kept = float(variable.numpy())
                 start = int(np.argmin(np.abs(np.array(choices) - kept)))
                 results = []
                 for place, choice in enumerate(choices):
                     variable.assign(choice)
-                    # What is there has been measured.
-                    result = best if choice == kept else measure()
+                    result = measure()
                     worth = result[0].mean() - best[0].mean() * _WORTH * abs(place - start)
                     results.append((worth, result, choice))
                 worth, result, choice = max(results, key=lambda found: found[0])
@@ -633,17 +617,16 @@ class _Run:
         items = min(len(problem.catalogue.is_candidate) - 1, problem.model.linear_items)
         moments = linear.moments(owned, items, _DECAY, problem.training.seed)
         rank = problem.model.linear_rank
-        if self._queries is None:
+        if self._judge is None:
             return linear.factors(moments, linear.solve(moments, self.chosen.ridge), rank)
-        labels = problem.candidates
-        results = []
+        labels, results = problem.candidates, []
         for ridge in _RIDGES:
             factors = linear.factors(moments, linear.solve(moments, ridge), rank)
             table = _rows_up_to(factors.history, problem.item_rows)
             candidates = _rows_up_to(factors.items, len(problem.catalogue.is_candidate))[labels]
             for recency in _CHOICES["linear_recency"]:
-                vectors = _recency_weights(self._queries.features[history.column], recency, len(table)) @ table
-                ndcg, _ = ranking_metrics(vectors, candidates, self._queries, labels, problem.training.metric_k)
+                vectors = _recency_weights(self._judge.queries.features[history.column], recency, len(table)) @ table
+                ndcg, _ = self._judge.rank(vectors, candidates)
                 results.append((ndcg.mean(), ridge, recency, factors))
         _, ridge, recency, factors = max(results, key=lambda result: result[0])
         self.chosen = replace(self.chosen, ridge=ridge, gains={"linear_recency": recency})
@@ -653,37 +636,34 @@ class _Run:
         rows = self._rows
         self.model.candidate_tower.trend.assign(trend(rows.label, rows.time, now, self._problem.catalogue))
 
-    def _factorized_top_k(self, queries: Queries, candidates: np.ndarray) -> float:
+    def _factorized_top_k(self, vectors: np.ndarray, candidates: np.ndarray) -> float:
         """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""
-        labels = self._problem.candidates
+        assert self._judge is not None
+        labels, relevant = self._judge.labels, self._judge.queries.relevant
         k = min(self._problem.training.metric_k, len(labels))
         index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(
             tf.constant(candidates), tf.constant(labels, tf.int64)
         )
         metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
-        rows, columns = np.nonzero(queries.relevant)
-        true = queries.relevant[rows, columns].astype(np.int64)
-        rows, true = rows[:_VALIDATION_QUERIES], true[:_VALIDATION_QUERIES]
-        vectors = query_vectors(self.model, queries)
-        for start in range(0, len(rows), _QUERY_BATCH):
-            part = slice(start, start + _QUERY_BATCH)
-            metric.update_state(
-                vectors[rows[part]],
-                self.model.candidate_vectors(tf.constant(true[part], tf.int32)),
-                true_candidate_ids=tf.constant(true[part]),
-            )
+        rows, columns = np.nonzero(relevant)
+        rows, true = rows[:_VALIDATION_QUERIES], relevant[rows, columns][:_VALIDATION_QUERIES].astype(np.int64)
+        for start in range(0, len(rows), _READ_BATCH):
+            part = slice(start, start + _READ_BATCH)
+            # Validation rows of items that are no candidates are left out of the queries.
+            of_true = candidates[np.searchsorted(labels, true[part])]
+            metric.update_state(vectors[rows[part]], of_true, true_candidate_ids=tf.constant(true[part]))
         return float(metric.result()[0])
 
     def _say(self, number: int, epoch: Epoch) -> None:
         k = self._problem.training.metric_k
         words = f"epoch {number + 1}/{self._limit} · loss {epoch.loss:.3f}"
-        if self._queries is not None:
+        if self._judge is not None:
             words += f" · ndcg@{k} {epoch.ndcg:.4f} · recall@{k} {epoch.recall:.4f}"
         _PROGRESS.info("%s · %.1f s", words, epoch.seconds)
         if self._writer is not None:
             with self._writer.as_default(step=number):
                 tf.summary.scalar("loss", epoch.loss)
-                if self._queries is not None:
+                if self._judge is not None:
                     tf.summary.scalar(f"ndcg@{k}", epoch.ndcg)
                     tf.summary.scalar(f"recall@{k}", epoch.recall)
                     tf.summary.scalar(f"factorized_top_k/top_{k}", epoch.factorized_top_k)
@@ -803,55 +783,6 @@ def _padded(lists: Sequence[np.ndarray]) -> np.ndarray:
     for row, values in zip(padded, lists, strict=True):
         row[: len(values)] = values
     return padded
-
-
-def _query_batches(queries: Queries) -> list[slice]:
-    return [slice(start, start + _QUERY_BATCH) for start in range(0, len(queries.relevant), _QUERY_BATCH)]
-
-
-def query_vectors(model: TwoTower, queries: Queries) -> np.ndarray:
-    """[Q, D] vectors of the queries, batch by batch."""
-    keys = query_inputs(model.query_tower.features)
-    parts = [{key: tf.constant(queries.features[key][part]) for key in keys} for part in _query_batches(queries)]
-    return np.concatenate([model.query_vectors(inputs).numpy() for inputs in parts])
-
-
-def ranking_metrics(
-    vectors: np.ndarray, candidates: np.ndarray, queries: Queries, labels: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """NDCG@k and recall@k of each query over the whole catalogue, seen items excluded, [Q] each.
-
-    NDCG@k = Σ_{hits at rank r ≤ k} 1 / log2(r + 1), divided by the same sum for min(k, relevant) hits on top
-    (Järvelin & Kekäläinen 2002, binary relevance). recall@k = hits / relevant.
-
-    Args:
-        vectors: [Q, D] of the queries.
-        candidates: [C, D].
-        queries: What each query asks for and has seen.
-        labels: [C] of the candidates, ascending.
-        k: Length of the lists.
-    """
-    k = min(k, len(labels))
-    discounts = 1.0 / np.log2(np.arange(2, k + 2))
-    column_of = np.full(int(labels.max()) + 1, -1)
-    column_of[labels] = np.arange(len(labels))
-    ndcg, recall = [], []
-    for part in _query_batches(queries):
-        scores = vectors[part] @ candidates.T
-        seen, relevant = queries.seen[part], queries.relevant[part]
-        rows, columns = np.nonzero((seen > 0) & (seen < len(column_of)))
-        columns = column_of[seen[rows, columns]]
-        scores[rows[columns >= 0], columns[columns >= 0]] = -np.inf
-        top = labels[tf.math.top_k(scores, k).indices.numpy()]
-        # One number for a pair of query and item, so that a single look-up finds the hits of all queries.
-        width = 1 + max(int(labels.max()), int(relevant.max(initial=0)))
-        of_query = np.arange(len(top))[:, np.newaxis] * width
-        hits = np.isin(top + of_query, (relevant + of_query)[relevant > 0])
-        count = np.count_nonzero(relevant, axis=1)
-        ideal = np.cumsum(discounts)[np.minimum(count, k) - 1]
-        ndcg.append(hits @ discounts / ideal)
-        recall.append(hits.sum(axis=1) / count)
-    return np.concatenate(ndcg), np.concatenate(recall)
 
 
 def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:

@@ -373,22 +373,29 @@ class QueryTower(tf_keras.layers.Layer):
         initializer = tf_keras.initializers.Constant(value)
         return self.add_weight(name=name, shape=[], initializer=initializer, trainable=False)
 
+    @property
+    def has_linear(self) -> bool:
+        """Whether there is a closed-form part."""
+        return self._linear is not None
+
     def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, D] query vectors of transformed query features."""
-        linear = None if self._linear is None else self.linear(inputs, self.linear_recency)
+        linear = self.linear(inputs, self.linear_recency) if self.has_linear else None
         return self.blend(inputs, self.learned(inputs, self.recency), linear)
 
     def blend(self, inputs: dict[str, tf.Tensor], learned: tf.Tensor, linear: tf.Tensor | None) -> tf.Tensor:
         """[B, D] query vectors from their parts, each with its gain."""
-        trend = tf.fill([tf.shape(learned)[0], 1], self.trend_gain)
+        parts = [learned, *([] if linear is None else [self.linear_gain * linear]), self.others(inputs)]
+        return tf.concat(parts, axis=1)
+
+    def others(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, 1 or 2]: what meets the candidates' trend, and their discount where there is one."""
+        trend = tf.fill([tf.shape(next(iter(inputs.values())))[0], 1], self.trend_gain)
         if self._age is not None:
             trend *= self._away(inputs)
         if self._history is not None:
             trend = tf.where(_is_empty(inputs[self._history.column]), self.cold_trend_gain, trend)
-        parts = [learned, *([] if linear is None else [self.linear_gain * linear]), trend]
-        if self._has_discount:
-            parts.append(tf.ones_like(trend))
-        return tf.concat(parts, axis=1)
+        return tf.concat([trend, tf.ones_like(trend)], axis=1) if self._has_discount else trend
 
     def _away(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, 1] from 0, in the middle of it, to 1, away for long."""

@@ -21,9 +21,10 @@ import tensorflow_transform.beam as tft_beam
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
-from modules import preprocessing, trainer
+from modules import linear, preprocessing, ranking, trainer
 from modules.errors import UserError
 from modules.features import LABEL, WEIGHT, Columns, Features
+from modules.ranking import Blend, Judge
 from modules.settings import Model, Training
 from modules.warm_start import Start
 
@@ -206,6 +207,10 @@ def own_taste_share(module, users=range(8)):
     return np.mean(top % TASTES == np.array(users)[:, np.newaxis] % TASTES)
 
 
+def query_vectors(model, queries):
+    return model.query_vectors({key: tf.constant(values) for key, values in queries.features.items()}).numpy()
+
+
 def requests(module, signature, rows):
     """What a client sends for these rows: lists padded with ""."""
     tensors = {}
@@ -346,9 +351,7 @@ def test_early_stopping_keeps_the_best_epoch(world):
     labels = np.flatnonzero(problem.catalogue.is_candidate)
     queries = trainer.validation_queries(world.rows("train"), world.rows("validation"), problem)
     candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
-    again, _ = trainer.ranking_metrics(
-        trainer.query_vectors(model, queries), candidates.numpy(), queries, labels, training.metric_k
-    )
+    again, _ = Judge(queries, labels, training.metric_k).rank(query_vectors(model, queries), candidates.numpy())
     assert again.mean() == pytest.approx(max(ndcg), abs=1e-6)
 
 
@@ -394,10 +397,8 @@ def test_ranking_metrics_against_plain_python(small_world):
     queries = trainer.validation_queries(train, validation, problem)
     labels = np.flatnonzero(problem.catalogue.is_candidate)
     candidates = model.candidate_vectors(tf.constant(labels, tf.int32))
-    ndcg, recall = trainer.ranking_metrics(
-        trainer.query_vectors(model, queries), candidates.numpy(), queries, labels, 5
-    )
-    vectors = model.query_vectors({k: tf.constant(v) for k, v in queries.features.items()}).numpy()
+    vectors = query_vectors(model, queries)
+    ndcg, recall = Judge(queries, labels, 5).rank(vectors, candidates.numpy())
     expected = []
     for vector, relevant, seen in zip(vectors, queries.relevant, queries.seen, strict=True):
         scores = {int(i): float(c @ vector) for i, c in zip(labels, candidates.numpy(), strict=True) if i not in seen}
@@ -405,6 +406,53 @@ def test_ranking_metrics_against_plain_python(small_world):
         gains = [1 / np.log2(2 + rank) for rank, item in enumerate(top) if item in relevant]
         expected.append((sum(gains), len(gains)))
     np.testing.assert_allclose(np.stack([ndcg, recall], axis=1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [2**28, 0])
+@pytest.mark.parametrize(
+    ("which", "changes"),
+    [
+        ("world", {"linear_rank": 7}),
+        ("world", {"linear_rank": 7, "diversity": 0.5}),
+        ("world", {"linear_rank": 0, "normalize": True}),
+        ("small_world", {"linear_rank": 5, "trend": False}),
+    ],
+)
+def test_parts_that_are_kept_score_as_whole_vectors_do(which, changes, kept, request, monkeypatch):
+    monkeypatch.setattr(ranking, "_KEPT", kept)
+    monkeypatch.setattr(ranking, "_QUERY_BATCH", 7)
+    world = request.getfixturevalue(which)
+    train, validation = world.rows("train"), world.rows("validation")
+    problem = world.problem(model=MODEL.model_copy(update=changes))
+    rng = np.random.default_rng(5)
+    factors = None
+    if problem.model.linear_rank:
+        tables = [rng.normal(size=(rows, problem.model.linear_rank)) for rows in (problem.item_rows, ITEMS + 1)]
+        factors = linear.Factors(*(table.astype(np.float32) for table in tables))
+    model = problem.build(train, factors)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    queries = trainer.validation_queries(train, validation, problem)
+    # Somebody comes without a history.
+    queries.features["history"][3] = 0
+    judge = Judge(queries, problem.candidates, 10)
+    labels = tf.constant(problem.candidates, tf.int32)
+    tower, found = model.query_tower, set()
+    blend = Blend(judge, tower, model.candidate_vectors(labels).numpy())
+    for _ in range(3):
+        model.candidate_tower.trend.assign(rng.normal(size=len(problem.catalogue.is_candidate)))
+        candidates = model.candidate_vectors(labels).numpy()
+        blend.with_trend(candidates)
+        for _ in range(12):
+            for name in ("recency", "linear_recency", "linear_gain", "trend_gain", "cold_trend_gain"):
+                if hasattr(tower, name) and rng.random() < 0.5:
+                    getattr(tower, name).assign(rng.choice([0.0, 0.5, 2.0]))
+            vectors = query_vectors(model, queries)
+            np.testing.assert_allclose(blend.vectors(), vectors, rtol=1e-5, atol=1e-6)
+            expected, actual = judge.rank(vectors, candidates), blend.measure()
+            np.testing.assert_allclose(actual, expected, atol=1e-9)
+            found.add(float(expected[0].mean()))
+    assert len(found) > 5, "the numbers and the trend make no difference here"
 
 
 def test_a_user_counts_by_the_exponent():
@@ -496,9 +544,8 @@ def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(sma
     model, report = trainer.fit(problem, train, validation)
     queries = trainer.validation_queries(train, validation, problem)
     candidates = model.candidate_vectors(tf.constant(problem.candidates, tf.int32))
-    measured = trainer.ranking_metrics(
-        trainer.query_vectors(model, queries), candidates.numpy(), queries, problem.candidates, 10
-    )
+    judge = Judge(queries, problem.candidates, 10)
+    measured = judge.rank(query_vectors(model, queries), candidates.numpy())
     assert [values.mean() for values in measured] == pytest.approx([report["ndcg"], report["recall"]])
     assert report["ndcg"] >= report["history"][report["epochs"] - 1]["ndcg"]
     for name, value in report["chosen"]["gains"].items():
@@ -509,9 +556,7 @@ def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(sma
         place = int(np.argmin(np.abs(np.array(choices) - value)))
         for other, choice in enumerate(choices):
             variable.assign(choice)
-            ndcg, _ = trainer.ranking_metrics(
-                trainer.query_vectors(model, queries), candidates.numpy(), queries, problem.candidates, 10
-            )
+            ndcg, _ = judge.rank(query_vectors(model, queries), candidates.numpy())
             assert ndcg.mean() <= report["ndcg"] * (1 + trainer._WORTH * abs(other - place)) + 1e-9
         variable.assign(value)
     refitted, _ = trainer.fit(
