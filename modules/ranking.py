@@ -13,7 +13,7 @@ from modules.two_tower import QueryTower, query_inputs
 
 _QUERY_BATCH = 1024
 # Bytes of scores that are kept for another look; beyond, they are computed again.
-_KEPT = 2**28
+_KEPT = 2**29
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,30 @@ class Blend:
     """
 
     def __init__(self, judge: Judge, tower: QueryTower, candidates: np.ndarray) -> None:
-        """Takes the tower's weights, but for its numbers, and the candidates [C, D] as they are now."""
+        """Begins with the candidates [C, D] and the tower as they are now."""
         self.queries = judge.queries
         self._judge, self._tower, self._candidates = judge, tower, candidates
+        self._first = slice(tower.dimension)
+        self._second = slice(tower.dimension, tower.dimension + tower.linear_rank)
         keys, features = query_inputs(tower.features), judge.queries.features
         self._batches = [{key: tf.constant(features[key][part]) for key in keys} for part in judge.queries.batches]
-        kept = _KEPT // (4 * _QUERY_BATCH * len(candidates))
+        kept = _KEPT // (4 * min(_QUERY_BATCH, len(self.queries.relevant)) * len(candidates))
         # Vectors are small.
         self._learned = functools.cache(lambda recency, batch: tower.learned(self._batches[batch], recency))
         self._linear = functools.cache(lambda recency, batch: tower.linear(self._batches[batch], recency))
         self._learned_scores = functools.lru_cache(kept // 2)(self._score_learned)
         self._linear_scores = functools.lru_cache(kept // 2)(self._score_linear)
-        self._width = int(self._learned(float(tower.recency.numpy()), 0).shape[1])
 
-    def with_trend(self, candidates: np.ndarray) -> None:
+    def take(self, candidates: np.ndarray) -> None:
+        """Goes on with the candidates [C, D] and the tower as they are now, after a step of the fit."""
+        self._learned.cache_clear()
+        self._learned_scores.cache_clear()
+        # The fit leaves the closed-form part alone, but what unknown items are told has its columns too.
+        if not np.array_equal(candidates[:, self._second], self._candidates[:, self._second]):
+            self._linear_scores.cache_clear()
+        self._candidates = candidates
+
+    def take_trend(self, candidates: np.ndarray) -> None:
         """Goes on with candidates [C, D] that differ from those before by their trends alone."""
         self._candidates = candidates
 
@@ -122,22 +132,21 @@ class Blend:
         others = tower.others(self._batches[batch]).numpy()
         scores = others @ self._candidates[:, -others.shape[1] :].T
         scores += self._learned_scores(float(tower.recency.numpy()), batch)
-        if tower.has_linear:
+        if tower.linear_rank:
             scores += tower.linear_gain.numpy() * self._linear_scores(float(tower.linear_recency.numpy()), batch)
         return scores
 
     def _parts(self, batch: int) -> tuple[tf.Tensor, tf.Tensor | None]:
         tower = self._tower
         learned = self._learned(float(tower.recency.numpy()), batch)
-        if not tower.has_linear:
+        if not tower.linear_rank:
             return learned, None
         return learned, self._linear(float(tower.linear_recency.numpy()), batch)
 
     def _score_learned(self, recency: float, batch: int) -> np.ndarray:
         vectors = self._learned(recency, batch).numpy()
         # Once excluded here, a seen item stays so in every sum.
-        return self._judge.exclude_seen(batch, vectors @ self._candidates[:, : self._width].T)
+        return self._judge.exclude_seen(batch, vectors @ self._candidates[:, self._first].T)
 
     def _score_linear(self, recency: float, batch: int) -> np.ndarray:
-        vectors = self._linear(recency, batch).numpy()
-        return vectors @ self._candidates[:, self._width : self._width + vectors.shape[1]].T
+        return self._linear(recency, batch).numpy() @ self._candidates[:, self._second].T

@@ -387,6 +387,9 @@ class _Run:
         self._choose(self.chosen.gains)
         self._first_gains = self._gains()
         self._set_trend(self.chosen.now)
+        self._blend = None
+        if self._judge is not None:
+            self._blend = Blend(self._judge, self.model.query_tower, self._candidate_vectors())
         settings = problem.training
         self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
         self._optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
@@ -402,10 +405,10 @@ class _Run:
         self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
         self._data = {key: tf.constant(values) for key, values in data.features.items()}
         self._data |= {LABEL: tf.constant(data.label), WEIGHT: tf.constant(data.weight)}
-        # No branch of a step depends on a tensor, and translating the source takes seconds.
+        # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
         self._step = tf.function(
             self._train_step, input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
-            autograph=False,
+            autograph=not self.model.full_softmax,
         )  # fmt: skip
 
     @property
@@ -507,31 +510,30 @@ class _Run:
         The choice begins anew each time: after an epoch the closed-form part would win over a learned part that knows
         little yet, and what was chosen then would hide what is learned later.
         """
-        assert self._judge is not None
+        assert self._blend is not None
         candidates = self._candidate_vectors()
-        blend = Blend(self._judge, self.model.query_tower, candidates)
-        names: list[str] = []
+        self._blend.take(candidates)
         if len(self.epochs) % _CLIMB_EVERY == 0:
             self._choose(self._first_gains)
-            names = list(self._numbers())
-        ndcg, recall = self._climb(blend, names, rounds=1)
+            ndcg, recall = self._climb(self._blend, rounds=1)
+        else:
+            ndcg, recall = self._blend.measure()
         return {
             "ndcg": float(ndcg.mean()), "recall": float(recall.mean()),
-            "factorized_top_k": self._factorized_top_k(blend.vectors(), candidates),
+            "factorized_top_k": self._factorized_top_k(self._blend.vectors(), candidates),
         }  # fmt: skip
 
     def _calibrate(self) -> None:
         """Lets the validation queries choose all the numbers of the query tower, and what the trend calls now."""
-        if self._judge is None:
+        if self._blend is None:
             return
         before, results = self._gains(), []
-        blend = Blend(self._judge, self.model.query_tower, self._candidate_vectors())
+        self._blend.take(self._candidate_vectors())
         for now in _NOW:
             self._choose(before)
             self._set_trend(now)
-            blend.with_trend(self._candidate_vectors())
-            measured = self._climb(blend, list(self._numbers()), rounds=3)
-            results.append((*measured, now, self._gains()))
+            self._blend.take_trend(self._candidate_vectors())
+            results.append((*self._climb(self._blend, rounds=3), now, self._gains()))
         best = results[0]
         for other in results[1:]:
             if surely_better(other[0], best[0]):
@@ -566,13 +568,14 @@ class _Run:
         for name, value in gains.items():
             self._numbers()[name].assign(value)
 
-    def _climb(self, blend: Blend, names: Sequence[str], rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    def _climb(self, blend: Blend, rounds: int) -> tuple[np.ndarray, np.ndarray]:
         """Moves each number to where it is best while that is worth the steps.
 
         Returns:
             NDCG and recall of the queries at the end, [Q] each.
         """
         numbers = self._numbers()
+        names = list(numbers)
         known: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
         def measure() -> tuple[np.ndarray, np.ndarray]:

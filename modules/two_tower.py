@@ -94,7 +94,7 @@ class TwoTower(tfrs.Model):
         self._settings = model
         self._training = training
         self._history = features.history
-        self._full_softmax = training.negatives == "catalogue" or (
+        self.full_softmax = training.negatives == "catalogue" or (
             training.negatives == "auto" and items <= training.catalogue_limit
         )
         item_ids = None
@@ -205,7 +205,7 @@ class TwoTower(tfrs.Model):
             near = closeness(owned, reading, self._training.locality, seed + 5)
             targets = near * tf.cast(hidden, tf.float32)
         queries = self.query_tower.learned(query, 0.0, self._settings.id_dropout if training else 0.0, seed + 7, near)
-        if self._full_softmax:
+        if self.full_softmax:
             losses = self._catalogue_losses(queries, owned, targets)
         else:
             losses = self._in_batch_losses(queries, owned, targets, seed if training else tf.constant([0, 0]))
@@ -348,6 +348,8 @@ class QueryTower(tf_keras.layers.Layer):
         self.dense_history = dense_history
         self._normalize = model.normalize
         self._has_discount = model.diversity > 0
+        self.dimension = model.dimension
+        self.linear_rank = 0 if linear is None else linear.history.shape[1]
         self._width = model.dimension if model.normalize else model.dimension - 1
         others = [f for f in features if not isinstance(f, (History, HistoryAge))]
         self._terms = FeatureTerms(others, self._width, cardinalities, seed)
@@ -373,14 +375,9 @@ class QueryTower(tf_keras.layers.Layer):
         initializer = tf_keras.initializers.Constant(value)
         return self.add_weight(name=name, shape=[], initializer=initializer, trainable=False)
 
-    @property
-    def has_linear(self) -> bool:
-        """Whether there is a closed-form part."""
-        return self._linear is not None
-
     def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, D] query vectors of transformed query features."""
-        linear = self.linear(inputs, self.linear_recency) if self.has_linear else None
+        linear = None if self._linear is None else self.linear(inputs, self.linear_recency)
         return self.blend(inputs, self.learned(inputs, self.recency), linear)
 
     def blend(self, inputs: dict[str, tf.Tensor], learned: tf.Tensor, linear: tf.Tensor | None) -> tf.Tensor:
