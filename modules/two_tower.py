@@ -155,7 +155,7 @@ class TwoTower(tfrs.Model):
         inputs[self._history.column] = tf.zeros_like(inputs[self._history.column])
         vector = self.query_tower.no_history
 
-        @tf.function
+        @tf.function(autograph=False)
         def loss_and_gradient(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             vector.assign(value)
             with tf.GradientTape() as tape:
@@ -429,7 +429,7 @@ class QueryTower(tf_keras.layers.Layer):
         if self._history is not None:
             assert self._item_ids is not None
             history = tf.cast(inputs[self._history.column], tf.int32)
-            if self._age is not None:
+            if self._age is not None and not _is_zero(recency):
                 recency = recency * (1.0 - self._away(inputs))
             weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
@@ -451,12 +451,19 @@ def _is_empty(history: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all(history == 0, axis=1, keepdims=True)
 
 
+def _is_zero(recency: tf.Tensor | float) -> bool:
+    """Whether a constant: so in every step of a fit, where the powers would take time."""
+    return isinstance(recency, float) and recency == 0.0
+
+
 def _by_rank(history: tf.Tensor, recency: tf.Tensor | float) -> tf.Tensor:
     """[B, H] (1 + p) ** −recency for the p-th newest item, 0 at padding.
 
     p is the rank among the items that are there: hidden ones leave no gap, as at serving.
     """
     present = tf.cast(history > 0, tf.float32)
+    if _is_zero(recency):
+        return present
     return present * tf.pow(1.0 + tf.cumsum(present, axis=1, exclusive=True), -recency)
 
 
