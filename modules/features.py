@@ -214,6 +214,11 @@ class Features(Settings):
         return next((f for f in self.query if isinstance(f, HistoryAge)), None)
 
 
+def is_of_history(feature: Feature) -> bool:
+    """Whether it tells of the history: no column of the tables, and no term of its own in the query tower."""
+    return isinstance(feature, (History, HistoryAge))
+
+
 def dtype(feature: Feature) -> Literal["string", "float32", "int64"]:
     """What a feature is in examples and requests: categories and text are strings, numbers float32, times int64."""
     if isinstance(feature, (Normalized, Bucketized, Log1p, HistoryAge)):

@@ -22,6 +22,7 @@ from modules.features import (
     Text,
     Timestamp,
     Vocabulary,
+    is_of_history,
 )
 from modules.linear import Factors
 from modules.settings import Model, Training
@@ -351,7 +352,7 @@ class QueryTower(tf_keras.layers.Layer):
         self.dimension = model.dimension
         self.linear_rank = 0 if linear is None else linear.history.shape[1]
         self._width = model.dimension if model.normalize else model.dimension - 1
-        others = [f for f in features if not isinstance(f, (History, HistoryAge))]
+        others = [f for f in features if not is_of_history(f)]
         self._terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._layers = _residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules.errors import UserError
-from modules.features import ITEM_VOCABULARY, Columns, Features, History, HistoryAge, Text, Vocabulary
+from modules.features import ITEM_VOCABULARY, Columns, Features, Text, Vocabulary, is_of_history
 from modules.preprocessing import vocabulary_name
 from modules.two_tower import TwoTower, is_item_id
 
@@ -80,7 +80,7 @@ class Start:
     ) -> Iterator[tuple[tuple[str, str], tf.Variable]]:
         """Variables under the column that they belong to and their own name, which does not depend on the order."""
         # As the towers number their terms: all features but the history and the candidate's own id.
-        others = [f for f in features if not isinstance(f, (History, HistoryAge))]
+        others = [f for f in features if not is_of_history(f)]
         if tower == "candidate_tower":
             others = [f for f in others if not is_item_id(f, self.columns)]
         for variable in variables:

@@ -21,12 +21,12 @@ from modules.features import (
     Feature,
     Features,
     History,
-    HistoryAge,
     Settings,
     Text,
     Timestamp,
     dtype,
     is_list,
+    is_of_history,
 )
 from modules.settings import Evaluation, Serving, Slice
 from modules.tables import ColumnSplit, Split, Tables
@@ -91,7 +91,7 @@ def wanted(tables: Tables, features: Features, evaluation: Evaluation, serving: 
     history = features.history
     returned = [*serving.return_columns, *serving.filter_columns, *([tables.items.title] if tables.items.title else [])]
     return Wanted(
-        query=tuple(_column(f) for f in features.query if not isinstance(f, (History, HistoryAge))),
+        query=tuple(_column(f) for f in features.query if not is_of_history(f)),
         candidate=tuple(_column(f) for f in features.candidate),
         returned=tuple(dict.fromkeys(returned)),
         history=history.column if history else None,
