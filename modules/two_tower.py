@@ -629,7 +629,7 @@ class FeatureTerms(tf_keras.layers.Layer):
         """Mean of the embeddings of the ids above 0: [B] or [B, M] → [B, dimension]."""
         ids = ids[:, tf.newaxis] if ids.shape.rank == 1 else ids
         present = tf.cast(ids > 0, tf.float32)
-        total = tf.einsum("bm,bmd->bd", present, self._embeddings[column](ids))
+        total = tf.reduce_sum(present[:, :, tf.newaxis] * self._embeddings[column](ids), axis=1)
         return tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
 
 
