@@ -331,7 +331,11 @@ def fit(
         )
     queries = None
     if validation is not None and len(validation):
-        queries = validation_queries(train, validation, problem)
+        validation = validation.take(_trainable(validation, problem.catalogue))
+        if len(validation):
+            queries = validation_queries(train, validation, problem)
+        else:
+            _PROGRESS.info("no validation row has an item that the train split knows: nothing to stop by, all epochs")
     started = time.monotonic()
     with _deterministic():
         where = checkpoint and os.path.join(checkpoint, "fit" if queries is None else "search")
@@ -339,9 +343,8 @@ def fit(
         search.train()
         if queries is None or validation is None or not settings.refit:
             return search.model, search.report(started)
-        everything = train + validation.take(_trainable(validation, problem.catalogue))
         final = _Run(
-            problem, everything, None, search.best + 1, checkpoint and os.path.join(checkpoint, "refit"),
+            problem, train + validation, None, search.best + 1, checkpoint and os.path.join(checkpoint, "refit"),
             log_dir and os.path.join(log_dir, "refit"), search.chosen, start,
         )  # fmt: skip
         final.train()
@@ -741,10 +744,9 @@ def validation_queries(train: Rows, validation: Rows, problem: Problem) -> Queri
 
     One query for each user with validation rows (at most 10,000 users): the features of the user's first validation
     row, everything in train as history, all of the user's validation items relevant. Without a history feature each
-    row is a query.
+    row is a query. The rows' items are candidates.
     """
     history = problem.features.history
-    validation = validation.take(_trainable(validation, problem.catalogue))
     rng = np.random.default_rng(problem.training.seed)
     if history is None:
         drawn = validation.take(np.sort(rng.permutation(len(validation))[:_VALIDATION_QUERIES]))

@@ -349,6 +349,7 @@ class QueryTower(tf_keras.layers.Layer):
         self.dense_history = dense_history
         self._normalize = model.normalize
         self._has_discount = model.diversity > 0
+        # How wide the learned and the closed-form part of a vector are.
         self.dimension = model.dimension
         self.linear_rank = 0 if linear is None else linear.history.shape[1]
         self._width = model.dimension if model.normalize else model.dimension - 1

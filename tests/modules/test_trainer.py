@@ -355,6 +355,21 @@ def test_early_stopping_keeps_the_best_epoch(world):
     assert again.mean() == pytest.approx(max(ndcg), abs=1e-6)
 
 
+@pytest.mark.parametrize("which", ["small_world", "worlds"])
+def test_validation_rows_of_unknown_items_leave_nothing_to_stop_by(which, request, caplog):
+    world = request.getfixturevalue(which)
+    world = world if isinstance(world, World) else world(CONTENT_ONLY)
+    problem = world.problem(training=TRAINING.model_copy(update={"epochs": 2}))
+    train, validation = world.rows("train"), world.rows("validation")
+    with caplog.at_level(logging.INFO, "twotower.progress"):
+        model, report = trainer.fit(problem, train, replace(validation, label=np.zeros_like(validation.label)))
+    assert "no validation row" in caplog.text
+    alone, _ = trainer.fit(problem, train, None)
+    assert report["epochs"] == 2 and np.isnan(report["ndcg"])
+    for actual, expected in zip(model.variables, alone.variables, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_refit_sees_validation_rows_too(small_world):
     without = trainer.fit(small_world.problem(), small_world.rows("train"), small_world.rows("validation"))[0]
     training = TRAINING.model_copy(update={"refit": False})
