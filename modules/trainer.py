@@ -25,9 +25,9 @@ from modules import linear
 from modules.errors import UserError
 from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
-from modules.ranking import Blend, Judge, Queries
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
+from modules.validation import Blend, Judge, Queries
 from modules.warm_start import SPECIFICATION, Start
 
 _PROGRESS = logging.getLogger("twotower.progress")

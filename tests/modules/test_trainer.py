@@ -21,11 +21,11 @@ import tensorflow_transform.beam as tft_beam
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
-from modules import linear, preprocessing, ranking, trainer
+from modules import linear, preprocessing, trainer, validation
 from modules.errors import UserError
 from modules.features import LABEL, WEIGHT, Columns, Features
-from modules.ranking import Blend, Judge
 from modules.settings import Model, Training
+from modules.validation import Blend, Judge
 from modules.warm_start import Start
 
 pytestmark = pytest.mark.slow
@@ -434,10 +434,10 @@ def test_ranking_metrics_against_plain_python(small_world):
     ],
 )
 def test_parts_that_are_kept_score_as_whole_vectors_do(which, changes, kept, request, monkeypatch):
-    monkeypatch.setattr(ranking, "_KEPT", kept)
-    monkeypatch.setattr(ranking, "_QUERY_BATCH", 7)
+    monkeypatch.setattr(validation, "_KEPT", kept)
+    monkeypatch.setattr(validation, "_QUERY_BATCH", 7)
     world = request.getfixturevalue(which)
-    train, validation = world.rows("train"), world.rows("validation")
+    train, asked = world.rows("train"), world.rows("validation")
     problem = world.problem(model=MODEL.model_copy(update=changes))
     rng = np.random.default_rng(5)
     # Nobody has taken up some items yet.
@@ -449,7 +449,7 @@ def test_parts_that_are_kept_score_as_whole_vectors_do(which, changes, kept, req
     model = problem.build(train, factors)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(size=variable.shape))
-    queries = trainer.validation_queries(train, validation, problem)
+    queries = trainer.validation_queries(train, asked, problem)
     # Somebody comes without a history.
     queries.features["history"][3] = 0
     judge = Judge(queries, problem.candidates, 10)
