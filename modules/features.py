@@ -2,49 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+import unicodedata
+from collections.abc import Hashable
+from typing import Annotated, Literal, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-# Columns that the pipeline itself adds to every example; a table may not use these names.
+# Names that the pipeline gives by itself; modules/names.py refuses whatever else would have them.
 RELEVANT = "relevant_items"
 """All items that count as hits for an example: in train its own item, in eval everything the user takes up later."""
 WEIGHT = "interaction_weight"
 """The configured weight of an interaction, 1.0 when there is none."""
 SLICE_PREFIX = "slice_"
 """Prefix of the string columns that the Evaluator slices by: `slice_gender`, `slice_age`, `slice_activity`."""
+EXAMPLES = "examples"
+"""Input of the servable's `evaluate`, serialized examples; TFMA would take a column of that name for it."""
 LABEL = "label"
 """Transformed example: the row's item as an index of the item vocabulary, [B] int64, 0 when it is not in there."""
 USER = "user_hash"
 """Transformed example: whose row it is, [B] int64, a hash of the user id; 0 when it is missing. No tower reads it."""
 TIME = "interaction_time"
 """Transformed example: when the row happened, [B] int64 seconds; 0 when it is missing. No tower reads it."""
+READING, SEED = "reading", "seed"
+"""What the Trainer adds to the transformed features of a batch (`TwoTower.compute_loss`)."""
 ITEM_VOCABULARY = "items"
 """Name of the vocabulary over the item id column, with frequencies; the history and the label use it too."""
+
+ITEM_ID, SCORE = "item_id", "score"
+"""Outputs of the servable's answers, beside the returned columns; the former is also the input of `similar_items`."""
+EXCLUDE, FILTER_PREFIX = "exclude", "filter_"
+"""Inputs of the servable beside the query's columns: items to leave out, and `filter_genres` for a filter column."""
 
 MISSING_TIMESTAMP = -1
 """A request that does not say when it is asked carries this; it encodes to zeros."""
 
+LAST_SECOND = 253_402_300_799
+"""The end of the year 9999: what is above is not a time in seconds."""
+FLOAT32_MAX = 3.4e38
+"""TensorFlow computes in float32, where what is above is infinite."""
+
 
 class Settings(BaseModel):
-    """Base of everything that is read from the YAML file: immutable, and unknown keys are refused."""
+    """Base of everything that is read from the YAML file.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Immutable; unknown keys, NaN and infinite numbers are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _printable(text: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError(f"{text[:40]!r} has a character that cannot be printed, such as a line break; remove it")
+    return text
+
+
+def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice; remove one")
+    return values
+
+
+def _rising(boundaries: tuple[float, ...]) -> tuple[float, ...]:
+    if list(boundaries) != sorted(set(boundaries)):
+        raise ValueError("boundaries must rise strictly")
+    return boundaries
+
+
+_Item = TypeVar("_Item", bound=Hashable)
+
+Line = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+"""What has to be said if it is said at all: a path, a host, the name of something elsewhere."""
+ColumnName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+"""A table's column; where it becomes the input of a signature too, `names.check` asks more of it."""
+Distinct = Annotated[tuple[_Item, ...], AfterValidator(_distinct)]
+"""A list in which nothing is twice."""
+Boundaries = Annotated[
+    tuple[Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX)], ...], Field(min_length=1), AfterValidator(_rising)
+]
+"""Where one range of a number ends and the next begins, rising."""
+Seed = Annotated[int, Field(ge=0, le=2_000_000_000)]
+"""TensorFlow's seeds are int32, and the Trainer adds a thousand for each epoch."""
+_MANY = 100_000_000
+# Numbers in one embedding table: 4 GB, and twice that for the optimizer's moments.
+_TABLE = 2**30
+Width = Annotated[int, Field(ge=1, le=16_384)]
+"""Of an embedding or a layer."""
 
 
 class _Column(Settings):
-    column: str = Field(min_length=1)
+    column: ColumnName
     """Column of the interactions, users or items table; also the key in examples and requests."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the transformed examples that the column encodes to."""
+        return (self.column,)
 
 
 class _Categorical(_Column):
-    dimension: int = Field(32, ge=1)
+    dimension: Width = 32
     """Width of the embedding."""
     multivalued: bool = False
     """The column holds a list; its embeddings are averaged."""
-    separator: str | None = None
+    separator: str | None = Field(None, min_length=1, max_length=128)
     """Splits each string into several values, for lists kept in one CSV cell (`Action|Comedy`). Implies multivalued."""
-    max_values: int = Field(16, ge=1)
+    max_values: int = Field(16, ge=1, le=10_000)
     """At most this many values of a list are read."""
 
     @property
@@ -60,16 +124,23 @@ class Vocabulary(_Categorical):
     """
 
     encoding: Literal["vocabulary"] = "vocabulary"
-    min_count: int = Field(1, ge=1)
-    max_size: int | None = Field(None, ge=1)
-    oov_buckets: int = Field(1, ge=1)
+    min_count: int = Field(1, ge=1, le=_MANY)
+    max_size: int | None = Field(None, ge=1, le=_MANY)
+    oov_buckets: int = Field(1, ge=1, le=100_000)
 
 
 class Hash(_Categorical):
     """A category hashed into buckets, without a vocabulary. Encodes to int64: 0 missing, 1 … buckets."""
 
     encoding: Literal["hash"] = "hash"
-    buckets: int = Field(ge=2)
+    buckets: int = Field(ge=2, le=_MANY)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Hash:
+        if self.buckets * self.dimension > _TABLE:
+            raise ValueError(f"{self.buckets} buckets of dimension {self.dimension} are more than {_TABLE:,} numbers; "
+                             "lower one of the two")  # fmt: skip
+        return self
 
 
 class Text(_Column):
@@ -79,11 +150,11 @@ class Text(_Column):
     """
 
     encoding: Literal["text"] = "text"
-    dimension: int = Field(32, ge=1)
-    max_tokens: int = Field(32, ge=1)
-    min_count: int = Field(2, ge=1)
-    max_size: int | None = Field(20_000, ge=1)
-    oov_buckets: int = Field(1, ge=1)
+    dimension: Width = 32
+    max_tokens: int = Field(32, ge=1, le=10_000)
+    min_count: int = Field(2, ge=1, le=_MANY)
+    max_size: int | None = Field(20_000, ge=1, le=_MANY)
+    oov_buckets: int = Field(1, ge=1, le=100_000)
 
 
 class Normalized(_Column):
@@ -96,18 +167,16 @@ class Bucketized(_Column):
     """A number in buckets, each with an embedding. Encodes to int64 [B]: 0 missing, then 1 … number of buckets."""
 
     encoding: Literal["bucketized"] = "bucketized"
-    dimension: int = Field(32, ge=1)
-    boundaries: tuple[float, ...] | None = None
+    dimension: Width = 32
+    boundaries: Boundaries | None = None
     """Rising; a value equal to a boundary belongs to the bucket above it. Either these or `buckets`."""
-    buckets: int | None = Field(None, ge=2)
+    buckets: int | None = Field(None, ge=2, le=10_000)
     """Number of quantile buckets, with boundaries learned from the training period."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Bucketized:
         if (self.boundaries is None) == (self.buckets is None):
             raise ValueError("give either boundaries or buckets")
-        if self.boundaries is not None and list(self.boundaries) != sorted(set(self.boundaries)):
-            raise ValueError("boundaries must rise strictly")
         return self
 
 
@@ -120,13 +189,25 @@ class Log1p(_Column):
 class Timestamp(_Column):
     """The time of the request, in seconds since 1970 (UTC).
 
-    Encodes to `<column>_cyclic` float32 [B, 4] (sine and cosine of the time of the day, then of the week) and
-    `<column>_bucket` int64 [B] (0 missing, then 1 … buckets: quantiles of the training period).
+    Encodes to two keys: `cyclic_key` float32 [B, 4] (sine and cosine of the time of the day, then of the week) and
+    `bucket_key` int64 [B] (0 missing, then 1 … buckets: quantiles of the training period).
     """
 
     encoding: Literal["timestamp"] = "timestamp"
-    dimension: int = Field(32, ge=1)
-    buckets: int = Field(16, ge=2)
+    dimension: Width = 32
+    buckets: int = Field(16, ge=2, le=10_000)
+
+    @property
+    def bucket_key(self) -> str:
+        return f"{self.column}_bucket"
+
+    @property
+    def cyclic_key(self) -> str:
+        return f"{self.column}_cyclic"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.bucket_key, self.cyclic_key)
 
 
 class History(_Column):
@@ -138,8 +219,8 @@ class History(_Column):
     """
 
     encoding: Literal["history"] = "history"
-    column: str = "history"
-    max_length: int = Field(50, ge=1)
+    column: ColumnName = "history"
+    max_length: int = Field(50, ge=1, le=10_000)
 
 
 class HistoryAge(_Column):
@@ -151,7 +232,7 @@ class HistoryAge(_Column):
     """
 
     encoding: Literal["history_age"] = "history_age"
-    column: str = "history_age"
+    column: ColumnName = "history_age"
 
 
 Feature = Annotated[
@@ -163,9 +244,9 @@ Feature = Annotated[
 class Columns(Settings):
     """The three columns that make an interaction."""
 
-    user: str
-    item: str
-    timestamp: str
+    user: ColumnName
+    item: ColumnName
+    timestamp: ColumnName
 
 
 class Features(Settings):
@@ -188,11 +269,6 @@ class Features(Settings):
                 raise ValueError(f"there can be one {name} feature")
         if self.history_age is not None and self.history is None:
             raise ValueError("history_age needs a history feature, whose age it is")
-        # "examples" is the input of the servable's `evaluate`, which TFMA would confuse with a column of that name.
-        own = (RELEVANT, WEIGHT, LABEL, USER, TIME, "examples")
-        reserved = [c for c in columns if c in own or c.startswith(SLICE_PREFIX)]
-        if reserved:
-            raise ValueError(f"column {reserved[0]!r} has a name that the pipeline uses itself; rename it")
         return self
 
     @property

@@ -78,11 +78,13 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
     outputs[WEIGHT] = tf.ones_like(outputs[LABEL], tf.float32) if weights is None else _scalar(weights, 1.0)
 
     for feature in (*features.query, *features.candidate):
+        raw = inputs[feature.column]
+        encoded: tuple[tf.Tensor, ...]
         if isinstance(feature, History):
-            values = _newest_first(_sparse(inputs[feature.column]), feature.max_length)
-            outputs[feature.column] = _lookup(values, item_vocabulary, item.oov_buckets)
+            values = _newest_first(_sparse(raw), feature.max_length)
+            encoded = (_lookup(values, item_vocabulary, item.oov_buckets),)
         elif isinstance(feature, Vocabulary):
-            values = _categories(inputs[feature.column], feature)
+            values = _categories(raw, feature)
             if feature.column == columns.item:
                 vocabulary = item_vocabulary
             else:
@@ -92,48 +94,55 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, str]) -> d
                     frequency_threshold=_threshold(feature),
                     top_k=feature.max_size,
                 )
-            outputs[feature.column] = _lookup(values, vocabulary, feature.oov_buckets)
+            encoded = (_lookup(values, vocabulary, feature.oov_buckets),)
         elif isinstance(feature, Hash):
-            values = _categories(inputs[feature.column], feature)
+            values = _categories(raw, feature)
             buckets = tf.strings.to_hash_bucket_fast(values, feature.buckets) + 1
-            outputs[feature.column] = tf.where(values == "", tf.zeros_like(buckets), buckets)
+            encoded = (tf.where(values == "", tf.zeros_like(buckets), buckets),)
         elif isinstance(feature, Text):
-            tokens = _tokens(_strings(inputs[feature.column]), feature.max_tokens)
+            tokens = _tokens(_strings(raw), feature.max_tokens)
             vocabulary = tft.vocabulary(
                 tokens,
                 vocab_filename=vocabulary_name(feature),
                 frequency_threshold=_threshold(feature),
                 top_k=feature.max_size,
             )
-            outputs[feature.column] = _lookup(tokens, vocabulary, feature.oov_buckets)
+            encoded = (_lookup(tokens, vocabulary, feature.oov_buckets),)
         elif isinstance(feature, Normalized):
-            numbers = _numbers(inputs[feature.column])
+            numbers = _numbers(raw)
             # In double precision: Beam adds in an order of its own, and the last digit would reach every weight.
             scaled = tft.scale_to_z_score(numbers.with_values(tf.cast(numbers.values, tf.float64)))
-            outputs[feature.column] = tf.cast(_scalar(scaled, 0.0), tf.float32)
+            encoded = (tf.cast(_scalar(scaled, 0.0), tf.float32),)
         elif isinstance(feature, Log1p):
-            numbers = _numbers(inputs[feature.column])
+            numbers = _numbers(raw)
             doubles = tf.cast(tf.maximum(numbers.values, 0.0), tf.float64)
             scaled = _scalar(numbers.with_values(tf.math.log1p(doubles)), 0.0)
-            outputs[feature.column] = tf.cast(scaled, tf.float32)
+            encoded = (tf.cast(scaled, tf.float32),)
         elif isinstance(feature, HistoryAge):
             # An infinite age would make a vector of NaN.
-            age = _scalar(_numbers(inputs[feature.column]), 0.0)
-            outputs[feature.column] = tf.clip_by_value(age, 0.0, tf.float32.max)
+            age = _scalar(_numbers(raw), 0.0)
+            encoded = (tf.clip_by_value(age, 0.0, tf.float32.max),)
         elif isinstance(feature, Bucketized):
-            numbers = _numbers(inputs[feature.column])
+            numbers = _numbers(raw)
             boundaries = feature.boundaries if feature.buckets is None else _quantiles(numbers, feature.buckets)
-            outputs[feature.column] = _bucket(numbers, boundaries)
-        elif isinstance(feature, Timestamp):
-            seconds = _present_timestamps(inputs[feature.column])
+            encoded = (_bucket(numbers, boundaries),)
+        else:
+            assert isinstance(feature, Timestamp)
+            seconds = _present_timestamps(raw)
             numbers = seconds.with_values(tf.cast(seconds.values, tf.float32))
-            outputs[f"{feature.column}_bucket"] = _bucket(numbers, _quantiles(numbers, feature.buckets))
-            outputs[f"{feature.column}_cyclic"] = _cyclic(seconds)
+            encoded = (_bucket(numbers, _quantiles(numbers, feature.buckets)), _cyclic(seconds))
+        taken = outputs.keys() & feature.keys
+        if taken:
+            raise ValueError(f"two features encode to {min(taken)!r}, which names.check refuses in a configuration")
+        outputs |= zip(feature.keys, encoded, strict=True)
     return outputs
 
 
 def vocabulary_name(feature: Vocabulary | Text) -> str:
-    """Name of a feature's vocabulary file, but for the item id, which shares `items` with history and label."""
+    """Name of a feature's vocabulary file, but for the item id, which shares `items` with history and label.
+
+    No two columns have the same: Transform replaces only characters that `names.check` allows in no feature's column.
+    """
     return f"vocabulary_{feature.column}"
 
 

@@ -18,7 +18,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from modules import retrieval
 from modules.errors import UserError
-from modules.features import Features
+from modules.features import EXAMPLES, EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE, Features
 from modules.preprocessing import column_from_examples, requests_from_examples
 from modules.retrieval import TopK
 from modules.settings import Serving
@@ -29,8 +29,6 @@ DESCRIPTION_PATH = os.path.join("assets.extra", "servable.json")
 WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 """Where TF Serving looks for requests to replay before a version takes traffic."""
 
-ITEM_ID, SCORE = "item_id", "score"
-EXCLUDE, FILTER_PREFIX = "exclude", "filter_"
 HEAD_SHARE = 0.1
 """Share of the catalogue that counts as the popular head in `evaluate`."""
 
@@ -216,7 +214,7 @@ class Servable(tf.Module):
                 self._embedding.signatures["candidate_embedding"],
                 self._inputs("candidate_embedding"),
             ),
-            "evaluate": (self._evaluate, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
+            "evaluate": (self._evaluate, {EXAMPLES: tf.TensorSpec([None], tf.string, name=EXAMPLES)}),
         }
         return {
             # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
@@ -443,7 +441,7 @@ def warmup_requests(
             "similar_items": {ITEM_ID: item_ids if len(item_ids) else tf.constant([catalogue.item_ids[0]])},
             "query_embedding": request,
             "candidate_embedding": candidate_requests(some_items, features, item_column),
-            "evaluate": {"examples": examples},
+            "evaluate": {EXAMPLES: examples},
         }.items():
             result.setdefault(signature, []).append(inputs)
     for start in range(_WARMUP_BATCH, min(len(queries), _RECALL_QUERIES), _WARMUP_BATCH):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from modules.features import Settings
+from modules.features import Boundaries, ColumnName, Distinct, Seed, Settings, Width
+
+Answers = Annotated[int, Field(ge=1, le=100_000)]
+"""How many items a ranking has."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(Settings):
     """The two towers (modules/two_tower.py)."""
 
-    dimension: int = Field(256, ge=2)
+    dimension: int = Field(256, ge=2, le=16_384)
     """Width of query and candidate vectors, and of the item id's embedding (instead of its feature's `dimension`)."""
-    query_layers: tuple[int, ...] = ()
+    query_layers: tuple[Width, ...] = Field((), max_length=32)
     """Hidden sizes of the dense layers on top of the query tower; empty for a linear tower."""
-    candidate_layers: tuple[int, ...] = ()
+    candidate_layers: tuple[Width, ...] = Field((), max_length=32)
     """Hidden sizes of the dense layers on top of the candidate tower."""
     normalize: bool = False
     """L2-normalise both vectors (cosine instead of inner product); then a temperature below 1 is needed."""
@@ -24,10 +28,10 @@ class Model(Settings):
     """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
     id_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of the other query features that are hidden in each training step, so that unknown users work."""
-    linear_rank: int = Field(256, ge=0)
+    linear_rank: int = Field(256, ge=0, le=16_384)
     """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
     out. It needs a history."""
-    linear_items: int = Field(5_000, ge=2)
+    linear_items: int = Field(5_000, ge=2, le=50_000)
     """The closed-form part covers this many of the most frequent items: its cost grows with their cube."""
     trend: bool = True
     """Lets validation choose how much counts what is taken up more now than in the long run."""
@@ -39,17 +43,17 @@ class Model(Settings):
 class Training(Settings):
     """How the towers are fitted (modules/trainer.py)."""
 
-    seed: int = 42
-    epochs: int = Field(25, ge=1)
+    seed: Seed = 42
+    epochs: int = Field(25, ge=1, le=100_000)
     """At most; early stopping usually ends before."""
-    batch_size: int = Field(256, ge=2)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    weight_decay: float = Field(5.0, ge=0)
+    batch_size: int = Field(256, ge=2, le=1_000_000)
+    learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
+    weight_decay: float = Field(5.0, ge=0, le=1e6)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
     completion: float = Field(1.0, ge=0, le=1)
     """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
     interaction's item from the history before it. Without a history feature all of it is the latter."""
-    locality: float = Field(0.5, ge=0)
+    locality: float = Field(0.5, ge=0, le=1_000)
     """In completing a history the item d places away from a random one weighs (1 + d) ** −locality, as a target and as
     part of the query; 0 treats the whole history alike."""
     user_exponent: float = Field(0.5, ge=0, le=1)
@@ -57,19 +61,19 @@ class Training(Settings):
     fewer steps an epoch has."""
     negatives: Literal["auto", "catalogue", "in_batch"] = "auto"
     """Softmax over the whole catalogue, or over the batch with logQ correction; auto decides by `catalogue_limit`."""
-    catalogue_limit: int = Field(50_000, ge=1)
+    catalogue_limit: int = Field(50_000, ge=1, le=10_000_000)
     """`negatives: auto` takes the whole catalogue up to this many items."""
-    temperature: float = Field(1.0, gt=0)
-    averaging: float = Field(0.98, ge=0, lt=1)
+    temperature: float = Field(1.0, ge=1e-6, le=1e6)
+    averaging: float = Field(0.98, ge=0, le=0.999_999)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
-    patience: int = Field(8, ge=1)
+    patience: int = Field(8, ge=1, le=100_000)
     """Epochs without a better validation metric before training stops."""
     warm_start: bool = False
     """Starts from the weights of the last pushed model where there is one: what both know keeps its rows, what is new
     starts as in a first fit."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""
-    metric_k: int = Field(10, ge=1)
+    metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 
 
@@ -78,11 +82,11 @@ class Tuner(Settings):
 
     enabled: bool = False
     """The stock Tuner runs before the Trainer, which takes the values that it found."""
-    trials: int = Field(12, ge=2)
+    trials: int = Field(12, ge=2, le=10_000)
     """Fits; the first one is of the configuration as it stands."""
     validation: float = Field(0.1, gt=0, lt=1)
     """Share of the training period's interactions, the latest ones, that trials are judged by."""
-    search: dict[str, tuple[float, ...]] = Field(
+    search: dict[str, Distinct[float]] = Field(
         default={
             "training.learning_rate": (1e-3, 1.5e-3, 3e-3),
             "training.weight_decay": (2.0, 5.0, 10.0),
@@ -123,43 +127,43 @@ class Index(Settings):
     """auto is ScaNN's own rule: exact below 20,000 items, quantised scoring to 100,000, a partition tree above."""
     recall_target: float = Field(0.95, gt=0, le=1)
     """Share of the exact top k that the index must find, on real queries."""
-    recall_k: int = Field(10, ge=1)
-    partitions: int | None = Field(None, ge=1)
+    recall_k: Answers = 10
+    partitions: int | None = Field(None, ge=1, le=10_000_000)
     """Number of leaves; by default the faster of the square root of the catalogue's size and four times that."""
     spherical: bool | None = None
     """Whether a partition holds vectors of one direction, whatever their length, instead of near ones; by default the
     faster of the two."""
-    partitions_to_search: int | None = Field(None, ge=1)
+    partitions_to_search: int | None = Field(None, ge=1, le=10_000_000)
     """By default, as `reorder`, from the fastest setting that reaches the recall target on validation queries."""
-    reorder: int | None = Field(None, ge=1)
+    reorder: int | None = Field(None, ge=1, le=10_000_000)
     """Candidates of the approximate pass that are scored again exactly. The stock layer's tree scores exactly at once
     and takes no notice of it."""
-    dimensions_per_block: int = Field(2, ge=1)
+    dimensions_per_block: int = Field(2, ge=1, le=16_384)
     """Dimensions that share one code of the asymmetric hash."""
-    seed: int = 42
+    seed: Seed = 42
 
 
 class Serving(Settings):
     """What a request gets back (modules/servable.py)."""
 
-    k: int = Field(100, ge=1)
+    k: Answers = 100
     """Number of items in an answer."""
     exclude_history: bool = True
     """Never recommend an item of the request's own history."""
-    return_columns: tuple[str, ...] = ()
+    return_columns: Distinct[ColumnName] = ()
     """Columns of the items table that come back beside each item, for instance its title."""
-    filter_columns: tuple[str, ...] = ()
+    filter_columns: Distinct[ColumnName] = ()
     """String columns of the items table that `recommend_filtered` can require values of."""
-    latency_p99_ms: float | None = Field(None, gt=0)
+    latency_p99_ms: float | None = Field(None, gt=0, le=1e9)
     """The ServableValidator refuses a servable whose single requests take longer; None measures without a limit."""
 
 
 class Slice(Settings):
     """One way to break the metrics down."""
 
-    column: str
+    column: ColumnName
     """A column of users or interactions, or `activity`: the number of the user's training interactions."""
-    boundaries: tuple[float, ...] | None = None
+    boundaries: Boundaries | None = None
     """Turns a number into ranges, named like `18-24`."""
 
     @model_validator(mode="after")
@@ -172,17 +176,26 @@ class Slice(Settings):
 class Evaluation(Settings):
     """What the Evaluator measures and refuses (modules/evaluation.py)."""
 
-    k: tuple[int, ...] = Field((10, 50, 100), min_length=1)
+    k: Distinct[Answers] = Field((10, 50, 100), min_length=1, max_length=100)
     history: Literal["train", "rolling"] = "train"
     """train: one query per user, its history ends with the training period. rolling: one query per interaction, its
     history holds everything before it."""
     slices: tuple[Slice, ...] = ()
-    floors: dict[str, float] = Field(default_factory=dict)
+    floors: dict[str, Share] = Field(default_factory=dict)
     """Metric name → least value that ships, for instance `ndcg@10: 0.05`."""
     beat_popularity: bool = True
     """Refuse a model whose NDCG at the smallest k is not above that of the most popular items."""
-    max_regression: dict[str, float] = Field(default_factory=lambda data: {f"ndcg@{min(data.get('k') or (10,))}": 0.1})
+    max_regression: dict[str, Share] = Field(default_factory=lambda data: {f"ndcg@{min(data.get('k') or (10,))}": 0.1})
     """Metric name → share that a model may lose against the last pushed one, relative."""
+
+    @field_validator("slices")
+    @classmethod
+    def _each_column_once(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        columns = [each.column for each in slices]
+        twice = next((column for column in columns if columns.count(column) > 1), None)
+        if twice is not None:
+            raise ValueError(f"column {twice!r} is there twice; remove one")
+        return slices
 
 
 def metric_names(k: tuple[int, ...]) -> list[str]:

@@ -6,35 +6,44 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
-from modules.features import Settings
+from modules.features import LAST_SECOND, ColumnName, Line, Seed, Settings
 
 
 class Interactions(Settings):
     """The table with one row per interaction."""
 
-    path: str
+    path: Line
     """A file or a glob of Parquet or CSV files, local or gs://."""
-    user: str = "user_id"
-    item: str = "item_id"
-    timestamp: str = "timestamp"
+    user: ColumnName = "user_id"
+    item: ColumnName = "item_id"
+    timestamp: ColumnName = "timestamp"
     """Seconds since 1970, or a date-time column."""
-    weight: str | None = None
+    weight: ColumnName | None = None
+
+    @model_validator(mode="after")
+    def _each_role_a_column(self) -> Interactions:
+        roles: dict[str, str] = {}
+        for role in ("user", "item", "timestamp", "weight"):
+            column = getattr(self, role)
+            if column is not None and roles.setdefault(column, role) != role:
+                raise ValueError(f"{roles[column]} and {role} are both column {column!r}; each needs one of its own")
+        return self
 
 
 class Items(Settings):
     """The catalogue: one row per item."""
 
-    path: str
-    id: str = "item_id"
-    title: str | None = None
+    path: Line
+    id: ColumnName = "item_id"
+    title: ColumnName | None = None
     """Shown by `twotower recommend`."""
 
 
 class Users(Settings):
     """One row per user."""
 
-    path: str
-    id: str = "user_id"
+    path: Line
+    id: ColumnName = "user_id"
 
 
 class Tables(Settings):
@@ -63,9 +72,9 @@ class TemporalSplit(_FractionSplit):
     """The latest interactions are eval, those before them validation."""
 
     strategy: Literal["temporal"] = "temporal"
-    validation_from: int | None = None
+    validation_from: int | None = Field(None, ge=0, le=LAST_SECOND)
     """Cut-off time in seconds since 1970, instead of the fraction."""
-    eval_from: int | None = None
+    eval_from: int | None = Field(None, ge=0, le=LAST_SECOND)
 
     @model_validator(mode="after")
     def _both(self) -> TemporalSplit:
@@ -80,7 +89,7 @@ class RandomSplit(_FractionSplit):
     """By a hash of user, item and time: flattering, but the protocol of many papers."""
 
     strategy: Literal["random"] = "random"
-    seed: int = 42
+    seed: Seed = 42
 
 
 class LeaveLastOutSplit(Settings):
@@ -93,7 +102,7 @@ class ColumnSplit(Settings):
     """The user's own split: a column of the interactions with the values train, validation and eval."""
 
     strategy: Literal["column"] = "column"
-    column: str
+    column: ColumnName
 
 
 Split = Annotated[

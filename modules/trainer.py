@@ -23,7 +23,20 @@ from tensorflow.python.framework import config as framework_config
 
 from modules import linear
 from modules.errors import UserError
-from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
+from modules.features import (
+    LABEL,
+    READING,
+    SEED,
+    TIME,
+    USER,
+    WEIGHT,
+    Columns,
+    Features,
+    HistoryAge,
+    Log1p,
+    Normalized,
+    Vocabulary,
+)
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
@@ -499,7 +512,7 @@ class _Run:
     def _train_step(self, indices: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         batch = {key: tf.gather(values, indices) for key, values in self._data.items()}
         reading = tf.where(indices < len(self._rows), NEXT, COMPLETION)
-        loss = self.model.train_step(batch | {"reading": reading, "seed": seed})["loss"]
+        loss = self.model.train_step(batch | {READING: reading, SEED: seed})["loss"]
         # The first steps move fast and are forgotten sooner.
         step = tf.cast(self._optimizer.iterations, tf.float32)
         kept = tf.minimum(self._problem.training.averaging, step / (10.0 + step))

@@ -12,6 +12,8 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from modules.features import (
+    READING,
+    SEED,
     Bucketized,
     Columns,
     Feature,
@@ -193,7 +195,7 @@ class TwoTower(tfrs.Model):
             Scalar loss.
         """
         labels = tf.cast(inputs["label"], tf.int32)
-        reading, seed = inputs["reading"], inputs["seed"]
+        reading, seed = inputs[READING], inputs[SEED]
         query = {key: inputs[key] for key in query_inputs(self.query_tower.features)}
         near = None
         if self._history is None:
@@ -620,11 +622,12 @@ class FeatureTerms(tf_keras.layers.Layer):
     def _encode(self, feature: Feature, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         column = feature.column
         if isinstance(feature, Timestamp):
-            bucket = self._mean_embedding(column, inputs[f"{column}_bucket"])
-            return tf.concat([bucket, inputs[f"{column}_cyclic"]], axis=1)
+            bucket = self._mean_embedding(column, inputs[feature.bucket_key])
+            return tf.concat([bucket, inputs[feature.cyclic_key]], axis=1)
+        (key,) = feature.keys
         if column in self._embeddings:
-            return self._mean_embedding(column, inputs[column])
-        return inputs[column][:, tf.newaxis]
+            return self._mean_embedding(column, inputs[key])
+        return inputs[key][:, tf.newaxis]
 
     def _mean_embedding(self, column: str, ids: tf.Tensor) -> tf.Tensor:
         """Mean of the embeddings of the ids above 0: [B] or [B, M] → [B, dimension]."""
@@ -692,15 +695,16 @@ def query_inputs(features: Sequence[Feature]) -> dict[str, tuple[list[int], tf.D
     """Keys of transformed features, with the shape of a batch of one and the dtype."""
     inputs: dict[str, tuple[list[int], tf.DType]] = {}
     for feature in features:
+        specs: tuple[tuple[list[int], tf.DType], ...]
         if isinstance(feature, Timestamp):
-            inputs[f"{feature.column}_bucket"] = ([1], tf.int64)
-            inputs[f"{feature.column}_cyclic"] = ([1, 4], tf.float32)
+            specs = (([1], tf.int64), ([1, 4], tf.float32))
         elif isinstance(feature, History):
-            inputs[feature.column] = ([1, feature.max_length], tf.int64)
+            specs = (([1, feature.max_length], tf.int64),)
         elif isinstance(feature, Text):
-            inputs[feature.column] = ([1, feature.max_tokens], tf.int64)
+            specs = (([1, feature.max_tokens], tf.int64),)
         elif isinstance(feature, (Vocabulary, Hash)):
-            inputs[feature.column] = ([1, feature.max_values] if feature.is_multivalued else [1], tf.int64)
+            specs = (([1, feature.max_values] if feature.is_multivalued else [1], tf.int64),)
         else:
-            inputs[feature.column] = ([1], tf.int64 if isinstance(feature, Bucketized) else tf.float32)
+            specs = (([1], tf.int64 if isinstance(feature, Bucketized) else tf.float32),)
+        inputs |= zip(feature.keys, specs, strict=True)
     return inputs

@@ -36,9 +36,9 @@ class ContentMap(tf_keras.layers.Layer):
         self._ids: set[str] = set()
         for feature in features:
             if isinstance(feature, Timestamp):
-                self._rows[f"{feature.column}_bucket"] = cardinalities[feature.column]
-                self._ids.add(f"{feature.column}_bucket")
-                self._rows[f"{feature.column}_cyclic"] = 4
+                self._rows[feature.bucket_key] = cardinalities[feature.column]
+                self._ids.add(feature.bucket_key)
+                self._rows[feature.cyclic_key] = 4
             elif isinstance(feature, (Vocabulary, Hash, Text, Bucketized)):
                 self._rows[feature.column] = cardinalities[feature.column]
                 self._ids.add(feature.column)

@@ -6,12 +6,11 @@ import os
 import re
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from modules import settings
+from modules import names, settings
 from modules.errors import UserError
-from modules.features import Features, Settings
+from modules.features import Features, Line, Settings
 from modules.tables import (
     ColumnSplit,
     Interactions,
@@ -23,6 +22,8 @@ from modules.tables import (
     TemporalSplit,
     Users,
 )
+from pipeline import config_file
+from pipeline.config_file import shown
 
 __all__ = [
     "Beam",
@@ -48,15 +49,20 @@ __all__ = [
 ]
 
 
+# So many are named in one line.
+_MISTAKES = 5
+_NUMBER = re.compile(r"[-+]?[0-9.]+")
+
+
 class Schema(Settings):
-    path: str | None = None
+    path: Line | None = None
     """A curated schema.pbtxt; without one the schema is inferred from the training data of each run."""
 
 
 class Output(Settings):
-    root: str = "runs"
+    root: Line = "runs"
     """Artifacts and, by default, the metadata store."""
-    push: str = "served"
+    push: Line = "served"
     """The model is pushed to <push>/<name>/<version>."""
 
 
@@ -64,11 +70,11 @@ class Metadata(Settings):
     """The ML Metadata store: SQLite under the output root, or a server."""
 
     kind: Literal["sqlite", "mysql", "postgresql"] = "sqlite"
-    host: str | None = None
-    port: int | None = None
-    database: str | None = None
-    user: str | None = None
-    password_env: str | None = None
+    host: Line | None = None
+    port: int | None = Field(None, ge=1, le=65_535)
+    database: Line | None = None
+    user: Line | None = None
+    password_env: Line | None = None
     """Name of the environment variable that holds the password."""
 
     @model_validator(mode="after")
@@ -79,7 +85,7 @@ class Metadata(Settings):
 
 
 class Beam(Settings):
-    options: tuple[str, ...] = (
+    options: tuple[Line, ...] = (
         "--runner=DirectRunner",
         "--direct_running_mode=in_memory",
         # Nothing runs in a container here. Without a name for one, TFX would build a package of itself, for remote
@@ -92,68 +98,62 @@ class Beam(Settings):
 class Resources(Settings):
     """What the container of one stage asks of a cluster."""
 
-    image: str | None = None
+    image: Line | None = None
     """Instead of kubeflow.image, for instance the one with CUDA's libraries."""
-    cpu: float | None = Field(None, gt=0)
+    cpu: float | None = Field(None, gt=0, le=100_000)
     """Cores."""
-    memory: float | None = Field(None, gt=0)
+    memory: float | None = Field(None, gt=0, le=1_000_000)
     """Gigabytes, 10⁹ bytes."""
-    accelerator: str | None = None
+    accelerator: Line | None = None
     """The resource's name in the cluster, for instance nvidia.com/gpu; on Vertex AI a type such as NVIDIA_TESLA_T4."""
-    accelerators: int = Field(1, ge=1)
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    accelerators: int = Field(1, ge=1, le=1_000)
+    node_selector: dict[Line, str] = Field(default_factory=dict)
     """Labels that a node must have."""
-    tolerations: tuple[str, ...] = ()
+    tolerations: tuple[Line, ...] = ()
     """Keys of taints that do not keep the stage away, whatever their value and effect."""
 
 
 class Volume(Settings):
     """A persistent volume that every stage sees."""
 
-    claim: str
-    path: str = Field(pattern="^/")
+    claim: Line
+    path: Line = Field(pattern="^/")
     """Where it is mounted; tables and the push destination may be below."""
 
 
 class Secret(Settings):
     """A secret of the cluster, named and never copied."""
 
-    name: str
-    env: dict[str, str] = Field(min_length=1)
+    name: Line
+    env: dict[Line, Line] = Field(min_length=1)
     """Environment variable → key of the secret."""
 
 
 class Kubeflow(Settings):
     """Running the same pipeline on Kubeflow Pipelines or Vertex AI (kubeflow/README.md)."""
 
-    image: str | None = None
+    image: Line | None = None
     """The image of kubeflow/Dockerfile, as the cluster pulls it."""
-    pipeline_root: str | None = None
+    pipeline_root: Line | None = None
     """Where the cluster keeps artifacts: minio://, s3:// or gs://."""
     spec: Literal["2.1", "2.0"] = "2.1"
     """Version of the pipeline spec: 2.1 for Kubeflow Pipelines and Vertex AI, 2.0 for Vertex AI alone."""
-    push: str | None = None
+    push: Line | None = None
     """Instead of output.push: the model goes to <push>/<name>/<version>, on gs:// or on a volume."""
     beam: Beam = Beam()
     """Instead of `beam`. A runner with remote workers needs a gs:// root and the worker image."""
-    resources: dict[str, Resources] = Field(default_factory=dict)
+    resources: dict[Line, Resources] = Field(default_factory=dict)
     """By stage, for instance Trainer; `default` is for those that are not named."""
     volumes: tuple[Volume, ...] = ()
     secrets: tuple[Secret, ...] = ()
-    image_pull_secret: str | None = None
-    host: str | None = None
+    image_pull_secret: Line | None = None
+    host: Line | None = None
     """The API that `twotower kubeflow submit` talks to; without one the in-cluster service or a kubeconfig's proxy."""
-    namespace: str = "kubeflow"
-    experiment: str | None = None
+    namespace: Line = "kubeflow"
+    experiment: Line | None = None
     """By default the configuration's name."""
-    service_account: str | None = None
+    service_account: Line | None = None
     """What runs execute as; by default the installation's own."""
-
-    @field_validator("spec", mode="before")
-    @classmethod
-    def _version(cls, spec: Any) -> Any:
-        # YAML reads 2.1 as a number.
-        return str(spec) if isinstance(spec, float) else spec
 
 
 class Config(Settings):
@@ -200,8 +200,15 @@ class Config(Settings):
     def _consistent(self) -> Config:
         if self.serving.k < max(self.evaluation.k):
             raise ValueError(
-                f"serving.k is {self.serving.k} but evaluation.k asks for {max(self.evaluation.k)}; raise serving.k"
+                f"serving.k: {self.serving.k}, but evaluation.k asks for {max(self.evaluation.k)}; raise serving.k"
             )
+        if isinstance(self.split, ColumnSplit):
+            interactions = self.tables.interactions
+            for role in ("user", "item", "timestamp", "weight"):
+                if self.split.column == getattr(interactions, role):
+                    raise ValueError(f"split.column: {self.split.column!r} is tables.interactions.{role} already; "
+                                     "name the column that says train, validation or eval")  # fmt: skip
+        names.check(self.tables, self.features, self.serving, self.evaluation)
         return self
 
 
@@ -215,83 +222,40 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
     Args:
         path: A YAML file.
-        overrides: `key.path=value` pairs that replace keys of the file; values are read as YAML.
+        overrides: `key.path=value` pairs that replace keys of the file (`config_file.replace`).
 
     Raises:
         UserError: The file cannot be read, a key is unknown or has the wrong type; the message has the path of the key.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"configuration {path}: {error.strerror}; give an existing file with --config") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"configuration {path}: expected keys and values at the top, such as `name: my-data`")
+    tree = config_file.read(path)
     for override in overrides:
-        _override(tree, override)
+        config_file.replace(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"configuration {path}: {_in_words(error)}") from None
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"--set {override!r}: expected key.path=value, for instance training.epochs=3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
-    *parents, last = re.split(r"\.", key)
-    node: Any = tree
-    for parent in parents:
-        node = _child(node, parent, override)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = value
-    elif isinstance(node, dict):
-        # Another split strategy has other keys: what the file says of the old one does not belong to the new one.
-        if key == "split.strategy" and node.get("strategy") != value:
-            node.clear()
-        node[last] = value
-    else:
-        raise UserError(f"--set {override!r}: {key.rpartition('.')[0]} is a single value and has no keys")
-
-
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, key, override)]
-    if not isinstance(node, dict):
-        raise UserError(f"--set {override!r}: there are no keys below a single value")
-    if node.get(key) is None:
-        node[key] = {}
-    return node[key]
-
-
-def _position(node: list[Any], key: str, override: str) -> int:
-    """A list's element by its number, or by its `column` (features.query.age.dimension=8)."""
-    for position, element in enumerate(node):
-        if isinstance(element, dict) and element.get("column") == key:
-            return position
-    if key.isdigit() and int(key) < len(node):
-        return int(key)
-    raise UserError(f"--set {override!r}: the list has no element {key!r}")
+        raise UserError(f"configuration {shown(path)}: {_in_words(error)}") from None
 
 
 def _in_words(error: ValidationError) -> str:
     """One line for all mistakes: the path of each key, and what was expected there."""
     mistakes = []
     for mistake in error.errors(include_url=False):
-        path = ".".join(str(part) for part in mistake["loc"]) or "the file"
+        path = ".".join(shown(str(part), 60) for part in mistake["loc"])
         if mistake["type"] == "extra_forbidden":
             words = "unknown key; remove it or correct its name"
         elif mistake["type"] == "missing":
             words = "is missing"
         else:
-            words = mistake["msg"].removeprefix("Value error, ")
+            words = shown(mistake["msg"].removeprefix("Value error, "), 500)
             if not isinstance(mistake["input"], (dict, list)) and mistake["type"] != "value_error":
-                words += f", not {mistake['input']!r}"
-        mistakes.append(f"{path}: {words}")
-    return "; ".join(mistakes)
+                words += f", not {_as_written(mistake['input'])}"
+        # A check of the whole names the key by itself.
+        mistakes.append(f"{path}: {words}" if path else words)
+    more = len(mistakes) - _MISTAKES
+    return "; ".join(mistakes[:_MISTAKES] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _as_written(value: Any) -> str:
+    """A number bare, other texts in quotes."""
+    text = "null" if value is None else shown(str(value), 60)
+    return text if value is None or _NUMBER.fullmatch(text) else repr(text)
