@@ -51,6 +51,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Item = TypeVar("_Item", bound=Hashable)
+# Rows and counts at most, and numbers in one embedding table: 4 GB, and twice that for the optimizer's moments.
+_MANY = 100_000_000
+_TABLE = 2**30
+
+
 def _printable(text: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ValueError(f"{text[:40]!r} has a character that cannot be printed, such as a line break; remove it")
@@ -70,8 +76,6 @@ def _rising(boundaries: tuple[float, ...]) -> tuple[float, ...]:
     return boundaries
 
 
-_Item = TypeVar("_Item", bound=Hashable)
-
 Line = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 """What has to be said if it is said at all: a path, a host, the name of something elsewhere."""
 ColumnName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
@@ -84,9 +88,6 @@ Boundaries = Annotated[
 """Where one range of a number ends and the next begins, rising."""
 Seed = Annotated[int, Field(ge=0, le=2_000_000_000)]
 """TensorFlow's seeds are int32, and the Trainer adds a thousand for each epoch."""
-_MANY = 100_000_000
-# Numbers in one embedding table: 4 GB, and twice that for the optimizer's moments.
-_TABLE = 2**30
 Width = Annotated[int, Field(ge=1, le=16_384)]
 """Of an embedding or a layer."""
 

@@ -189,11 +189,11 @@ class Config(Settings):
     @field_validator("evaluation")
     @classmethod
     def _known_metrics(cls, evaluation: settings.Evaluation) -> settings.Evaluation:
-        names = settings.metric_names(evaluation.k)
+        known = settings.metric_names(evaluation.k)
         for key, metrics in (("floors", evaluation.floors), ("max_regression", evaluation.max_regression)):
             for metric in metrics:
-                if metric not in names:
-                    raise ValueError(f"{key}: unknown metric {metric!r}; known are {', '.join(names)}")
+                if metric not in known:
+                    raise ValueError(f"{key}: unknown metric {metric!r}; known are {', '.join(known)}")
         return evaluation
 
     @model_validator(mode="after")
@@ -233,13 +233,16 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"configuration {shown(path)}: {_in_words(error)}") from None
+        raise UserError(f"configuration {shown(path, 1000)}: {_in_words(error)}") from None
 
 
 def _in_words(error: ValidationError) -> str:
     """One line for all mistakes: the path of each key, and what was expected there."""
     mistakes = []
     for mistake in error.errors(include_url=False):
+        if mistake["type"] == "default_factory_not_called":
+            # A default that follows from another key, which is named already.
+            continue
         path = ".".join(shown(str(part), 60) for part in mistake["loc"])
         if mistake["type"] == "extra_forbidden":
             words = "unknown key; remove it or correct its name"

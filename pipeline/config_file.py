@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -29,7 +28,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is too large, is no UTF-8, no YAML or no mapping.
     """
-    where = f"configuration {shown(path)}"
+    where = f"configuration {shown(path, 1000)}"
     try:
         with open(path, "rb") as file:
             content = file.read(_BYTES + 1)
@@ -98,17 +97,14 @@ def shown(text: str, length: int = 200) -> str:
 
 
 def _parse(text: str, where: str) -> Any:
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        node = _Loader(text).get_single_node()
         return None if node is None else _plain(node)
     except _RefusedError as error:
         raise UserError(f"{where}: {error}") from None
     # The scanner reads numbers of directives and escapes with Python's int and chr.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: not YAML: {shown(' '.join(str(error).split()), 400)}") from None
-    finally:
-        loader.dispose()
 
 
 class _RefusedError(Exception):
@@ -118,7 +114,7 @@ class _RefusedError(Exception):
 class _Loader(yaml.SafeLoader):
     """Composes nodes; scalars are texts, but for a plain null."""
 
-    yaml_implicit_resolvers: Mapping[str, Any] = {
+    yaml_implicit_resolvers: dict[str, Any] = {
         first: [(tag, pattern) for tag, pattern in known if tag == _NULL]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -137,7 +133,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             node: Any = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise _RefusedError(f"line {line}: *{shown(event.anchor)} is inside of what it stands for")
+                raise _RefusedError(f"line {line}: *{shown(str(event.anchor))} is inside of what it stands for")
             self._add(self._sizes[id(node)], line)
             return node
         if event.tag not in (None, "!"):

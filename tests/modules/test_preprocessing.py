@@ -13,7 +13,7 @@ import tensorflow_transform.beam as tft_beam
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
 from modules import preprocessing
-from modules.features import LABEL, WEIGHT, Columns, Features
+from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features
 
 COLUMNS = Columns(user="user", item="item", timestamp="time")
 FEATURES = Features.model_validate(
@@ -199,6 +199,32 @@ def test_timestamp(rows, transformed):
     assert (np.diff(encoded["time_bucket"][np.argsort(seconds)]) >= 0).all()
 
 
+def test_every_feature_writes_the_keys_that_it_names(transformed):
+    encoded, _ = transformed
+    keys = [key for feature in (*FEATURES.query, *FEATURES.candidate) for key in feature.keys]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) | {LABEL, USER, TIME, WEIGHT} == set(encoded)
+
+
+def test_no_feature_replaces_the_encoding_of_another():
+    features = Features.model_validate(
+        {
+            "query": [{"column": "time", "encoding": "timestamp"}, {"column": "time_bucket", "encoding": "log1p"}],
+            "candidate": [{"column": "item", "encoding": "vocabulary"}],
+        }
+    )
+    dtypes = {"user": tf.string, "item": tf.string, "time": tf.int64, "time_bucket": tf.float32}
+    config = CONFIG | {"features": features.model_dump_json()}
+    spec = {column: tf.io.VarLenFeature(dtype) for column, dtype in dtypes.items()}
+    metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
+    row = {"user": ["a"], "item": ["b"], "time": [3], "time_bucket": [1.0]}
+    with (
+        tft_beam.Context(temp_dir=tempfile.mkdtemp()),
+        pytest.raises(ValueError, match="two features encode to 'time_bucket'"),
+    ):
+        _ = ([row], metadata) | tft_beam.AnalyzeDataset(lambda inputs: preprocessing.preprocessing_fn(inputs, config))
+
+
 def request(rows, signature):
     tensors = {}
     for column, spec in signature.items():
@@ -216,8 +242,8 @@ def test_a_request_is_encoded_as_in_training(rows, transformed, side):
     encoded, output = transformed
     preprocessor = preprocessing.Preprocessor(output, getattr(FEATURES, side))
     served = preprocessor(request(rows, preprocessor.signature()))
-    keys = {f.column for f in getattr(FEATURES, side)} - {"time"}
-    keys |= {"time_cyclic", "time_bucket"} if side == "query" else {LABEL}
+    keys = {key for f in getattr(FEATURES, side) for key in f.keys}
+    keys |= set() if side == "query" else {LABEL}
     for key in keys:
         np.testing.assert_allclose(served[key].numpy(), encoded[key], atol=1e-6, err_msg=key)
 

@@ -1,8 +1,15 @@
 """The configuration refuses what it does not understand, in one line that names the key."""
 
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from modules.errors import UserError
+from pipeline import cli
 from pipeline.config import load
 
 DEFAULT = "configs/movielens-100k.yaml"
@@ -27,6 +34,19 @@ def test_the_default_uses_every_kind_of_feature_the_data_set_has():
         ("output.root=elsewhere", lambda c: c.output.root, "elsewhere"),
         ("schema.path=null", lambda c: c.data_schema.path, None),
         ("evaluation.k=[5, 20]", lambda c: c.evaluation.max_regression, {"ndcg@5": 0.1}),
+        ("training.refit=no", lambda c: c.training.refit, False),
+        ("training.learning_rate=1e-3", lambda c: c.training.learning_rate, 0.001),
+        ("name=2020-13-45", lambda c: c.name, "2020-13-45"),
+        ("tables.interactions.weight=007", lambda c: c.tables.interactions.weight, "007"),
+        ("tables.interactions.weight=no", lambda c: c.tables.interactions.weight, "no"),
+        ("tables.items.title=null", lambda c: c.tables.items.title, None),
+        ("kubeflow.spec=2.0", lambda c: c.kubeflow.spec, "2.0"),
+        (
+            "kubeflow.resources={Trainer: {node_selector: {gpu: ''}}}",
+            lambda c: c.kubeflow.resources["Trainer"].node_selector,
+            {"gpu": ""},
+        ),
+        ("features.candidate.genres.separator=' '", lambda c: c.features.candidate[2].separator, " "),
     ],
 )
 def test_set_replaces_a_key(override, read, expected):
@@ -61,13 +81,78 @@ def test_set_replaces_a_key(override, read, expected):
             "there can be one history_age feature",
         ),
         ("features.candidate=[{column: a, encoding: history_age}]", "history_age belongs to the query tower"),
+        # Numbers that are none, not finite, or that no machine has the memory for.
+        ("training.epochs=yes", "training.epochs: Input should be a valid integer"),
+        (f"training.epochs={'9' * 5000}", "training.epochs: Unable to parse input string as an integer"),
+        ("training.learning_rate=.inf", "training.learning_rate: Input should be a valid number"),
+        ("training.learning_rate=nan", "training.learning_rate: Input should be a finite number, not 'nan'"),
+        ("training.weight_decay=1e400", "training.weight_decay: Input should be a finite number"),
+        ("training.batch_size=1000000000", "training.batch_size: Input should be less than or equal to 1000000"),
+        ("training.seed=-1", "training.seed: Input should be greater than or equal to 0, not -1"),
+        ("training.seed=4294967296", "training.seed: Input should be less than or equal to 2000000000"),
+        ("index.seed=18446744073709551616", "index.seed: Input should be less than or equal to"),
+        ("split={strategy: random, seed: -3}", "split.random.seed: Input should be greater than or equal to 0"),
+        ("model.dimension=1000000000000", "model.dimension: Input should be less than or equal to 16384"),
+        ("model.query_layers=[0]", "model.query_layers.0: Input should be greater than or equal to 1"),
+        ("features.query.age={column: age, encoding: bucketized, buckets: 1000000000}", "features.query.1"),
+        (
+            "features.query.age={column: age, encoding: hash, buckets: 100000000, dimension: 1000}",
+            "lower one of the two",
+        ),
+        (
+            "features.query.age.boundaries=[]",
+            "features.query.1.bucketized.boundaries: Tuple should have at least 1 item",
+        ),
+        (
+            "features.query.age.boundaries=[.nan]",
+            "features.query.1.bucketized.boundaries.0: Input should be a valid number",
+        ),
+        ("features.query.age.boundaries=[1e39]", "features.query.1.bucketized.boundaries.0"),
+        ("evaluation.k=[0]", "evaluation.k.0: Input should be greater than or equal to 1, not 0"),
+        ("evaluation.k=[]", "evaluation.k: Tuple should have at least 1 item"),
+        ("evaluation.k=[10, 10]", "evaluation.k: 10 is there twice"),
+        ("evaluation.floors={ndcg@10: nan}", "evaluation.floors.ndcg@10: Input should be a finite number"),
+        ("evaluation.floors={ndcg@10: 5}", "evaluation.floors.ndcg@10: Input should be less than or equal to 1"),
+        (
+            "evaluation.max_regression={ndcg@10: -0.1}",
+            "evaluation.max_regression.ndcg@10: Input should be greater than",
+        ),
+        ("evaluation.slices=[{column: age, boundaries: []}]", "evaluation.slices.0.boundaries"),
+        ("evaluation.slices=[{column: age, boundaries: [nan]}]", "evaluation.slices.0.boundaries.0"),
+        (
+            "evaluation.slices=[{column: age, boundaries: [3, 3]}]",
+            "evaluation.slices.0.boundaries: boundaries must rise",
+        ),
+        ("evaluation.slices=[{column: age}, {column: age, boundaries: [3]}]", "column 'age' is there twice"),
+        ("metadata.port=70000", "metadata.port: Input should be less than or equal to 65535"),
+        # Texts where something must be said, and lists that say it twice.
+        ("output.root=''", "output.root: String should have at least 1 character"),
+        ('output.push="a\\0b"', "--set output.push: line 1: a text with a character that no file can hold"),
+        ('tables.items.path="a\\nb"', "tables.items.path: 'a\\nb' has a character that cannot be printed"),
+        ("tables.interactions.user=''", "tables.interactions.user: String should have at least 1 character"),
+        ("features.candidate.genres.separator=''", "separator: String should have at least 1 character"),
+        ("serving.return_columns=[title, title]", "serving.return_columns: 'title' is there twice"),
+        ("serving.filter_columns=[genres, genres]", "serving.filter_columns: 'genres' is there twice"),
+        ("tuner.search={model.dropout: [.nan]}", "tuner.search.model.dropout.0"),
+        # One column in two roles.
+        ("tables.interactions.user=item_id", "tables.interactions: user and item are both column 'item_id'"),
+        ("tables.interactions.timestamp=user_id", "tables.interactions: user and timestamp are both column 'user_id'"),
+        ("tables.interactions.weight=timestamp", "tables.interactions: timestamp and weight are both"),
+        ("split={strategy: column, column: user_id}", "split.column: 'user_id' is tables.interactions.user already"),
+        # Places that are none.
+        ("features.query.².dimension=3", "--set features.query.².dimension: the list has no element '²'"),
+        ("features.query.99999999999999999999=3", "the list has no element"),
+        (".".join("a" * 50) + "=3", "deeper than 32 keys"),
+        (f"name={'[' * 3000}", "--set name: line 1: nested deeper than 32 levels"),
+        ("name={a: 1, a: 2}", "key 'a' is there twice"),
+        ("name=!!binary aGk=", "tags such as tag:yaml.org,2002:binary are not read"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, words):
     with pytest.raises(UserError) as caught:
         load(DEFAULT, [override])
     assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -77,14 +162,69 @@ def test_a_mistake_is_one_line_that_names_the_key(override, words):
         ("- a\n- b\n", "expected keys and values at the top"),
         ("name: [unclosed", "not YAML"),
         ("name: only-a-name", "tables: is missing; features: is missing"),
+        ("name: a\nname: b\n", "line 2: key 'name' is there twice, first in line 1; remove one"),
+        ("tables:\n  items: {path: a, path: b}\n", "line 2: key 'path' is there twice"),
+        ("name: größe".encode("utf-16"), "line 1 is not UTF-8; save the file as UTF-8"),
+        ("# Filme\n# für alle\n".encode("latin-1"), "line 2 is not UTF-8"),
+        (b"name: a\0b", "not YAML"),
+        ("a: " + "[" * 3000, "line 1: nested deeper than 32 levels"),
+        ("a: &a\n  b: *a\n", "line 2: *a is inside of what it stands for"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}, *{p}, *{p}]\n" for p, n in zip("abcdefg", "bcdefgh", strict=True)
+            ),
+            "more than 50,000 values",
+        ),
+        ("name: !!python/object:os.system x", "tags such as"),
+        ('name: "\\U00110000"', "not YAML"),
+        (f"%YAML 1.{'9' * 5000}\n---\nname: x", "not YAML"),
+        ("[a]: 1\n", "line 1: a key must be a word"),
+        ("~: 1\n", "line 1: a key must be a word"),
+        ("1: 1\n", "1: unknown key"),
+        ('"a\\nb": 1\n', "a\\nb: unknown key"),
+        ("name: a\n---\nname: b\n", "expected a single document"),
+        ("x" * 300_000, "larger than 256 KiB"),
+        ("\n".join(f"k{n}: 1" for n in range(1000)), "and 998 more"),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_a_broken_file_is_one_line(tmp_path, text, words):
+def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, capsys, text, words):
     path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=str(path)) as caught:
-        load(str(path))
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert cli.main(["run", "--config", str(path)]) == 2
+    printed, message = capsys.readouterr()
+    assert message.startswith(f"twotower: configuration {path}: ") and message.count("\n") == 1
+    assert words in message and printed == ""
+
+
+def test_an_alias_stands_for_what_is_written_there(tmp_path):
+    """And a key that is replaced is replaced in one place."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        Path(DEFAULT).read_text(encoding="utf-8") + "kubeflow: {resources: {Trainer: &big {cpu: 4}, Transform: *big}}\n"
+    )
+    resources = load(str(path), ["kubeflow.resources.Trainer.cpu=8"]).kubeflow.resources
+    assert (resources["Trainer"].cpu, resources["Transform"].cpu) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("a\0b", "a\\x00b: embedded null byte"), (".", "Is a directory"), ("a\nb", "a\\nb: No such file")],
+)
+def test_a_path_that_is_no_file_is_one_line(capsys, path, words):
+    assert cli.main(["run", "--config", path]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
+
+
+def test_a_shell_sees_one_line_and_exit_code_2():
+    arguments = ["run", "--set", "features.query.².dimension=3"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "twotower: --set features.query.².dimension: the list has no element '²'\n"
 
 
 def test_a_missing_file_says_what_to_give():
