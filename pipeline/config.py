@@ -52,6 +52,10 @@ __all__ = [
 # So many are named in one line.
 _MISTAKES = 5
 _NUMBER = re.compile(r"[-+]?[0-9.]+")
+# By the type of pydantic's error, where its words are of Python's types.
+_SHAPES = {"tuple_type": "expected a list"} | dict.fromkeys(
+    ("model_type", "model_attributes_type", "dict_type"), "expected keys and values"
+)
 
 
 class Schema(Settings):
@@ -249,7 +253,7 @@ def _in_words(error: ValidationError) -> str:
         elif mistake["type"] == "missing":
             words = "is missing"
         else:
-            words = shown(mistake["msg"].removeprefix("Value error, "), 500)
+            words = _SHAPES.get(mistake["type"]) or shown(mistake["msg"].removeprefix("Value error, "), 500)
             if not isinstance(mistake["input"], (dict, list)) and mistake["type"] != "value_error":
                 words += f", not {_as_written(mistake['input'])}"
         # A check of the whole names the key by itself.

@@ -62,7 +62,7 @@ def replace(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     where = f"--set {shown(key)}"
     if not separator or not key:
-        raise UserError(f"--set {shown(override)}: expected key.path=value, for instance training.epochs=3")
+        raise UserError(f"--set {shown(override)!r}: expected key.path=value, for instance training.epochs=3")
     if len(override) > _BYTES:
         raise UserError(f"{where}: the value is larger than {_BYTES // 1024} KiB")
     value = _parse(text, where)

@@ -148,11 +148,13 @@ def test_set_replaces_a_key(override, read, expected):
         ("name=!!binary aGk=", "tags such as tag:yaml.org,2002:binary are not read"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_key(override, words):
+def test_a_mistake_is_one_line_that_names_the_key_and_exit_code_2(capsys, override, words):
     with pytest.raises(UserError) as caught:
         load(DEFAULT, [override])
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
+    assert cli.main(["run", "--config", DEFAULT, "--set", override]) == 2
+    assert capsys.readouterr() == ("", f"twotower: {caught.value}\n")
 
 
 @pytest.mark.parametrize(
