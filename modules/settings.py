@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from modules.features import Boundaries, ColumnName, Distinct, Seed, Settings, Width
+from modules.features import FLOAT32_MAX, Boundaries, ColumnName, Distinct, Seed, Settings, Width
 
 Answers = Annotated[int, Field(ge=1, le=100_000)]
 """How many items a ranking has."""
@@ -47,7 +47,7 @@ class Training(Settings):
     epochs: int = Field(25, ge=1, le=100_000)
     """At most; early stopping usually ends before."""
     batch_size: int = Field(256, ge=2, le=1_000_000)
-    learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
+    learning_rate: float = Field(1.5e-3, gt=0, le=FLOAT32_MAX)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
     completion: float = Field(1.0, ge=0, le=1)

@@ -22,7 +22,7 @@ def test_odd_names_of_ids_times_weights_splits_slices_and_titles(tmp_path: Path)
     tables = {
         "interactions": [
             {USER: r["user_id"], "item_id": r["item_id"], TIME: r["timestamp"], WEIGHT: r["rating"],
-             SPLIT: splits[n % 10], SHOP: "xy"[n % 2]}
+             SPLIT: splits[n % 10], SHOP: "xy"[n // 10 % 2]}
             for n, r in enumerate(world.interactions())
         ],
         "items": [{ITEM: r["item_id"], TITLE: r["title"], "genres": r["genres"]} for r in world.items()],

@@ -161,7 +161,8 @@ def check(found: Config | str, path: Path) -> None:
         elif isinstance(value, int):
             assert -1 <= value <= LAST_SECOND
         elif isinstance(value, str):
-            assert "\0" not in value and value.encode()
+            # Half of a surrogate pair cannot be encoded.
+            assert b"\0" not in value.encode()
     assert all(1 <= k <= found.serving.k for k in found.evaluation.k)
     assert len(set(found.evaluation.k)) == len(found.evaluation.k)
     gates = [*found.evaluation.floors.values(), *found.evaluation.max_regression.values()]
