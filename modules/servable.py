@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from modules import retrieval
@@ -31,6 +31,9 @@ WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 HEAD_SHARE = 0.1
 """Share of the catalogue that counts as the popular head in `evaluate`."""
+
+# Of a version in a push destination; whoever deletes it gets the one before, and a run makes it again.
+_MAKE_ANEW = "delete the folder and run the pipeline again"
 
 _ITEM_IDS_FILE = "catalogue_item_ids.txt"
 _FILTER_VALUES_FILE = "filter_values_{}.txt"
@@ -353,9 +356,45 @@ def save(servable: Servable, path: str, description: Description, warmup: Mappin
 
 
 def load_description(path: str) -> Description:
-    """Reads a servable's description without loading the servable."""
-    with tf.io.gfile.GFile(os.path.join(path, DESCRIPTION_PATH)) as file:
-        return Description.model_validate_json(file.read())
+    """Reads a servable's description without loading the servable.
+
+    Raises:
+        UserError: It is not there, or is not one.
+    """
+    file = os.path.join(path, DESCRIPTION_PATH)
+    try:
+        with tf.io.gfile.GFile(file, "rb") as stream:
+            return Description.model_validate_json(stream.read())
+    except tf.errors.OpError as error:
+        reason = "is missing" if isinstance(error, tf.errors.NotFoundError) else f"cannot be read ({error.message})"
+        raise UserError(f"{path} is no servable: {DESCRIPTION_PATH} {reason}; {_MAKE_ANEW}") from None
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        where = ".".join(map(str, mistake["loc"]))
+        raise UserError(
+            f"{path} is no servable: {DESCRIPTION_PATH}: {where}{': ' if where else ''}{mistake['msg']}; {_MAKE_ANEW}"
+        ) from None
+
+
+def load(path: str) -> Any:
+    """Loads a servable with TensorFlow, and first the ops that it needs.
+
+    Raises:
+        UserError: It cannot be loaded, or is not what its description says.
+    """
+    description = load_description(path)
+    if description.layer == "scann":
+        import scann  # noqa: F401  (registers its TensorFlow ops)
+    try:
+        loaded = tf.saved_model.load(path)
+    except Exception as error:
+        # Whatever TensorFlow's readers raise on bytes that are no model, of a dozen types.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path} does not load, a file of it may be damaged: {reason}; {_MAKE_ANEW}") from None
+    missing = sorted(set(description.signatures) - set(loaded.signatures))
+    if missing:
+        raise UserError(f"{path} is no servable: it has no signature {missing[0]!r}; {_MAKE_ANEW}")
+    return loaded
 
 
 def embedding_of(loaded: Any) -> tf.Module:
