@@ -19,6 +19,7 @@ from rich.table import Table
 from modules.errors import UserError
 from pipeline import local_runner, terminal
 from pipeline.config import Config, load
+from serving.development_server import limits
 
 DEFAULT_CONFIG = "configs/movielens-100k.yaml"
 
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     sub.add_argument("--grpc-port", type=int, default=8500, help="0 takes a free one (default 8500)")
     sub.add_argument("--rest-port", type=int, default=8501, help="0 takes a free one (default 8501)")
+    limits.add_flags(sub)
 
     sub = command("update-index", _update_index, "add items to the pushed model and remove others; trains nothing")
     sub.add_argument("--add", metavar="FILE", help="a table with the columns of tables.items, Parquet or CSV")
@@ -390,6 +392,7 @@ def _serve(options: argparse.Namespace) -> int:
             host=options.host,
             grpc_port=options.grpc_port,
             rest_port=options.rest_port,
+            limits=limits.from_flags(options),
         ),
         announce,
     )

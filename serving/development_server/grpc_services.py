@@ -2,75 +2,87 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf import message
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
     model_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    prediction_service_pb2_grpc,
 )
 
-from serving.development_server.errors import ServingError, invalid
+from serving.development_server.admission import Admission
+from serving.development_server.errors import ServingError, as_serving_error, invalid
 from serving.development_server.metrics import Metrics
 from serving.development_server.models import Models
 from serving.development_server.servable import DEFAULT_SIGNATURE, Servable
-from serving.development_server.tensors import from_proto, to_proto
+from serving.development_server.tensors import ProtoInputs, to_proto
 
 SIGNATURE_DEF = "signature_def"
 """The one metadata field that there is."""
-MAX_MESSAGE_BYTES = 64 * 2**20
 
 _THREADS = 16
+# Requests other than Predict are names and configurations.
+_MAX_OTHER_BYTES = 2**20
+_UNIMPLEMENTED = ("Classify", "Regress", "MultiInference")
+
+M = TypeVar("M", bound=message.Message)
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata."""
+class PredictionService:
+    """Predict and GetModelMetadata.
 
-    def __init__(self, models: Models, metrics: Metrics) -> None:
+    Args:
+        models: What is asked.
+        metrics: What is counted.
+        admission: What a request passes first.
+    """
+
+    def __init__(self, models: Models, metrics: Metrics, admission: Admission) -> None:
         self._models = models
         self._metrics = metrics
+        self._admission = admission
 
-    def Predict(
-        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
-    ) -> predict_pb2.PredictResponse:
+    def methods(self) -> dict[str, grpc.RpcMethodHandler]:
+        handlers = {name: _method(functools.partial(_unimplemented, name)) for name in _UNIMPLEMENTED}
+        metadata_request = get_model_metadata_pb2.GetModelMetadataRequest
+        return {
+            **handlers,
+            "Predict": _method(self._predict),
+            "GetModelMetadata": _method(
+                lambda body: metadata(self._models, _decoded(metadata_request, body, _MAX_OTHER_BYTES))
+            ),
+        }
+
+    def _predict(self, body: bytes) -> predict_pb2.PredictResponse:
         started = time.perf_counter()
-        name, status = request.model_spec.name, "OK"
+        name, status = "", "OK"
         try:
-            response = self._predict(request)
+            with self._admission.admitted(len(body)):
+                self._admission.check_fields(body)
+                request = _decoded(predict_pb2.PredictRequest, body, self._admission.limits.max_message_bytes)
+                name = request.model_spec.name
+                response = self._answer(request)
             self._metrics.request_latency.add(name, "Predict", "GRPC", seconds=time.perf_counter() - started)
             return response
-        except ServingError as error:
-            status = error.code.name
-            context.abort(error.code, error.message)
+        except Exception as error:
+            failure = as_serving_error(error)
+            status = failure.code.name
+            raise failure from None
         finally:
-            self._metrics.request_count.add(name, status)
+            self._metrics.request_count.add(self._models.label(name), status)
 
-    def GetModelMetadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        return _answer(context, lambda: metadata(self._models, request))
-
-    def Classify(self, request: Any, context: grpc.ServicerContext) -> None:
-        _unimplemented(context, "Classify")
-
-    def Regress(self, request: Any, context: grpc.ServicerContext) -> None:
-        _unimplemented(context, "Regress")
-
-    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> None:
-        _unimplemented(context, "MultiInference")
-
-    def _predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def _answer(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         spec = request.model_spec
         with self._models.servable(spec) as (version, servable):
-            inputs = {name: from_proto(name, value) for name, value in request.inputs.items()}
+            inputs = servable.read(spec.signature_name, ProtoInputs(request.inputs), self._admission.limits)
             outputs = timed_predict(self._metrics, servable, spec, inputs, request.output_filter)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = spec.name
@@ -81,27 +93,29 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus, and HandleReloadConfigRequest, which moves labels."""
+class ModelService:
+    """GetModelStatus, and HandleReloadConfigRequest, which moves labels.
+
+    Args:
+        models: What is asked and configured.
+    """
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    def GetModelStatus(
-        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        return _answer(context, lambda: status(self._models, request.model_spec))
+    def methods(self) -> dict[str, grpc.RpcMethodHandler]:
+        return {"GetModelStatus": _method(self._status), "HandleReloadConfigRequest": _method(self._reload)}
 
-    def HandleReloadConfigRequest(
-        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
-    ) -> model_management_pb2.ReloadConfigResponse:
-        def reload() -> model_management_pb2.ReloadConfigResponse:
-            self._models.reconfigure(request.config)
-            response = model_management_pb2.ReloadConfigResponse()
-            response.status.SetInParent()
-            return response
+    def _status(self, body: bytes) -> get_model_status_pb2.GetModelStatusResponse:
+        request = _decoded(get_model_status_pb2.GetModelStatusRequest, body, _MAX_OTHER_BYTES)
+        return status(self._models, request.model_spec)
 
-        return _answer(context, reload)
+    def _reload(self, body: bytes) -> model_management_pb2.ReloadConfigResponse:
+        request = _decoded(model_management_pb2.ReloadConfigRequest, body, _MAX_OTHER_BYTES)
+        self._models.reconfigure(request.config)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
 
 
 def timed_predict(
@@ -146,7 +160,7 @@ def status(models: Models, spec: model_pb2.ModelSpec) -> get_model_status_pb2.Ge
     return get_model_status_pb2.GetModelStatusResponse(model_version_status=models.status(spec))
 
 
-def bind(models: Models, metrics: Metrics, address: str) -> tuple[grpc.Server, int]:
+def bind(models: Models, metrics: Metrics, admission: Admission, address: str) -> tuple[grpc.Server, int]:
     """A server that waits to be started, and its port.
 
     Raises:
@@ -157,23 +171,53 @@ def bind(models: Models, metrics: Metrics, address: str) -> tuple[grpc.Server, i
         options=[
             # Without it a second server on the same port starts, and gets every other request.
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # Also of what a compressed message becomes.
+            ("grpc.max_receive_message_length", admission.limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
         ],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(models, metrics), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), server)
+    services: dict[str, PredictionService | ModelService] = {
+        "tensorflow.serving.PredictionService": PredictionService(models, metrics, admission),
+        "tensorflow.serving.ModelService": ModelService(models),
+    }
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(name, service.methods()) for name, service in services.items()]
+    )
     return server, server.add_insecure_port(address)
 
 
-def _answer(context: grpc.ServicerContext, answer: Callable[[], Any]) -> Any:
+def _method(answer: Callable[[bytes], message.Message]) -> grpc.RpcMethodHandler:
+    """A method that takes the request's bytes: what gRPC's own decoding cannot read, it logs with a traceback each."""
+
+    def call(body: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return answer(body).SerializeToString()
+        except Exception as error:
+            failure = as_serving_error(error)
+        context.abort(failure.code, failure.message)
+        raise AssertionError("abort raises")
+
+    return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _decoded(kind: type[M], body: bytes, most: int) -> M:
+    """A request.
+
+    Raises:
+        ServingError: INTERNAL, as of any gRPC server, for what is none; RESOURCE_EXHAUSTED for what is longer than
+            `most` bytes.
+    """
+    if len(body) > most:
+        raise ServingError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"Received message larger than max ({len(body)} vs. {most})"
+        )
     try:
-        return answer()
-    except ServingError as error:
-        context.abort(error.code, error.message)
+        return kind.FromString(body)
+    except message.DecodeError:
+        raise ServingError(grpc.StatusCode.INTERNAL, f"the request is no {kind.DESCRIPTOR.name}") from None
 
 
-def _unimplemented(context: grpc.ServicerContext, method: str) -> None:
-    context.abort(
+def _unimplemented(method: str, body: bytes) -> NoReturn:
+    raise ServingError(
         grpc.StatusCode.UNIMPLEMENTED, f"the development server has no {method}; the model's signatures answer Predict"
     )

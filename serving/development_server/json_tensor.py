@@ -25,14 +25,22 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True)
 class PredictBody:
-    """A parsed request whose tensors wait for the signature's dtypes."""
+    """A parsed request whose tensors wait for the signature's dtypes: the `Inputs` of a request in JSON."""
 
     signature: str
     content: Any
     """The value of `instances` or `inputs`."""
     is_rows: bool
 
-    def tensors(self, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
+    def shapes(self, dtypes: Mapping[str, np.dtype]) -> dict[str, tuple[int, ...]]:
+        """Of the inputs that are there, by their first elements; `arrays` finds out whether the others fit."""
+        content = self.content[0] if self.is_rows else self.content
+        if not _is_object(content):
+            content = dict.fromkeys(list(dtypes)[:1], content)
+        batch = (len(self.content),) if self.is_rows else ()
+        return {name: (*batch, *_shape(content[name])) for name in dtypes if name in content}
+
+    def arrays(self, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
         """The inputs by name.
 
         Args:
@@ -52,6 +60,8 @@ def parse(body: bytes) -> PredictBody:
     """
     document = _document(body)
     signature = document.get("signature_name", "")
+    if isinstance(signature, str):
+        _encoded(signature)
     if not isinstance(signature, str):
         raise invalid(
             f"JSON Value: {_in_short(document)} not formatted correctly. 'signature_name' key must be a string value."
@@ -172,11 +182,7 @@ def _from_columns(content: Any, dtypes: Mapping[str, np.dtype]) -> dict[str, np.
 
 def _tensor(value: Any, dtype: np.dtype) -> np.ndarray:
     """A value or nested lists of equal lengths as an array."""
-    shape: list[int] = []
-    first = value
-    while isinstance(first, list):
-        shape.append(len(first))
-        first = first[0] if first else None
+    shape = _shape(value)
     flat: list[Any] = []
     _flatten(value, 0, shape, flat)
     tensor = np.empty(len(flat), dtype)
@@ -184,7 +190,19 @@ def _tensor(value: Any, dtype: np.dtype) -> np.ndarray:
         tensor[:] = _checked(flat, dtype)
     except OverflowError as error:
         raise invalid(f"JSON Value: {error}") from None
-    return tensor.reshape(shape)
+    try:
+        return tensor.reshape(shape)
+    except ValueError as error:
+        # More dimensions than numpy has.
+        raise invalid(f"JSON Value: {_in_short(value)} {error}") from None
+
+
+def _shape(value: Any) -> list[int]:
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return shape
 
 
 def _flatten(value: Any, level: int, shape: list[int], flat: list[Any]) -> None:
@@ -211,7 +229,7 @@ def _flatten(value: Any, level: int, shape: list[int], flat: list[Any]) -> None:
 
 def _checked(values: list[Any], dtype: np.dtype) -> list[Any]:
     if dtype.kind == "O":
-        return [v.encode("utf-8", "surrogatepass") if type(v) is str else _from_base64(v, dtype) for v in values]
+        return [_encoded(v) if type(v) is str else _from_base64(v, dtype) for v in values]
     types = set(map(type, values))
     allowed = _ALLOWED.get(dtype.kind)
     if allowed is None:
@@ -224,6 +242,13 @@ def _checked(values: list[Any], dtype: np.dtype) -> list[Any]:
             if not limits.min <= value <= limits.max:
                 raise _wrong_type(value, dtype)
     return values
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
 
 
 def _from_base64(value: Any, dtype: np.dtype) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -17,11 +16,11 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from modules.errors import UserError
-from serving.development_server.errors import ServingError, invalid
+from serving.development_server.errors import LOG, ServingError, invalid
 from serving.development_server.metrics import Metrics
 from serving.development_server.servable import Servable
 
-LOG = logging.getLogger("twotower.serving")
+MAX_VERSION = 2**63 - 1
 
 State = get_model_status_pb2.ModelVersionStatus.State
 
@@ -127,7 +126,8 @@ class Model:
             self._folder_is_readable = False
             return None
         self._folder_is_readable = True
-        return {int(name): os.path.join(base, name) for name in names if name.isascii() and name.isdigit()}
+        numbers = ((name, int(name)) for name in names if name.isascii() and name.isdigit())
+        return {number: os.path.join(base, name) for name, number in numbers if number <= MAX_VERSION}
 
     def _wanted(self, found: Collection[int]) -> set[int]:
         """The versions that the policy asks for, of those that are there."""
@@ -252,6 +252,10 @@ class Models:
             raise _not_found(spec.name, version)
         with model.servable(version) as served:
             yield served
+
+    def label(self, name: str) -> str:
+        """A model's name for the metrics; "" for those that are not served: strangers make as many as they like."""
+        return name if name in self._models else ""
 
     def status(self, spec: model_pb2.ModelSpec) -> list[get_model_status_pb2.ModelVersionStatus]:
         """States of a model's versions, or of the one that the spec has.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import sys
 import time
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -14,18 +17,21 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 
 from serving.development_server import grpc_services, json_tensor
-from serving.development_server.errors import ServingError, invalid
+from serving.development_server.admission import Admission
+from serving.development_server.errors import ServingError, as_serving_error, invalid
+from serving.development_server.limits import flag
 from serving.development_server.metrics import Metrics
-from serving.development_server.models import LOG, Models
+from serving.development_server.models import MAX_VERSION, Models
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
 # Named as http_rest_api_util.cc names them; the letters' case does not matter there either.
-_WHICH = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(rf"/v1/models/(?P<model>[^/:]+){_WHICH}:(?P<method>classify|regress|predict)", re.IGNORECASE)
 _GET = re.compile(rf"/v1/models(?:/(?P<model>[^/:]+))?{_WHICH}(?:/(?P<part>metadata))?", re.IGNORECASE)
-_MAX_VERSION = 2**63 - 1
+_JSON = "application/json"
 _IDLE_SECONDS = 120.0
+_LINGER_SECONDS = 2.0
 
 
 class RestServer(ThreadingHTTPServer):
@@ -35,6 +41,7 @@ class RestServer(ThreadingHTTPServer):
         address: Host and port; port 0 takes a free one.
         models: What is asked.
         metrics: What is counted, and shown at `METRICS_PATH`.
+        admission: What a request passes first.
 
     Raises:
         OSError: The port is taken.
@@ -46,11 +53,18 @@ class RestServer(ThreadingHTTPServer):
     # Two servers on one port would share the requests.
     allow_reuse_port = False
 
-    def __init__(self, address: tuple[str, int], models: Models, metrics: Metrics) -> None:
+    def __init__(self, address: tuple[str, int], models: Models, metrics: Metrics, admission: Admission) -> None:
         self.models = models
         self.metrics = metrics
+        self.admission = admission
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Logs what nobody expected; Python's own would print a traceback for every client that hangs up."""
+        error = sys.exception()
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+            as_serving_error(error)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,6 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     timeout = _IDLE_SECONDS
     server: RestServer
+    raw_requestline: bytes
+
+    # For what is answered before the request line has been read: without a version there would be no status line.
+    default_request_version = protocol_version
 
     def handle_one_request(self) -> None:
         try:
@@ -66,49 +84,72 @@ class _Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             self.close_connection = True
 
+    def parse_request(self) -> bool:
+        self.command = self.requestline = ""
+        if not str(self.raw_requestline, "iso-8859-1").split():
+            # Python's server would hang up without a word.
+            self.send_error(HTTPStatus.BAD_REQUEST, "Bad request syntax: the request line is empty")
+            return False
+        return super().parse_request()
+
+    def finish(self) -> None:
+        """Reads on for a moment: closed with a part unread, a connection is reset, and its client loses the answer."""
+        super().finish()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_LINGER_SECONDS)
+            deadline = time.monotonic() + _LINGER_SECONDS
+            while time.monotonic() < deadline and self.connection.recv(2**16):
+                pass
+
     def do_GET(self) -> None:
         self._answer()
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What Python's server itself refuses: methods, versions, lines and headers that are none."""
+        # How far it came with the request is not known; what follows may be its body.
+        self.close_connection = True
+        text = message or HTTPStatus(code).phrase
+        # Its own words for the client, cut as all others are.
+        self._send(code, _error(ServingError(grpc.StatusCode.INVALID_ARGUMENT, text).message), _JSON)
+
     def _answer(self) -> None:
         started = time.perf_counter()
-        path = urlsplit(self.path).path
-        content_type, model, code = "application/json", "", "OK"
+        model, code, is_counted = "", "OK", True
+        status, content_type = 200, _JSON
         try:
+            path = _path(self.path)
+            is_counted = path.lower().startswith("/v1/")
             body = self._body()
             if path == METRICS_PATH:
                 content, content_type = self.server.metrics.page().encode(), "text/plain"
-                self._send(200, content, content_type)
-                return
-            if not path.lower().startswith("/v1/"):
+            elif not is_counted:
                 raise ServingError(grpc.StatusCode.NOT_FOUND, f"Not found: {path}")
-            if self.command == "POST" and (match := _POST.fullmatch(path)):
-                model, spec = match["model"], _spec(match)
-                content = self._predict(spec, match["method"].lower(), body)
+            elif self.command == "POST" and (match := _POST.fullmatch(path)):
+                spec = _spec(match)
+                model = spec.name
+                with self.server.admission.admitted(len(body)):
+                    content = self._predict(spec, match["method"].lower(), body)
                 self.server.metrics.request_latency.add(
                     spec.name, "predict", "REST", seconds=time.perf_counter() - started
                 )
             elif self.command == "GET" and (match := _GET.fullmatch(path)):
-                model = match["model"] or ""
-                content = self._look_up(_spec(match), is_metadata=match["part"] is not None)
+                spec = _spec(match)
+                model = spec.name
+                content = self._look_up(spec, is_metadata=match["part"] is not None)
             else:
                 raise invalid(f"Malformed request: {self.command} {path}")
-            status = 200
-        except ServingError as error:
-            status, code = error.http_status, error.code.name
-            content = json.dumps({"error": error.message}).encode()
-        except _TooLarge as error:
-            status, code = 413, "RESOURCE_EXHAUSTED"
-            content = json.dumps({"error": str(error)}).encode()
         except ConnectionError:
             raise
+        except _TooLarge as error:
+            status, code, content = 413, "RESOURCE_EXHAUSTED", _error(str(error))
         except Exception as error:
-            LOG.exception("%s %s", self.command, path)
-            status, code = 500, "INTERNAL"
-            content = json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
-        if path.lower().startswith("/v1/"):
-            self.server.metrics.request_count.add(model, code)
+            failure = as_serving_error(error)
+            status, code, content = failure.http_status, failure.code.name, _error(failure.message)
+        if is_counted:
+            self.server.metrics.request_count.add(self.server.models.label(model), code)
         self._send(status, content, content_type)
 
     def _predict(self, spec: model_pb2.ModelSpec, method: str, body: bytes) -> bytes:
@@ -121,7 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
         spec.signature_name = request.signature
         with self.server.models.servable(spec) as (_, servable):
             try:
-                inputs = request.tensors(servable.inputs(request.signature))
+                servable.inputs(request.signature)
+                inputs = servable.read(request.signature, request, self.server.admission.limits)
             except RecursionError:
                 raise invalid("JSON Parse error: lists are nested too deeply") from None
             outputs = grpc_services.timed_predict(self.server.metrics, servable, spec, inputs)
@@ -148,21 +190,23 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps(content, indent=1).encode()
 
     def _body(self) -> bytes:
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            self.close_connection = True
+        """The request's body; where it does not say its length, nothing can be read after it either."""
+        keeps_open, self.close_connection = self.close_connection, True
+        if "Transfer-Encoding" in self.headers:
             raise invalid("the development server reads bodies with a Content-Length only, not chunked ones")
-        length = self.headers.get("Content-Length", "0")
-        if not (length.isascii() and length.isdigit()):
-            self.close_connection = True
-            raise invalid(f"Content-Length is not a number: {length}")
-        if int(length) > grpc_services.MAX_MESSAGE_BYTES:
-            self.close_connection = True
-            raise _TooLarge(
-                f"the body has {length} bytes; the development server reads {grpc_services.MAX_MESSAGE_BYTES}"
-            )
-        return self.rfile.read(int(length))
+        given = set(self.headers.get_all("Content-Length", ["0"]))
+        length = _number(given.pop())
+        if length is None or given:
+            raise invalid(f"Content-Length is not a number: {self.headers['Content-Length']}")
+        most = self.server.admission.limits.max_message_bytes
+        if length > most:
+            raise _TooLarge(f"the body has {length} bytes; this server takes {most} ({flag('max_message_bytes')})")
+        self.close_connection = keeps_open
+        return self.rfile.read(length)
 
     def _send(self, status: int, content: bytes, content_type: str) -> None:
+        # To a request of an older version as well: no client of today reads an answer without headers.
+        self.request_version = self.protocol_version
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
@@ -187,12 +231,35 @@ class _TooLarge(Exception):
 def _spec(match: re.Match[str]) -> model_pb2.ModelSpec:
     spec = model_pb2.ModelSpec(name=unquote(match["model"] or ""))
     if match["version"]:
-        if int(match["version"]) > _MAX_VERSION:
+        version = _number(match["version"])
+        if version is None:
             raise invalid(f"Failed to convert version: {match['version']} to numeric.")
-        spec.version.value = int(match["version"])
+        spec.version.value = version
     if match["label"]:
         spec.version_label = unquote(match["label"])
     return spec
+
+
+def _path(target: str) -> str:
+    """The path of a request line's target, which may be a whole URL."""
+    try:
+        return urlsplit(target).path
+    except ValueError as error:
+        # A host in brackets that is no address.
+        raise invalid(f"Malformed request: {target}: {error}") from None
+
+
+def _number(digits: str) -> int | None:
+    """An int64 that is not negative; None for everything else, of any length."""
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    # Before the conversion: Python refuses thousands of digits with an error of its own.
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) < 20 and int(digits) <= MAX_VERSION else None
+
+
+def _error(message: str) -> bytes:
+    return json.dumps({"error": message}).encode()
 
 
 def _as_dict(message: object) -> dict[str, object]:

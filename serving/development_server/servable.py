@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import json
+import math
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf import message
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.development_server.errors import ServingError, code_of, invalid
+from serving.development_server.limits import Limits, flag
 from serving.development_server.metrics import Metrics
-from serving.development_server.tensors import from_proto
+from serving.development_server.tensors import Inputs, ProtoInputs
 
 CONTRACT_VERSION = 1
 """The newest `contract_version` of assets.extra/servable.json that this server understands."""
@@ -30,6 +34,8 @@ _DESCRIPTION = os.path.join("assets.extra", "servable.json")
 _WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 # As many as TF Serving replays.
 _MAX_WARMUP = 1000
+# What the version brings itself is no stranger's request.
+_UNLIMITED = Limits(*[2**62] * len(dataclasses.fields(Limits)))
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class _Input:
     dtype: np.dtype
     shape: tuple[int | None, ...] | None
     """None: of any rank."""
+
+    def has_batch(self, shape: Sequence[int]) -> bool:
+        """Whether a value's first dimension is the batch's, which the model leaves open."""
+        return self.shape is not None and len(self.shape) == len(shape) > 0 and self.shape[0] is None
 
     def check(self, signature: str, value: np.ndarray) -> None:
         fits = self.shape is None or (
@@ -72,25 +82,57 @@ class _Signature:
         # Session.run looks up every feed and fetch by name in each call; what it does in the end is this.
         self._run = session._make_callable_from_options(options)
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        return {name: spec.dtype for name, spec in self.inputs.items()}
+
+    def admit(self, shapes: Mapping[str, Sequence[int]], limits: Limits) -> None:
+        """Refuses what is too large, or whose inputs have different batch sizes, by its shapes alone."""
+        batches, values = {}, 0
+        for name, shape in shapes.items():
+            batch, width = (shape[0] if shape else 1), math.prod(shape[1:])
+            values += batch * width
+            for what, number, (most, option) in (
+                ("rows", batch, (limits.max_batch, flag("max_batch"))),
+                ("values in a row", width, limits.width(name)),
+                ("values", batch * width, limits.size(name)),
+                ("values with the inputs before it", values, (limits.max_values, flag("max_values"))),
+            ):
+                if number > most:
+                    raise invalid(f"input {name!r}: {number} {what}; this server takes {most} ({option})")
+            if name in self.inputs and self.inputs[name].has_batch(shape):
+                batches[name] = batch
+        if len(set(batches.values())) > 1:
+            sizes = ", ".join(f"{name} {batch}" for name, batch in sorted(batches.items()))
+            raise invalid(f"the inputs of signature {self.name!r} must have equal batch sizes: {sizes}")
+
+    def admit_padded(self, inputs: Mapping[str, np.ndarray], limits: Limits) -> None:
+        """Refuses one long string beside many rows: a row is padded to the longest one once it is parsed.
+
+        `evaluate` makes a matrix of its serialized examples, as wide as the longest list in any of them.
+        """
+        for name, value in inputs.items():
+            if value.dtype.kind == "O" and value.ndim == 1 and len(value):
+                padded, most = len(value) * max(map(len, value.tolist())), limits.max_message_bytes
+                if padded > most:
+                    raise invalid(
+                        f"input {name!r}: {padded} bytes, padded to its longest value; this server takes {most} "
+                        f"({flag('max_message_bytes')})"
+                    )
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._check_names(inputs)
         values = [inputs[name] for name in self.inputs]
         for spec, value in zip(self.inputs.values(), values, strict=True):
             spec.check(self.name, value)
         try:
             return dict(zip(self.outputs, self._run(*values), strict=True))
         except tf.errors.OpError as error:
-            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-            raise ServingError(code_of(error.error_code), f"{error.message} (inputs: {shapes})") from None
-
-    def _check_names(self, inputs: Collection[str]) -> None:
-        given, expected = set(inputs), set(self.inputs)
-        if given != expected:
-            raise invalid(
-                f"input size does not match signature: {len(given)}!={len(expected)} len({{{_joined(given)}}}) != "
-                f"len({{{_joined(expected)}}}). Sent extra: {{{_joined(given - expected)}}}. "
-                f"Missing but required: {{{_joined(expected - given)}}}."
-            )
+            code, text = code_of(error.error_code), error.message
+        except UnicodeDecodeError as error:
+            # A message of TensorFlow's that repeats bytes of the request; its code is lost on the way to Python.
+            code, text = grpc.StatusCode.INVALID_ARGUMENT, error.object.decode("utf-8", "replace")
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+        raise ServingError(code, f"{text} (inputs: {shapes})")
 
 
 class Servable:
@@ -131,6 +173,23 @@ class Servable:
             raise ServingError(error.code, f"warm-up: {error.message}") from None
         metrics.warmup_latency.add(path, "OK", seconds=time.perf_counter() - started)
 
+    def read(self, signature: str, inputs: Inputs, limits: Limits) -> dict[str, np.ndarray]:
+        """The values of a request, refused before they are allocated when they are too many.
+
+        Args:
+            signature: Its name, "" for the default.
+            inputs: As they came.
+            limits: What is too many.
+
+        Raises:
+            ServingError: Too large, or not what the signature takes.
+        """
+        chosen = self._signature(signature)
+        chosen.admit(inputs.shapes(chosen.dtypes), limits)
+        arrays = inputs.arrays(chosen.dtypes)
+        chosen.admit_padded(arrays, limits)
+        return arrays
+
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Collection[str] = ()
     ) -> dict[str, np.ndarray]:
@@ -144,13 +203,12 @@ class Servable:
         Raises:
             ServingError: As TF Serving answers; the message names the input.
         """
-        chosen = self._signatures.get(signature or DEFAULT_SIGNATURE)
-        if chosen is None:
-            raise ServingError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f'Serving signature key "{signature or DEFAULT_SIGNATURE}" not found.',
-            )
+        chosen = self._signature(signature)
+        wanted: set[str] = set()
         for name in outputs:
+            if name in wanted:
+                raise invalid(f"duplicate output tensor alias: {name}")
+            wanted.add(name)
             if name not in chosen.definition.outputs:
                 raise invalid(
                     f"output tensor alias not found in signature: {name} Outputs expected to be in the set "
@@ -168,7 +226,7 @@ class Servable:
         chosen = self._signatures.get(signature or DEFAULT_SIGNATURE)
         if chosen is None:
             raise invalid(f'Serving signature name: "{signature or DEFAULT_SIGNATURE}" not found in signature def')
-        return {name: spec.dtype for name, spec in chosen.inputs.items()}
+        return chosen.dtypes
 
     def close(self) -> None:
         """Gives the memory back. Nobody may be asking any more."""
@@ -181,6 +239,14 @@ class Servable:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
+    def _signature(self, name: str) -> _Signature:
+        chosen = self._signatures.get(name or DEFAULT_SIGNATURE)
+        if chosen is None:
+            raise ServingError(
+                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.'
+            )
+        return chosen
+
     def _warm_up(self) -> None:
         path = os.path.join(self.path, _WARMUP)
         if not tf.io.gfile.exists(path):
@@ -191,10 +257,12 @@ class Servable:
                 log = prediction_log_pb2.PredictionLog.FromString(record)
                 if log.HasField("predict_log"):
                     request = log.predict_log.request
-                    inputs = {name: from_proto(name, value) for name, value in request.inputs.items()}
-                    self.predict(request.model_spec.signature_name, inputs)
+                    signature = request.model_spec.signature_name
+                    self.predict(signature, self.read(signature, ProtoInputs(request.inputs), _UNLIMITED))
         except tf.errors.OpError as error:
             raise ServingError(code_of(error.error_code), error.message) from None
+        except message.DecodeError as error:
+            raise ServingError(grpc.StatusCode.DATA_LOSS, f"{path} has a record that cannot be read: {error}") from None
 
 
 def _load(path: str) -> tuple[Any, dict[str, meta_graph_pb2.SignatureDef]]:

@@ -7,16 +7,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tensorflow as tf
 from tensorflow_serving.config import model_server_config_pb2
 
 from modules.errors import UserError
 from serving.development_server import grpc_services
-from serving.development_server.errors import ServingError
+from serving.development_server.admission import Admission
+from serving.development_server.errors import LOG, ServingError
+from serving.development_server.limits import Limits
 from serving.development_server.metrics import Metrics
-from serving.development_server.models import LOG, Models, check_folder, read_config, single_model
+from serving.development_server.models import Models, check_folder, read_config, single_model
 from serving.development_server.rest import RestServer
 
 _GRACE_SECONDS = 5.0
@@ -39,6 +41,8 @@ class Options:
     rest_port: int = 8501
     poll_seconds: float = 1.0
     """How often folders are looked at; TF Serving's default."""
+    limits: Limits = field(default_factory=Limits)
+    """How large a request may be."""
 
 
 class Server:
@@ -61,15 +65,16 @@ class Server:
         self._config = _config(options)
         self._complaint = ""
         self.models = Models(metrics)
+        admission = Admission(options.limits)
         # The ports first: whoever took one already need not wait for the models.
         host = f"[{options.host}]" if ":" in options.host else options.host
         try:
-            self._rest = RestServer((options.host, options.rest_port), self.models, metrics)
+            self._rest = RestServer((options.host, options.rest_port), self.models, metrics, admission)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(_port_message("rest", options.rest_port, options.host, reason)) from None
         try:
-            self._grpc, grpc_port = grpc_services.bind(self.models, metrics, f"{host}:{options.grpc_port}")
+            self._grpc, grpc_port = grpc_services.bind(self.models, metrics, admission, f"{host}:{options.grpc_port}")
         except RuntimeError:
             self._rest.server_close()
             raise UserError(

@@ -22,6 +22,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from modules import servable as pipeline_servable
 from serving.client import GrpcClient, RestClient, ServingError
 from serving.development_server import errors, servable
+from serving.development_server.limits import Limits
 from serving.development_server.metrics import Metrics
 from serving.development_server.models import Models, single_model
 from serving.development_server.server import Options, Server
@@ -294,7 +295,7 @@ def test_one_value_may_stand_for_all_but_not_for_a_billion(running: Server):
         service = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         assert list(service.Predict(request, timeout=10).outputs["x"].float_val) == [0.5] * 4
         request.inputs["x"].tensor_shape.dim[0].size = 10**12
-        with pytest.raises(grpc.RpcError, match="tensor parsing error: x"):
+        with pytest.raises(grpc.RpcError, match="input 'x': 1000000000000 rows; this server takes 1024"):
             service.Predict(request, timeout=10)
         with pytest.raises(grpc.RpcError) as error:
             service.Classify(predict_pb2.PredictRequest(), timeout=10)
@@ -411,3 +412,17 @@ print(sorted({m.split(".")[0] for m in sys.modules} & {"scann", "tfx", "apache_b
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_limits_are_those_that_were_set(base_path: Path):
+    options = Options(
+        "tiny", str(base_path), grpc_port=0, rest_port=0, limits=Limits(max_batch=2, max_message_bytes=300)
+    )
+    with Server(options) as server:
+        for kind, address in ((GrpcClient, server.grpc_address), (RestClient, server.rest_address)):
+            with kind(address, "tiny") as client:
+                assert client.predict({"x": [1.0, 2.0], "s": ["a", "b"]})["x"].tolist() == [1.0, 2.0]
+                with pytest.raises(ServingError, match=r"3 rows; this server takes 2 \(--max-batch\)"):
+                    client.predict({"x": [1.0, 2.0, 3.0], "s": ["a", "b", "c"]})
+                with pytest.raises(ServingError, match=r"RESOURCE_EXHAUSTED|413"):
+                    client.predict({"x": [1.0], "s": ["a" * 300]})

@@ -124,7 +124,7 @@ def test_the_compose_file_fits_the_compose_specification():
         if name.endswith("_file"):
             folder, _, file = path.rpartition("/")
             assert mounts[folder] == "." and (SERVING / file).is_file(), name
-    assert "/models" in mounts and service["ports"] == ["8500:8500", "8501:8501"]
+    assert "/models" in mounts and service["ports"] == ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]
     assert f"/v1/models/{MODEL} " in service["healthcheck"]["test"][-1]
 
 
@@ -138,6 +138,24 @@ def test_the_manifests_fit_the_schemas_of_kubernetes(version: str):
     wrong = {**manifests()["Service/serving"], "spec": {"ports": [{"port": "eight"}]}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_every_pod_has_a_seccomp_profile_and_small_images_are_pinned_by_digest():
+    kubeflow = SERVING.parent / "kubeflow"
+    files = [*(SERVING / "kubernetes").glob("*.yaml"), *(kubeflow / "manifests" / "base").glob("*.yaml")]
+    every = [manifest for file in files for manifest in yaml.safe_load_all(file.read_text())]
+    pods = {m["kind"]: m["spec"]["template"]["spec"] for m in every if m["kind"] in ("Deployment", "Job")}
+    assert set(pods) == {"Deployment", "Job"}
+    for pod in pods.values():
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (job,) = pods["Job"]["containers"]
+    bases = re.findall(r"^FROM (python:\S+)", (kubeflow / "Dockerfile").read_text(), re.MULTILINE)
+    for image in (job["image"], *bases):
+        assert re.fullmatch(r"[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
+    assert len(set(bases)) == 1
+    # Ours to choose where it is run; the files say how.
+    for file in (SERVING / "compose.yaml", SERVING / "kustomization.yaml"):
+        assert "digest" in file.read_text()
 
 
 def test_the_manifests_belong_together():
