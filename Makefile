@@ -3,6 +3,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# The version that kubeflow/Dockerfile has: what resolves and installs is part of what is installed.
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
@@ -22,13 +26,15 @@ help:
 
 setup: $(READY)
 
-# The lock file alone decides what is installed; hashes are checked. uv comes by pip into the environment when missing.
-$(READY): requirements.lock pyproject.toml
+# The lock file alone decides what is installed; hashes are checked. uv itself comes by pip into the environment.
+$(READY): requirements.lock pyproject.toml | $(UV_READY)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(UV) pip install --quiet --no-deps --require-hashes --compile-bytecode -r requirements.lock
+	VIRTUAL_ENV=$(abspath $(VENV)) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(UV_READY):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	@if command -v uv >/dev/null; then echo uv > $(VENV)/.uv; else \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check uv && echo $(BIN)/uv > $(VENV)/.uv; fi
-	VIRTUAL_ENV=$(abspath $(VENV)) $$(cat $(VENV)/.uv) pip install --quiet --no-deps --require-hashes --compile-bytecode -r requirements.lock
-	VIRTUAL_ENV=$(abspath $(VENV)) $$(cat $(VENV)/.uv) pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
 run: $(READY)
@@ -55,8 +61,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock:
-	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+lock: $(UV_READY)
+	$(UV) pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 # The peers live apart: their pins and TFX's have no common solution. --no-config: pyproject.toml's overrides are TFX's.
 BENCH := .venv-bench
@@ -66,13 +72,13 @@ bench-setup: $(BENCH_READY)
 
 $(BENCH_READY): $(READY) requirements-bench.lock
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH) || python3 -m venv $(BENCH)
-	VIRTUAL_ENV=$(abspath $(BENCH)) $$(cat $(VENV)/.uv) pip install --no-config --quiet --no-deps --require-hashes -r requirements-bench.lock
+	VIRTUAL_ENV=$(abspath $(BENCH)) $(UV) pip install --no-config --quiet --no-deps --require-hashes -r requirements-bench.lock
 	@touch $@
 
 # RecTools asks for implicit under another name, which would overwrite implicit's own files; nothing here compiles kernels
 # with Triton.
-bench-lock:
-	printf "pm-implicit\ntriton\n" | uv pip compile --no-config benchmarks/requirements.in --excludes /dev/stdin --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements-bench.lock
+bench-lock: $(UV_READY)
+	printf "pm-implicit\ntriton\n" | $(UV) pip compile --no-config benchmarks/requirements.in --excludes /dev/stdin --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements-bench.lock
 
 bench-quality: $(READY) $(BENCH_READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
@@ -87,7 +93,8 @@ KUBEFLOW := runs/kubeflow
 kubeflow: run
 	@mkdir -p $(KUBEFLOW)
 	@$(BIN)/twotower kubeflow compile --config $(CONFIG) --image twotower:local --pipeline-root minio://mlpipeline/v2/artifacts \
-	  --set 'kubeflow.volumes=[{claim: twotower, path: "$(CURDIR)"}]' --set kubeflow.push=served/kubeflow --output $(KUBEFLOW)/pipeline.yaml
+	  --set 'kubeflow.volumes=[{claim: twotower, path: "$(CURDIR)"}]' --set kubeflow.tables=null --set kubeflow.push=served/kubeflow \
+	  --set kubeflow.checkpoints=$(KUBEFLOW)/checkpoints --output $(KUBEFLOW)/pipeline.yaml
 	@$(BIN)/python -m kubeflow.conformance $(KUBEFLOW)/pipeline.yaml --folder $(KUBEFLOW)
 	@$(BIN)/twotower batch --config $(CONFIG) --time 900000000 --output $(KUBEFLOW)/local.parquet
 	@$(BIN)/twotower batch --config $(CONFIG) --time 900000000 --set output.push=served/kubeflow --output $(KUBEFLOW)/cluster.parquet

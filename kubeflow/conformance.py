@@ -2,15 +2,19 @@
 
 Each stage's container becomes a process with the container's own command line and a clean environment. What lies
 between the YAML and that process is rebuilt from the open-source backend's sources (kubeflow/pipelines 7b70c7b,
-backend/src/v2): the API server's refusals, the driver's resolution of inputs and provision of outputs, and the
-launcher's copies between object store and container, its placeholders, and its way of publishing artifacts.
+backend/src/v2): the API server's refusals, the driver's resolution of inputs, provision of outputs and cache,
+Kubernetes' replacements in arguments, Argo's retries, and the launcher's copies between object store and container,
+its placeholders, its log, and its way of publishing artifacts.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import glob
 import graphlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,12 +25,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from kubeflow import transport
 from kubeflow.entrypoint import ARTIFACTS_OPTION, LAUNCHER, MOUNTS_VARIABLE
 from modules.errors import UserError
 
@@ -35,8 +40,19 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9]
 # What Argo accepts as the name of a task of a DAG.
 _TASK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
 _MOUNTS = {"gs": "gcs", "minio": "minio", "s3": "s3"}
-# Linux refuses a longer single argument (MAX_ARG_STRLEN).
-_LONGEST_ARGUMENT = 128 * 1024
+_LOGS = "executor-logs"
+# backend/src/v2/config/env.go: where the launcher found a bucket's credentials, kept with every artifact.
+_SESSIONS = {
+    "minio": {"Provider": "minio", "Params": {
+        "accessKeyKey": "accesskey", "disableSSL": "true", "endpoint": "seaweedfs.kubeflow:9000", "fromEnv": "false",
+        "maxRetries": "5", "region": "minio", "secretKeyKey": "secretkey", "secretName": "mlpipeline-minio-artifact"}},
+    "s3": {"Provider": "s3", "Params": {"fromEnv": "true"}},
+    "gs": {"Provider": "gs", "Params": {"fromEnv": "true"}},
+}  # fmt: skip
+
+Backend = Literal["mlmd", "native", "vertex"]
+"""Whose metadata: `mlmd` is ML Metadata (releases to 2.18), where artifacts lose their type; `native` the API server's
+own (kubeflow/pipelines#13986), where the whole schema becomes the type's title; `vertex` Vertex AI's, which keep it."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +63,20 @@ class Compiled:
     """PipelineSpec."""
     deployment: Any
     """PipelineDeploymentConfig."""
-    volumes: tuple[str, ...]
-    """Paths at which the platform spec mounts volumes."""
+    tree: dict[str, Any]
+    """The PipelineSpec as it is in the file."""
+    mounts: dict[str, dict[str, str]]
+    """Executor → path at which the platform spec mounts a volume → the volume's claim."""
 
     def container(self, task: str) -> Any:
         component = self.spec.components[self.spec.root.dag.tasks[task].component_ref.name]
         return self.deployment.executors[component.executor_label].container
+
+    def mounted(self, task: str) -> dict[str, str]:
+        """Path → claim of the volumes that a task's pod has."""
+        return self.mounts.get(
+            self.spec.components[self.spec.root.dag.tasks[task].component_ref.name].executor_label, {}
+        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +84,19 @@ class Outcome:
     """How one task ended."""
 
     task: str
-    state: Literal["done", "failed", "skipped"]
+    state: Literal["done", "cached", "failed", "skipped"]
     seconds: float = 0.0
+    attempts: int = 0
+    """Pods that were started."""
     command: tuple[str, ...] = ()
     """The process's command line, placeholders filled in."""
     artifacts: dict[str, Any] = field(default_factory=dict)
-    """Output key → RuntimeArtifact as the metadata store has it: without a type schema."""
+    """Output key → RuntimeArtifact as the metadata store has it."""
     error: str = ""
+
+    @property
+    def ended_well(self) -> bool:
+        return self.state in ("done", "cached")
 
 
 def load(path: str) -> Compiled:
@@ -101,13 +131,15 @@ def load(path: str) -> Compiled:
             raise UserError(f"{path}: the Argo compiler implements containers only, and {name} is none")
         if executor.container.lifecycle.ByteSize():
             raise UserError(f"{path}: the backend runs no pre-cache check, which {name} asks for")
-    volumes = {
-        mount["mountPath"]
+        for key, given in task.inputs.parameters.items():
+            if "{{" in given.runtime_value.constant.string_value:
+                raise UserError(f"{path}: Argo replaces the braces in {name}'s {key}")
+    mounts = {
+        label: {m["mountPath"]: m["constant"] for m in json_format.MessageToDict(executor).get("pvcMount", ())}
         for platform in platforms
-        for executor in platform.platforms["kubernetes"].deployment_spec.executors.values()
-        for mount in json_format.MessageToDict(executor).get("pvcMount", ())
+        for label, executor in platform.platforms["kubernetes"].deployment_spec.executors.items()
     }
-    return Compiled(spec, deployment, tuple(sorted(volumes)))
+    return Compiled(spec, deployment, spec_tree, mounts)
 
 
 class Cluster:
@@ -116,12 +148,13 @@ class Cluster:
     Args:
         compiled: The pipeline.
         folder: Where to keep everything; may hold earlier runs.
-        empty_schemas: Whether input artifacts come without their type schema, as from the open-source backend, or with
-            it, as from Vertex AI.
+        backend: Whose metadata lie between the stages.
         parameters: Runtime parameters instead of their defaults.
+        evictions: Task → pattern of files; its first pod is killed as soon as there is one.
 
     Raises:
-        UserError: A parameter is unknown, lacks or has the wrong type, or the pipeline needs more than this can do.
+        UserError: A parameter is unknown, lacks or has the wrong type, the root driver could not start, or the pipeline
+            needs more than this can do.
     """
 
     def __init__(
@@ -129,16 +162,28 @@ class Cluster:
         compiled: Compiled,
         folder: Path,
         *,
-        empty_schemas: bool = True,
+        backend: Backend = "mlmd",
         parameters: Mapping[str, Any] | None = None,
+        evictions: Mapping[str, str] | None = None,
     ) -> None:
         self.compiled = compiled
         self.folder = folder.resolve()
-        self.empty_schemas = empty_schemas
+        self.backend = backend
+        self.evictions = dict(evictions or {})
         self.parameters = _parameters(compiled.spec, parameters or {})
+        size = transport.root_driver_bytes(
+            compiled.tree,
+            {name: json_format.MessageToDict(value) for name, value in self.parameters.items()},
+            compiled.spec.default_pipeline_root,
+        )
+        if size > transport.LONGEST_ARGUMENT:
+            raise UserError(
+                f"the root driver does not start: its pod needs {size:,} bytes for one argument, and the kernel takes "
+                f"{transport.LONGEST_ARGUMENT:,}"
+            )
         run = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
         self.run_root = f"{compiled.spec.default_pipeline_root}/{compiled.spec.pipeline_info.name}/{run}"
-        for volume in compiled.volumes:
+        for volume in sorted({path for paths in compiled.mounts.values() for path in paths}):
             if not os.path.isdir(volume):
                 raise UserError(f"volume {volume}: make the folder here, and fill it as the cluster's volume is")
         for task in compiled.spec.root.dag.tasks:
@@ -170,7 +215,7 @@ class Cluster:
                 for name in order.get_ready():
                     if name in outcomes:
                         order.done(name)
-                    elif any(outcomes[other].state != "done" for other in _upstream(tasks[name])):
+                    elif not all(outcomes[other].ended_well for other in _upstream(tasks[name])):
                         outcomes[name] = Outcome(name, "skipped")
                         order.done(name)
                     else:
@@ -193,10 +238,11 @@ class Cluster:
             producer = source.task_output_artifact
             artifact = result.inputs.artifacts[key].artifacts.add()
             artifact.CopyFrom(outcomes[producer.producer_task].artifacts[producer.output_artifact_key])
-            if self.empty_schemas:
-                artifact.type.instance_schema = ""
+            schema = component.input_definitions.artifacts[key].artifact_type.instance_schema
+            if self.backend == "native":
+                artifact.type.schema_title = schema
             else:
-                artifact.type.CopyFrom(component.input_definitions.artifacts[key].artifact_type)
+                artifact.type.instance_schema = schema if self.backend == "vertex" else ""
         for key, parameter in task.inputs.parameters.items():
             if parameter.component_input_parameter:
                 value = self.parameters[parameter.component_input_parameter]
@@ -209,55 +255,115 @@ class Cluster:
             artifact.name, artifact.uri = key, f"{task_root}/{key}"
             artifact.type.CopyFrom(output.artifact_type)
             artifact.metadata.CopyFrom(output.metadata)
-        if self.empty_schemas:
-            logs = result.outputs.artifacts["executor-logs"].artifacts.add()
-            logs.name, logs.uri = "executor-logs", f"{task_root}/executor-logs"
+        if self.backend != "vertex":
+            logs = result.outputs.artifacts[_LOGS].artifacts.add()
+            logs.name, logs.uri = _LOGS, f"{task_root}/{_LOGS}"
             logs.type.schema_title = "system.Artifact"
         result.outputs.output_file = str(self._mounted(name, task_root) / "output_metadata.json")
         return result
 
     def _execute(self, name: str, outcomes: Mapping[str, Outcome]) -> Outcome:
-        """The launcher (component/launcher_v2.go): download, run, upload, publish."""
+        """The driver's look into its cache, and Argo's pods until one ends well."""
         started = time.monotonic()
+        executor_input = self.executor_input(name, outcomes)
+        entry = self._cache_entry(name, executor_input)
+        if entry is not None and entry.exists():
+            kept = {
+                key: json_format.ParseDict(artifact, pipeline_spec_pb2.RuntimeArtifact())
+                for key, artifact in json.loads(entry.read_text(encoding="utf-8")).items()
+            }
+            return Outcome(name, "cached", time.monotonic() - started, artifacts=kept)
+        policy = self.compiled.spec.root.dag.tasks[name].retry_policy
+        # Argo takes no longest duration for one of zero, which has always passed.
+        retries = policy.max_retry_count if policy.backoff_max_duration.seconds else 0
+        for attempt in range(1 + retries):
+            outcome = self._run_pod(name, executor_input, attempt, started)
+            if outcome.ended_well:
+                break
+        if entry is not None and outcome.ended_well:
+            entry.parent.mkdir(exist_ok=True)
+            found = {key: json_format.MessageToDict(artifact) for key, artifact in outcome.artifacts.items()}
+            entry.write_text(json.dumps(found), encoding="utf-8")
+        return outcome
+
+    def _cache_entry(self, name: str, executor_input: Any) -> Path | None:
+        """Where the cache has a task with these inputs (driver/cache.go, cacheutils/cache.go); None without a cache."""
+        task = self.compiled.spec.root.dag.tasks[name]
+        if not task.caching_options.enable_cache:
+            return None
+        container = self.compiled.container(name)
+        inputs, outputs = executor_input.inputs, executor_input.outputs.artifacts
+        key = {
+            # An artifact is known by its id, which the native backend keeps beside a name that others have, too.
+            "artifacts": {k: [a.uri if self.backend == "native" else a.name for a in found.artifacts]
+                          for k, found in inputs.artifacts.items()},
+            "parameters": {k: json_format.MessageToDict(value) for k, value in inputs.parameter_values.items()},
+            "outputs": {k: json_format.MessageToDict(found.artifacts[0]) | {"uri": ""} for k, found in outputs.items()},
+            "container": [container.image, *container.command, *container.args],
+            "claims": sorted(set(self.compiled.mounted(name).values())),
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / "cache" / f"{digest}.json"
+
+    def _run_pod(self, name: str, provided: Any, attempt: int, started: float) -> Outcome:
+        """The launcher (component/launcher_v2.go): download, run, upload, publish."""
         pod = self._pod(name)
         shutil.rmtree(pod, ignore_errors=True)
         pod.mkdir(parents=True)
-        executor_input = self.executor_input(name, outcomes)
+        container = self.compiled.container(name)
+        environment = {
+            "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(pod),
+            "KFP_POD_NAME": name.lower(),
+            MOUNTS_VARIABLE: str(pod),
+            **{variable.name: variable.value for variable in container.env},
+        }
+        # The launcher has it on its own command line.
+        text = _as_kubernetes_does(json_format.MessageToJson(provided), environment)
+        executor_input = json_format.Parse(text, pipeline_spec_pb2.ExecutorInput())
+        for artifact in executor_input.outputs.artifacts[_LOGS].artifacts if self.backend != "vertex" else ():
+            artifact.uri += f"-{attempt}"
         for artifacts in executor_input.inputs.artifacts.values():
             for artifact in artifacts.artifacts:
                 _copy_files(self._stored(artifact.uri), self._mounted(name, artifact.uri))
         for artifacts in executor_input.outputs.artifacts.values():
             self._mounted(name, artifacts.artifacts[0].uri).parent.mkdir(parents=True, exist_ok=True)
 
-        container = self.compiled.container(name)
-        command = _fill([*container.command, *container.args], executor_input)
-        done = self._start(name, command, container)
+        arguments = [_as_kubernetes_does(argument, environment) for argument in (*container.command, *container.args)]
+        command = _fill(arguments, executor_input)
+        done = self._start(name, command, environment, self.evictions.get(name, "") if attempt == 0 else "")
+        for artifact in executor_input.outputs.artifacts[_LOGS].artifacts if self.backend != "vertex" else ():
+            _copy_files(self._log(name), self._stored(artifact.uri))
         seconds = time.monotonic() - started
         if done:
-            return Outcome(name, "failed", seconds, command, error=self._last_words(name, done))
+            words = self._last_words(name, done)
+            return Outcome(name, "failed", seconds, attempt + 1, command, error=words)
         try:
             published = self._publish(name, executor_input)
         except (OSError, ValueError, json_format.ParseError) as error:
-            return Outcome(name, "failed", seconds, command, error=f"the launcher refuses the output: {error}")
+            words = f"the launcher refuses the output: {error}"
+            return Outcome(name, "failed", seconds, attempt + 1, command, error=words)
         # What a pod had on its own disk is gone with it.
         shutil.rmtree(pod)
-        return Outcome(name, "done", seconds, command, published)
+        return Outcome(name, "done", seconds, attempt + 1, command, published)
 
-    def _start(self, name: str, command: Sequence[str], container: Any) -> int:
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str], eviction: str) -> int:
         longest = max(len(argument.encode()) for argument in command)
-        if longest > _LONGEST_ARGUMENT:
-            raise UserError(f"{name}: an argument of {longest:,} bytes; the kernel takes {_LONGEST_ARGUMENT:,}")
-        environment = {
-            "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(self._pod(name)),
-            MOUNTS_VARIABLE: str(self._pod(name)),
-            **{variable.name: variable.value for variable in container.env},
-        }
+        if longest > transport.LONGEST_ARGUMENT:
+            raise UserError(
+                f"{name}: an argument of {longest:,} bytes; the kernel takes {transport.LONGEST_ARGUMENT:,}"
+            )
         log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as file:
-            done = subprocess.run(command, cwd=self._pod(name), env=environment, stdout=file, stderr=subprocess.STDOUT)
-        return done.returncode
+            process = subprocess.Popen(
+                command, cwd=self._pod(name), env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+            while eviction and process.poll() is None:
+                if glob.glob(eviction, recursive=True):
+                    process.kill()
+                time.sleep(0.02)
+            return process.wait()
 
     def _publish(self, name: str, executor_input: Any) -> dict[str, Any]:
         """Uploads output folders, and what the metadata store then answers for the output artifacts."""
@@ -266,16 +372,20 @@ class Cluster:
         published = {}
         for key, artifacts in executor_input.outputs.artifacts.items():
             artifact = artifacts.artifacts[0]
-            if key in reported.artifacts:
+            if key in reported.artifacts and key != _LOGS:
                 own = reported.artifacts[key].artifacts[0]
                 artifact.uri = own.uri or artifact.uri
                 artifact.metadata.MergeFrom(own.metadata)
-            _copy_files(self._mounted(name, artifact.uri), self._stored(artifact.uri))
-            stored = pipeline_spec_pb2.RuntimeArtifact(name=str(uuid.uuid4().int % 10**6), uri=artifact.uri)
-            for property_name, value in artifact.metadata.fields.items():
-                stored.metadata.fields[property_name].CopyFrom(_through_mlmd(property_name, value))
-            stored.metadata.fields["display_name"].string_value = key
-            stored.metadata.fields["store_session_info"].string_value = "null"
+            if key != _LOGS:
+                _copy_files(self._mounted(name, artifact.uri), self._stored(artifact.uri))
+            stored = pipeline_spec_pb2.RuntimeArtifact(name=key, uri=artifact.uri, metadata=artifact.metadata)
+            if self.backend == "mlmd":
+                stored.name = str(uuid.uuid4().int % 10**9)
+                for property_name, value in artifact.metadata.fields.items():
+                    stored.metadata.fields[property_name].CopyFrom(_through_mlmd(property_name, value))
+                session = _SESSIONS[artifact.uri.partition("://")[0]]
+                stored.metadata.fields["display_name"].string_value = key
+                stored.metadata.fields["store_session_info"].string_value = json.dumps(session, separators=(",", ":"))
             published[key] = stored
         return published
 
@@ -340,6 +450,15 @@ def _fill(command: Sequence[str], executor_input: Any) -> tuple[str, ...]:
     return tuple(filled)
 
 
+def _as_kubernetes_does(text: str, environment: Mapping[str, str]) -> str:
+    """Kubernetes' replacements in a container's command line: `$$` is `$`, `$(NAME)` a variable where there is one."""
+
+    def replacement(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else environment.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replacement, text)
+
+
 def _through_mlmd(name: str, value: struct_pb2.Value) -> struct_pb2.Value:
     """A metadata value as it comes back from the store (metadata/converter.go)."""
     kind = value.WhichOneof("kind")
@@ -372,15 +491,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kubeflow.conformance", description=__doc__)
     parser.add_argument("pipeline", help="the compiled pipeline, YAML")
     parser.add_argument("--folder", type=Path, default=Path("runs/kubeflow"), help="for the store, pods and logs")
-    parser.add_argument("--with-schemas", action="store_true", help="input artifacts carry their type, as on Vertex AI")
+    parser.add_argument("--backend", choices=get_args(Backend), default="mlmd", help="whose metadata (default mlmd)")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="a runtime parameter")
     parser.add_argument("--workers", type=int, default=2, help="tasks at once")
     options = parser.parse_args(arguments)
     try:
         given = {name: yaml.safe_load(text) for name, _, text in (p.partition("=") for p in options.parameter)}
-        cluster = Cluster(
-            load(options.pipeline), options.folder, empty_schemas=not options.with_schemas, parameters=given
-        )
+        cluster = Cluster(load(options.pipeline), options.folder, backend=options.backend, parameters=given)
     except UserError as error:
         print(f"kubeflow.conformance: {error}", file=sys.stderr)
         return 2
@@ -391,7 +508,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pushed = outcomes["Pusher"].artifacts.get("pushed_model")
     if pushed is not None:
         print(f"pushed   {pushed.metadata.fields['pushed_destination'].string_value or 'nothing: a gate refused'}")
-    return 0 if all(outcome.state == "done" for outcome in outcomes.values()) else 1
+    return 0 if all(outcome.ended_well for outcome in outcomes.values()) else 1
 
 
 def option(command: Sequence[str], name: str) -> str:

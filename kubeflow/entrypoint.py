@@ -3,14 +3,18 @@
 TFX's own entry point was written for Vertex AI. The open-source backend (read at kubeflow/pipelines 7b70c7b) differs,
 and each difference is made up for here:
 
-- Input artifacts come with an empty type schema (backend/src/v2/metadata/client.go, GetOutputArtifactsByExecutionId);
-  the stage's own input definitions know it (tensorflow/tfx#7768).
+- Input artifacts come with an empty type schema (backend/src/v2/metadata/client.go, GetOutputArtifactsByExecutionId),
+  or, once the backend keeps its own metadata (kubeflow/pipelines#13986, read at 6585b51), with the whole schema in the
+  place of its title (driver/container.go, convertArtifactToRuntimeArtifact). The stage's own input definitions know the
+  type (tensorflow/tfx#7768).
 - Types of this project are not in TFX's table of classes.
 - Artifacts may be in stores that TensorFlow cannot open (`minio://`, `s3://`). The launcher copies inputs to a local
   folder before the stage and outputs from one after it; with `--artifacts launcher` the stage works in those folders.
 - It adds an output of its own, `executor-logs`, of a type that TFX does not know.
 - TensorFlow marks `gs://` folders with empty objects, over which the launcher's download of the next stage stumbles
   (kubeflow/pipelines#13476); with `--artifacts direct` they are removed after the stage.
+- A stage that is started again finds what its killed pod left on `gs://`; it starts with empty outputs.
+- Numbers of a run are checked for being numbers only; the first stage checks them as the settings they replace.
 - The pipeline's runtime parameters are put into the settings that they replace.
 """
 
@@ -23,19 +27,22 @@ import os
 import sys
 import tempfile
 import traceback
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from kubeflow import transport
+from kubeflow.parameters import checked
 from modules.errors import UserError
 from pipeline import local_runner
 
 LAUNCHER, DIRECT = "launcher", "direct"
 ARTIFACTS_OPTION = "--artifacts"
 PARAMETERS_OPTION = "--runtime_parameters"
+CHECKS_OPTION = "--checked_parameters"
 
 MOUNTS_VARIABLE = "TWOTOWER_MOUNTS"
 """Environment variable: the folder in which the launcher's `gcs`, `minio` and `s3` are, by default `/`."""
@@ -68,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(ARTIFACTS_OPTION, choices=(LAUNCHER, DIRECT), default=DIRECT)
     parser.add_argument(PARAMETERS_OPTION, type=json.loads, default={}, metavar="JSON",
                         help="runtime parameter → path of the setting that it replaces")  # fmt: skip
+    parser.add_argument(CHECKS_OPTION, type=json.loads, default={}, metavar="JSON",
+                        help="runtime parameter → what its value is held against (parameters.py)")  # fmt: skip
     return parser
 
 
@@ -87,14 +96,17 @@ def run(options: argparse.Namespace, beam_options: list[str]) -> None:
     drop_foreign_outputs(executor_input)
     output_file = executor_input.outputs.output_file
     uris = _output_uris(executor_input)
+    copies: dict[str, str] = {}
     if options.artifacts == LAUNCHER:
-        use_local_copies(executor_input)
+        copies = use_local_copies(executor_input)
     elif uris and "://" not in output_file:
         # TFX puts temporary files beside its output file, and remote Beam workers must see those.
         task_folder = os.path.dirname(next(iter(uris.values())))
         executor_input.outputs.output_file = os.path.join(task_folder, "executor_output.json")
     with tempfile.TemporaryDirectory() as folder:
-        set_parameters(executor_input, options.runtime_parameters, folder)
+        set_parameters(executor_input, options.runtime_parameters, options.checked_parameters, folder)
+        if options.artifacts == DIRECT:
+            remove_leftovers(uris.values())
         _execute(options, executor_input, beam_options)
 
     from tfx.dsl.io import fileio
@@ -103,6 +115,7 @@ def run(options: argparse.Namespace, beam_options: list[str]) -> None:
         executor_output = json_format.Parse(file.read(), pipeline_spec_pb2.ExecutorOutput())
     for key, artifacts in executor_output.artifacts.items():
         artifacts.artifacts[0].uri = uris[key]
+        with_uris(artifacts.artifacts[0].metadata, copies)
     if options.artifacts == DIRECT:
         remove_folder_markers(uris.values())
     # Last, so that a stage is done or is not.
@@ -126,13 +139,26 @@ def _execute(options: argparse.Namespace, executor_input: Any, beam_options: lis
 
 
 def complete_types(executor_input: Any, inputs_spec: Any) -> None:
-    """Gives input artifacts without a type schema the one of the stage's input definitions, in place."""
+    """Gives artifacts the type schema that they were compiled with, whatever has become of it on the way, in place."""
+    for artifacts in (executor_input.inputs.artifacts, executor_input.outputs.artifacts):
+        for found in artifacts.values():
+            for artifact in found.artifacts:
+                if _is_schema(artifact.type.schema_title):
+                    artifact.type.instance_schema = artifact.type.schema_title
     for name, artifact_spec in inputs_spec.artifacts.items():
         # Looking a key up in a protobuf map would add it.
         if name in executor_input.inputs.artifacts:
             for artifact in executor_input.inputs.artifacts[name].artifacts:
-                if not (artifact.type.instance_schema or artifact.type.schema_title):
-                    artifact.type.CopyFrom(artifact_spec.artifact_type)
+                artifact.type.CopyFrom(artifact_spec.artifact_type)
+
+
+def _is_schema(title: str) -> bool:
+    """Whether what should be a title, such as `tfx.Model`, is a whole schema: YAML with a title of its own."""
+    try:
+        tree = yaml.safe_load(title)
+    except yaml.YAMLError:
+        return False
+    return isinstance(tree, dict) and "title" in tree
 
 
 def drop_foreign_outputs(executor_input: Any) -> None:
@@ -142,15 +168,28 @@ def drop_foreign_outputs(executor_input: Any) -> None:
         del outputs[name]
 
 
-def use_local_copies(executor_input: Any) -> None:
-    """Replaces the artifacts' URIs by the launcher's local folders, and makes the outputs' ones."""
-    for artifacts in executor_input.inputs.artifacts.values():
+def use_local_copies(executor_input: Any) -> dict[str, str]:
+    """Replaces the artifacts' URIs by the launcher's local folders, and makes the outputs' ones.
+
+    Returns:
+        Local folder → the URI that it stands for.
+    """
+    copies = {}
+    for artifacts in (*executor_input.inputs.artifacts.values(), *executor_input.outputs.artifacts.values()):
         for artifact in artifacts.artifacts:
-            artifact.uri = local_copy(artifact)
+            copy = local_copy(artifact)
+            copies[copy], artifact.uri = artifact.uri, copy
     for artifacts in executor_input.outputs.artifacts.values():
-        for artifact in artifacts.artifacts:
-            artifact.uri = local_copy(artifact)
-            os.makedirs(artifact.uri, exist_ok=True)
+        os.makedirs(artifacts.artifacts[0].uri, exist_ok=True)
+    return copies
+
+
+def with_uris(metadata: Any, copies: Mapping[str, str]) -> None:
+    """Replaces, in place, local folders in an artifact's metadata: nobody finds them once the pod is gone."""
+    for value in metadata.fields.values():
+        for copy, uri in copies.items():
+            if value.string_value == copy or value.string_value.startswith(f"{copy}/"):
+                value.string_value = uri + value.string_value.removeprefix(copy)
 
 
 def local_copy(artifact: Any) -> str:
@@ -168,31 +207,47 @@ def local_copy(artifact: Any) -> str:
     return os.path.join(os.environ.get(MOUNTS_VARIABLE, "/"), folder, rest)
 
 
-def set_parameters(executor_input: Any, targets: Mapping[str, Sequence[str]], folder: str) -> None:
-    """Moves runtime parameters into the settings they replace, and files that travel inside a parameter to disk.
+def set_parameters(
+    executor_input: Any, targets: Mapping[str, Sequence[str]], rules: Mapping[str, Mapping[str, Any]], folder: str
+) -> None:
+    """Makes of a stage's parameters, as they travelled, its settings.
+
+    Texts are unpacked, runtime parameters checked and moved into the settings that they replace, and files that travel
+    inside a text written to disk.
 
     Args:
         executor_input: The ExecutorInput, changed in place. Its parameters are in `parameter_values` (spec 2.1) or in
             `parameters` (2.0).
         targets: Runtime parameter → parameter of the stage and keys inside its JSON.
-        folder: For files whose content came as a `data:` URI (RFC 2397) instead of a path.
+        rules: Runtime parameter → what its value is held against.
+        folder: For files whose content came as text instead of a path.
+
+    Raises:
+        UserError: A runtime parameter has a value that its setting cannot have.
     """
     for values in (executor_input.inputs.parameter_values, executor_input.inputs.parameters):
-        for name, (parameter, *keys) in targets.items():
-            # Looking a key up in a protobuf map would add it.
-            if name not in values:
-                continue
+        for value in values.values():
+            # Assigning a text would make one of a number.
+            if value.string_value:
+                value.string_value = transport.unpacked(value.string_value)
+        # Looking a key up in a protobuf map would add it.
+        for name in {*targets, *rules} & set(values):
             kind = values[name].WhichOneof(values[name].DESCRIPTOR.oneofs[0].name)
             new = getattr(values[name], kind)
+            if name in rules:
+                new = checked(f"parameter {name}", rules[name], new)
             if isinstance(new, float) and new.is_integer():
                 new = int(new)
-            values[parameter].string_value = replaced(values[parameter].string_value, keys, new)
+            if name in targets:
+                parameter, *keys = targets[name]
+                values[parameter].string_value = replaced(values[parameter].string_value, keys, new)
             del values[name]
         for name, value in values.items():
-            if value.string_value.startswith("data:"):
+            content = transport.text_as_file(value.string_value)
+            if content is not None:
                 path = os.path.join(folder, name)
-                with urllib.request.urlopen(value.string_value) as source, open(path, "wb") as target:
-                    target.write(source.read())
+                with open(path, "wb") as target:
+                    target.write(content)
                 value.string_value = path
 
 
@@ -205,6 +260,15 @@ def replaced(setting: Any, keys: Sequence[str], new: Any) -> Any:
     if keys[0] not in setting:
         raise KeyError(f"{keys[0]}: the setting has {', '.join(setting)}")
     return {**setting, keys[0]: replaced(setting[keys[0]], keys[1:], new)}
+
+
+def remove_leftovers(uris: Any) -> None:
+    """Deletes what an attempt that was killed has left where this one will write."""
+    from tfx.dsl.io import fileio
+
+    for uri in uris:
+        if fileio.exists(uri):
+            fileio.rmtree(uri)
 
 
 def remove_folder_markers(uris: Any) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from kubeflow import entrypoint
+from kubeflow import entrypoint, transport
+from kubeflow.parameters import (
+    FIRST_STAGE,
+    Parameter,
+    check_path,
+    mounted,
+    opened,
+    parameters,
+    push_destination,
+    travels,
+    with_absolute_paths,
+)
 from modules.errors import UserError
-from pipeline.config import Config, Resources, absolute
+from pipeline.config import Config, Resources
+
+__all__ = ["check", "compile_pipeline", "parameters", "pipeline_job", "platform_spec", "with_absolute_paths"]
 
 # backend/src/v2/objectstore/config.go, bucketPattern, without its query string, which no artifact's URI keeps.
 _ROOT = re.compile(r"(gs|s3|minio)://[a-z0-9][a-z0-9._-]*(/[^?#\s]*)?")
@@ -23,24 +33,15 @@ _IMAGE = re.compile(
     r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
-# Kubernetes passes a stage's settings on its command line, where one argument may have 128 KiB
-# (Linux, MAX_ARG_STRLEN), and a whole run must fit into one object of 1.5 MiB.
-_LARGEST_FILE = 48 * 1024
 _IN_PROCESS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 # What these find outside of their inputs changes without any parameter changing; what is below them follows.
 _NEVER_CACHED = ("InteractionExampleGen", "BaselineResolver")
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One runtime parameter of the compiled pipeline."""
-
-    name: str
-    default: str | int
-    key: str
-    """The key of the configuration that it replaces."""
-    targets: dict[str, tuple[str, ...]]
-    """Stage → its parameter, and keys inside of that parameter's JSON."""
+# A stage whose pod was evicted, or failed, starts again after one minute, the next time after two. Argo counts the
+# longest duration from the start of the first attempt, training included, and a missing one is zero: no retry at all
+# (argo-workflows 4.0.8, workflow/controller/operator.go, processNodeRetries).
+_RETRY_POLICY = {"backoffDuration": "60s", "backoffFactor": 2, "backoffMaxDuration": f"{7 * 86400}s"}
 
 
 def compile_pipeline(config: Config, output: str) -> dict[str, Any]:
@@ -75,22 +76,6 @@ def compile_pipeline(config: Config, output: str) -> dict[str, Any]:
     return job
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """Relative paths are of this folder, in a container as well: whether a volume is there, `check` decides."""
-    tables, kubeflow = config.tables, config.kubeflow
-    changed = {
-        name: table.model_copy(update={"path": absolute(table.path)})
-        for name, table in (("interactions", tables.interactions), ("items", tables.items), ("users", tables.users))
-        if table is not None
-    }
-    return config.model_copy(
-        update={
-            "tables": tables.model_copy(update=changed),
-            "kubeflow": kubeflow.model_copy(update={"push": absolute(kubeflow.push or config.output.push)}),
-        }
-    )
-
-
 def check(config: Config) -> None:
     """Refuses what the backend would refuse, or what a container could not see.
 
@@ -123,79 +108,22 @@ def check(config: Config) -> None:
         )
     if kubeflow.spec == "2.0" and platform_settings(config):
         raise UserError("kubeflow: volumes, secrets, node_selector, tolerations and image_pull_secret need spec 2.1")
-    for key, path in _paths(config):
-        check_path(key, path, config)
+    mounts = [volume.path for volume in kubeflow.volumes]
+    for one in opened(config):
+        check_path(one.key, one.path, mounts)
     schema = config.data_schema.path
-    if schema is not None and _travels(schema, config):
+    if schema is not None and travels(schema, config):
         try:
-            size = os.path.getsize(schema)
+            with open(schema, "rb"):
+                pass
         except OSError as error:
             raise UserError(f"schema.path: {schema}: {error.strerror}; write it with `twotower schema`") from None
-        if size > _LARGEST_FILE:
-            raise UserError(f"schema.path: {schema} has {size:,} bytes, more than travel inside a pipeline; "
-                            "put it on gs:// or on a volume of kubeflow.volumes")  # fmt: skip
-
-
-def check_path(key: str, path: str, config: Config) -> None:
-    volumes = config.kubeflow.volumes
-    if path.startswith("gs://") or _on_volume(path, config):
-        return
-    places = "give a gs:// path, or one below a volume of kubeflow.volumes"
-    if volumes:
-        places += f" ({', '.join(volume.path for volume in volumes)})"
-    what = "cannot be opened by TensorFlow" if "://" in path else "is on this machine, where no container sees it"
-    raise UserError(f"{key}: {path} {what}; {places}")
-
-
-def _on_volume(path: str, config: Config) -> bool:
-    return any(path.startswith(volume.path.rstrip("/") + "/") for volume in config.kubeflow.volumes)
-
-
-def _travels(schema: str, config: Config) -> bool:
-    """Whether a schema is a file of this machine, and not one that only the cluster has."""
-    return "://" not in schema and (os.path.exists(schema) or not _on_volume(schema, config))
-
-
-def _paths(config: Config) -> Iterator[tuple[str, str]]:
-    tables = config.tables
-    yield "tables.interactions.path", tables.interactions.path
-    yield "tables.items.path", tables.items.path
-    if tables.users is not None:
-        yield "tables.users.path", tables.users.path
-    yield "kubeflow.push", _push_destination(config)
-    if config.data_schema.path is not None and "://" in config.data_schema.path:
-        yield "schema.path", config.data_schema.path
-
-
-def _push_destination(config: Config) -> str:
-    return f"{config.kubeflow.push}/{config.name}"
 
 
 def _launcher_copies(config: Config) -> bool:
     """Whether stages work on the launcher's local copies of artifacts: they must be the only ones to read them."""
     runners = [option.partition("=")[2] for option in config.kubeflow.beam.options if option.startswith("--runner=")]
     return config.kubeflow.spec == "2.1" and all(runner in _IN_PROCESS for runner in runners)
-
-
-def parameters(config: Config) -> list[Parameter]:
-    """What can be set anew for every run of the compiled pipeline."""
-    found = [
-        Parameter("interactions", config.tables.interactions.path, "tables.interactions.path",
-                  {"InteractionExampleGen": ("tables", "interactions", "path")}),
-        Parameter("items", config.tables.items.path, "tables.items.path",
-                  {"InteractionExampleGen": ("tables", "items", "path")}),
-    ]  # fmt: skip
-    if config.tables.users is not None:
-        found.append(Parameter("users", config.tables.users.path, "tables.users.path",
-                               {"InteractionExampleGen": ("tables", "users", "path")}))  # fmt: skip
-    return [
-        *found,
-        Parameter("epochs", config.training.epochs, "training.epochs",
-                  {"Trainer": ("custom_config", "training", "epochs")}),
-        Parameter("push_to", _push_destination(config), "<kubeflow.push>/<name>",
-                  {"BaselineResolver": ("push_destination",),
-                   "Pusher": ("push_destination", "filesystem", "base_directory")}),
-    ]  # fmt: skip
 
 
 def pipeline_job(config: Config) -> dict[str, Any]:
@@ -210,11 +138,11 @@ def pipeline_job(config: Config) -> dict[str, Any]:
     root = kubeflow.pipeline_root.rstrip("/")
     site = Site(
         root=root,
-        push_destination=_push_destination(config),
+        push_destination=push_destination(config),
         beam_options=kubeflow.beam.options,
         schema_file=_schema_file(config),
-        # Where stages open the bucket themselves; the launcher may have rights there that a stage has not.
-        checkpoints="" if _launcher_copies(config) else f"{root}/checkpoints",
+        # Below the root only where stages open it themselves; the launcher may have rights there that a stage has not.
+        checkpoints=kubeflow.checkpoints or ("" if _launcher_copies(config) else f"{root}/checkpoints"),
     )
     pipeline = create_pipeline(config, site)
     _set_resources(pipeline.components, kubeflow.resources)
@@ -232,24 +160,68 @@ def pipeline_job(config: Config) -> dict[str, Any]:
     spec = job["pipelineSpec"]
     spec["defaultPipelineRoot"] = root
     copies = _launcher_copies(config)
+    tasks = spec["root"]["dag"]["tasks"]
     for executor in spec["deploymentSpec"]["executors"].values():
         executor["container"]["args"] += [
             entrypoint.ARTIFACTS_OPTION, entrypoint.LAUNCHER if copies else entrypoint.DIRECT
         ]  # fmt: skip
     for stage in _NEVER_CACHED:
-        spec["root"]["dag"]["tasks"][stage].pop("cachingOptions", None)
+        tasks[stage].pop("cachingOptions", None)
     for parameter in wanted:
         _add_parameter(spec, parameter)
+    _arguments(spec, FIRST_STAGE).extend(
+        [entrypoint.CHECKS_OPTION, json.dumps({parameter.name: parameter.rule for parameter in wanted})]
+    )
+    for task in tasks.values():
+        if kubeflow.retries:
+            task["retryPolicy"] = {"maxRetryCount": kubeflow.retries, **_RETRY_POLICY}
+        for holder, key in _constants(task):
+            holder[key] = transport.packed(holder[key])
+    if kubeflow.spec == "2.1":
+        for executor in spec["deploymentSpec"]["executors"].values():
+            executor["container"]["args"] = [transport.argument(text) for text in executor["container"]["args"]]
+        _check_size(spec, wanted, config)
     return job
 
 
+def _constants(task: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The texts among a task's constant parameters, each as what holds it and its key there."""
+    for given in task["inputs"].get("parameters", {}).values():
+        value = given.get("runtimeValue", {})
+        # Spec 2.1 has the value, 2.0 its type beside it.
+        for holder, key in ((value, "constant"), (value.get("constantValue", {}), "stringValue")):
+            if isinstance(holder.get(key), str):
+                yield holder, key
+
+
+def _check_size(spec: dict[str, Any], wanted: Iterable[Parameter], config: Config) -> None:
+    size = transport.root_driver_bytes(spec, {p.name: p.default for p in wanted}, spec["defaultPipelineRoot"])
+    if size <= transport.LONGEST_ARGUMENT:
+        return
+    sizes = {
+        (stage, name): len(json.dumps(given))
+        for stage, task in spec["root"]["dag"]["tasks"].items()
+        for name, given in task["inputs"].get("parameters", {}).items()
+    }
+    stage, name = max(sizes, key=lambda place: sizes[place])
+    if stage == "ImportSchemaGen":
+        what = f"schema.path: {config.data_schema.path}"
+        remedy = "put it on gs:// or on a volume of kubeflow.volumes"
+    else:
+        what, remedy = f"{stage}'s {name}", "leave out features, columns or slices"
+    raise UserError(
+        f"{what} takes {sizes[stage, name]:,} bytes, compressed, of {size:,} that the root driver gets at once, where "
+        f"{transport.LONGEST_ARGUMENT:,} fit; {remedy}"
+    )
+
+
 def _schema_file(config: Config) -> str | None:
-    """A local schema travels inside the pipeline, as a `data:` URI (RFC 2397) that the entry point writes to disk."""
+    """A local schema travels inside the pipeline, as text that the entry point writes to disk."""
     path = config.data_schema.path
-    if path is None or not _travels(path, config):
+    if path is None or not travels(path, config):
         return path
     with open(path, "rb") as file:
-        return "data:text/plain;base64," + base64.b64encode(file.read()).decode()
+        return transport.file_as_text(file.read())
 
 
 def _set_resources(components: Iterable[Any], resources: dict[str, Resources]) -> None:
@@ -276,7 +248,8 @@ def _set_resources(components: Iterable[Any], resources: dict[str, Resources]) -
 
 
 def _add_parameter(spec: dict[str, Any], parameter: Parameter) -> None:
-    """Declares a runtime parameter, binds it to its stages, and tells their entry point what it replaces."""
+    """Declares a runtime parameter, binds it to its stages and to the one that checks it, and tells their entry point
+    what it replaces."""
     is_number = isinstance(parameter.default, int)
     if spec["schemaVersion"] == "2.1.0":
         kind: dict[str, Any] = {"parameterType": "NUMBER_INTEGER" if is_number else "STRING"}
@@ -286,16 +259,25 @@ def _add_parameter(spec: dict[str, Any], parameter: Parameter) -> None:
         kind = {"type": "INT" if is_number else "STRING"}
         declared = dict(kind)
     spec["root"].setdefault("inputDefinitions", {}).setdefault("parameters", {})[parameter.name] = declared
-    for stage, path in parameter.targets.items():
+    for stage, path in {FIRST_STAGE: None, **parameter.targets}.items():
         spec["components"][stage]["inputDefinitions"]["parameters"][parameter.name] = dict(kind)
         spec["root"]["dag"]["tasks"][stage]["inputs"]["parameters"][parameter.name] = {
             "componentInputParameter": parameter.name
         }
-        arguments = spec["deploymentSpec"]["executors"][spec["components"][stage]["executorLabel"]]["container"]["args"]
+        if path is None:
+            continue
+        arguments = _arguments(spec, stage)
         if entrypoint.PARAMETERS_OPTION not in arguments:
             arguments += [entrypoint.PARAMETERS_OPTION, "{}"]
         place = arguments.index(entrypoint.PARAMETERS_OPTION) + 1
         arguments[place] = json.dumps(json.loads(arguments[place]) | {parameter.name: path})
+
+
+def _arguments(spec: dict[str, Any], stage: str) -> list[str]:
+    arguments: list[str] = spec["deploymentSpec"]["executors"][spec["components"][stage]["executorLabel"]]["container"][
+        "args"
+    ]
+    return arguments
 
 
 def platform_spec(config: Config, spec: dict[str, Any]) -> dict[str, Any] | None:
@@ -320,9 +302,10 @@ def _executor_platform(config: Config, stage: str) -> dict[str, Any]:
     kubeflow = config.kubeflow
     wanted = kubeflow.resources.get(stage, kubeflow.resources.get("default", Resources()))
     result: dict[str, Any] = {}
-    if kubeflow.volumes:
+    volumes = [kubeflow.volumes[number] for number in mounted(config, stage)]
+    if volumes:
         result["pvcMount"] = [
-            {"constant": v.claim, "pvcNameParameter": _constant(v.claim), "mountPath": v.path} for v in kubeflow.volumes
+            {"constant": v.claim, "pvcNameParameter": _constant(v.claim), "mountPath": v.path} for v in volumes
         ]
     if kubeflow.secrets:
         result["secretAsEnv"] = [

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from kubeflow import runner
+from kubeflow.parameters import checked, parameters, with_absolute_paths
 from modules.errors import UserError
-from modules.settings import Training
 from pipeline import local_runner
 from pipeline.config import Config
 
@@ -82,22 +81,16 @@ def parameter_values(config: Config, given: Mapping[str, str]) -> dict[str, str 
     Raises:
         UserError: There is no such parameter, or its value would be refused.
     """
-    config = runner.with_absolute_paths(config)
-    known = {parameter.name: parameter for parameter in runner.parameters(config)}
+    known = {parameter.name: parameter for parameter in parameters(with_absolute_paths(config))}
     values: dict[str, str | int] = {}
     for name, text in given.items():
         if name not in known:
             raise UserError(f"--parameter {name}: the pipeline has {', '.join(known)}")
+        value: Any = text
         if isinstance(known[name].default, int):
-            try:
+            with contextlib.suppress(yaml.YAMLError):
                 value = yaml.safe_load(text)
-                Training.model_validate({known[name].key.rpartition(".")[2]: value}, strict=True)
-            except (yaml.YAMLError, ValidationError):
-                raise UserError(f"--parameter {name}={text}: expected a whole number above 0") from None
-            values[name] = value
-        else:
-            runner.check_path(f"--parameter {name}", text, config)
-            values[name] = text
+        values[name] = checked(f"--parameter {name}", known[name].rule, value)
     return values
 
 

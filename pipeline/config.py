@@ -118,11 +118,11 @@ class Resources(Settings):
 
 
 class Volume(Settings):
-    """A persistent volume that every stage sees."""
+    """A persistent volume, mounted by the stages that read or write something on it."""
 
     claim: Line
-    path: Line = Field(pattern="^/")
-    """Where it is mounted; tables and the push destination may be below."""
+    path: Line = Field(pattern="^/.")
+    """Where it is mounted; tables, the push destination, checkpoints and a schema may be below."""
 
 
 class Secret(Settings):
@@ -142,8 +142,15 @@ class Kubeflow(Settings):
     """Where the cluster keeps artifacts: minio://, s3:// or gs://."""
     spec: Literal["2.1", "2.0"] = "2.1"
     """Version of the pipeline spec: 2.1 for Kubeflow Pipelines and Vertex AI, 2.0 for Vertex AI alone."""
+    tables: Line | None = None
+    """Instead of the folders of tables.*.path: where the files of the same names are, on gs:// or on a volume."""
     push: Line | None = None
     """Instead of output.push: the model goes to <push>/<name>/<version>, on gs:// or on a volume."""
+    checkpoints: Line | None = None
+    """Where a training that was killed finds its last epoch again, on gs:// or on a volume; by default below the
+    pipeline root where stages open it themselves (kubeflow/README.md), else nowhere."""
+    retries: int = Field(2, ge=0, le=100)
+    """How often a stage whose pod was evicted or failed is started again."""
     beam: Beam = Beam()
     """Instead of `beam`. A runner with remote workers needs a gs:// root and the worker image."""
     resources: dict[Line, Resources] = Field(default_factory=dict)

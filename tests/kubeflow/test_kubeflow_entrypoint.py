@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import urllib.parse
@@ -17,7 +16,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from test_kubeflow_compile import config
 
-from kubeflow import conformance, entrypoint, runner
+from kubeflow import conformance, entrypoint, runner, transport
 from modules.errors import UserError
 
 
@@ -48,33 +47,73 @@ def published(cluster: conformance.Cluster) -> dict[str, conformance.Outcome]:
     return outcomes
 
 
-def test_what_the_open_source_backend_leaves_out_becomes_what_vertex_ai_sends(cluster: conformance.Cluster):
+def test_what_the_open_source_backends_change_becomes_what_vertex_ai_sends(cluster: conformance.Cluster):
+    backends: list[conformance.Backend] = ["vertex", "mlmd", "native"]
+    clusters = {name: conformance.Cluster(cluster.compiled, cluster.folder, backend=name) for name in backends}
     outcomes = published(cluster)
-    with_schemas = conformance.Cluster(cluster.compiled, cluster.folder, empty_schemas=False)
     for name, task in cluster.compiled.spec.root.dag.tasks.items():
         component = cluster.compiled.spec.components[task.component_ref.name]
-        empty, full = cluster.executor_input(name, outcomes), with_schemas.executor_input(name, outcomes)
-        assert not any(a.artifacts[0].type.instance_schema for a in empty.inputs.artifacts.values())
-        assert "executor-logs" in empty.outputs.artifacts
+        found = {backend: one.executor_input(name, outcomes) for backend, one in clusters.items()}
+        inputs = [a.artifacts[0].type for a in found["mlmd"].inputs.artifacts.values()]
+        assert not any(kind.instance_schema or kind.schema_title for kind in inputs)
+        inputs = [a.artifacts[0].type for a in found["native"].inputs.artifacts.values()]
+        assert all(kind.schema_title.startswith("title: ") for kind in inputs)
+        assert (
+            "executor-logs" in found["mlmd"].outputs.artifacts and "executor-logs" in found["native"].outputs.artifacts
+        )
         spec = json_format.Parse(
             conformance.option(tuple(cluster.compiled.container(name).args), "--json_serialized_inputs_spec_args"),
             pipeline_spec_pb2.ComponentInputsSpec(),
         )
-        for found in (empty, full):
-            entrypoint.complete_types(found, spec)
-            entrypoint.drop_foreign_outputs(found)
-        assert empty.inputs == full.inputs
-        assert (
-            set(empty.outputs.artifacts) == set(full.outputs.artifacts) == set(component.output_definitions.artifacts)
-        )
+        for one in found.values():
+            entrypoint.complete_types(one, spec)
+            entrypoint.drop_foreign_outputs(one)
+            assert one.inputs == found["vertex"].inputs
+            assert set(one.outputs.artifacts) == set(component.output_definitions.artifacts)
 
 
-def test_a_type_that_came_is_kept():
-    found = executor_input(inputs={"artifacts": {"model": artifact("gs://b/m", type={"schemaTitle": "tfx.Model"})}})
-    spec = {"artifacts": {"model": {"artifactType": {"instanceSchema": "title: another"}}, "absent": {}}}
+def test_a_whole_schema_in_the_place_of_its_title_is_a_schema():
+    schema = "title: tfx.Model\ntype: object\n"
+    found = executor_input(
+        inputs={"artifacts": {"model": artifact("gs://b/m", type={"schemaTitle": schema}),
+                              "old": artifact("gs://b/o", type={"schemaTitle": "tfx.Model"})}},
+        outputs={"artifacts": {"pushed": artifact("gs://b/p", type={"schemaTitle": schema}),
+                               "executor-logs": artifact("gs://b/l", type={"schemaTitle": "system.Artifact"})}},
+    )  # fmt: skip
+    # Spec 2.0 has no definitions beside it.
+    entrypoint.complete_types(found, pipeline_spec_pb2.ComponentInputsSpec())
+    entrypoint.drop_foreign_outputs(found)
+    assert found.inputs.artifacts["model"].artifacts[0].type.instance_schema == schema
+    assert found.inputs.artifacts["old"].artifacts[0].type.schema_title == "tfx.Model"
+    assert set(found.outputs.artifacts) == {"pushed"}
+
+
+def test_the_type_is_the_one_that_was_compiled_whatever_came():
+    found = executor_input(inputs={"artifacts": {"model": artifact("gs://b/m", type={"schemaTitle": "Artifact"})}})
+    spec = {"artifacts": {"model": {"artifactType": {"instanceSchema": "title: tfx.Model"}}, "absent": {}}}
     entrypoint.complete_types(found, json_format.ParseDict(spec, pipeline_spec_pb2.ComponentInputsSpec()))
-    assert found.inputs.artifacts["model"].artifacts[0].type.schema_title == "tfx.Model"
+    assert found.inputs.artifacts["model"].artifacts[0].type.instance_schema == "title: tfx.Model"
     assert "absent" not in found.inputs.artifacts
+
+
+def test_what_an_artifact_says_of_others_are_their_uris_and_not_a_pods_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(entrypoint.MOUNTS_VARIABLE, str(tmp_path))
+    found = executor_input(
+        inputs={"artifacts": {"model": artifact("minio://b/run/model"), "model2": artifact("minio://b/run/model2")}},
+        outputs={"artifacts": {"blessing": artifact("minio://b/run/blessing")}},
+    )
+    copies = entrypoint.use_local_copies(found)
+    model = found.inputs.artifacts["model"].artifacts[0].uri
+    assert model == f"{tmp_path}/minio/b/run/model"
+    metadata = found.outputs.artifacts["blessing"].artifacts[0].metadata
+    metadata.update({"current_model": model, "baseline_model": f"{model}2/Format-Serving", "blessed": 1, "note": "/x"})
+    entrypoint.with_uris(metadata, copies)
+    assert dict(metadata) == {
+        "current_model": "minio://b/run/model", "baseline_model": "minio://b/run/model2/Format-Serving",
+        "blessed": 1, "note": "/x",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -99,7 +138,9 @@ def test_a_store_that_the_launcher_does_not_know_is_said():
 @pytest.mark.parametrize("legacy", [False, True])
 def test_parameters_replace_settings_and_files_come_out_of_them(tmp_path: Path, legacy: bool):
     training = json.dumps({"training": json.dumps({"epochs": 40, "seed": 1})})
-    schema = "data:text/plain;base64," + base64.b64encode("ä: 1\n".encode()).decode()
+    schema = transport.packed(transport.file_as_text("ä: 1\n".encode() * 200))
+    training = transport.packed(training + " " * 600)
+    assert schema.startswith("zlib:") and training.startswith("zlib:")
     texts = {"custom_config": training, "push_destination": "/old", "push_to": '/it\'s "new"', "schema_file": schema}
     if legacy:  # spec 2.0
         parameters = {name: {"stringValue": text} for name, text in texts.items()} | {"epochs": {"intValue": "3"}}
@@ -109,12 +150,50 @@ def test_parameters_replace_settings_and_files_come_out_of_them(tmp_path: Path, 
         found = executor_input(inputs={"parameterValues": {**texts, "epochs": 3}})
         values = found.inputs.parameter_values
     targets = {"epochs": ["custom_config", "training", "epochs"], "push_to": ["push_destination"], "items": ["tables"]}
-    entrypoint.set_parameters(found, targets, str(tmp_path))
+    rules = {"epochs": {"setting": "training.epochs"}, "push_to": {"volumes": ['/it\'s "new"/..']}}
+    entrypoint.set_parameters(found, targets, rules, str(tmp_path))
     assert set(values) == {"custom_config", "push_destination", "schema_file"}
     inner = json.loads(json.loads(values["custom_config"].string_value)["training"])
     assert inner == {"epochs": 3, "seed": 1} and isinstance(inner["epochs"], int)
     assert values["push_destination"].string_value == '/it\'s "new"'
-    assert Path(values["schema_file"].string_value).read_text(encoding="utf-8") == "ä: 1\n"
+    assert Path(values["schema_file"].string_value).read_text(encoding="utf-8") == "ä: 1\n" * 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("epochs", 5.5, "parameter epochs=5.5: expected a whole number above 0"),
+        ("epochs", 0, "parameter epochs=0: expected a whole number above 0"),
+        ("epochs", -3, "parameter epochs=-3: expected a whole number above 0"),
+        ("push_to", "/tmp/models", "parameter push_to: /tmp/models is where no container sees it"),
+        ("items", "s3://bucket/items.csv", "parameter items: s3://bucket/items.csv cannot be opened by TensorFlow"),
+    ],
+)
+def test_the_first_stage_refuses_what_the_api_server_lets_through(
+    cluster: conformance.Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, value: Any, words: str
+):
+    run = conformance.Cluster(cluster.compiled, tmp_path, parameters={name: value})
+    output = tmp_path / "output.json"
+    assert run_first_stage(run, output) == 2
+    errors = capfd.readouterr().err
+    assert f"twotower: {words}" in errors and "Traceback" not in errors
+    assert not output.exists()
+
+
+def run_first_stage(cluster: conformance.Cluster, output: Path) -> int:
+    found = cluster.executor_input("InteractionExampleGen", {})
+    found.outputs.artifacts["examples"].artifacts[0].custom_path = str(output.parent / "examples")
+    found.outputs.output_file = str(output)
+    [executor, *options] = cluster.compiled.container("InteractionExampleGen").args[1:]
+    filled = [json_format.MessageToJson(found) if option == "{{$}}" else option for option in options]
+    return entrypoint.main(["--executor_class_path", executor, *filled])
+
+
+def test_an_attempt_starts_with_empty_outputs(tmp_path: Path):
+    (tmp_path / "examples" / "Split-train").mkdir(parents=True)
+    (tmp_path / "examples" / "Split-train" / "of-a-killed-attempt.gz").touch()
+    entrypoint.remove_leftovers([str(tmp_path / "examples"), str(tmp_path / "absent")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_setting_that_is_not_there_is_not_made_up():
@@ -182,16 +261,11 @@ def test_a_mistake_in_the_tables_is_one_line_and_no_output(tmp_path: Path, capfd
     world.write_parquet(tmp_path)
     runner.compile_pipeline(config(tmp_path), str(tmp_path / "pipeline.yaml"))
     compiled = conformance.load(str(tmp_path / "pipeline.yaml"))
-    found = conformance.Cluster(compiled, tmp_path, parameters={"items": "/nowhere.csv"}).executor_input(
-        "InteractionExampleGen", {}
-    )
-    found.outputs.artifacts["examples"].artifacts[0].custom_path = str(tmp_path / "examples")
-    found.outputs.output_file = str(tmp_path / "output.json")
-    [executor, *options] = compiled.container("InteractionExampleGen").args[1:]
-    filled = [json_format.MessageToJson(found) if option == "{{$}}" else option for option in options]
-    assert entrypoint.main(["--executor_class_path", executor, *filled]) == 2
+    missing = f"{tmp_path}/nowhere.csv"
+    cluster = conformance.Cluster(compiled, tmp_path, parameters={"items": missing})
+    assert run_first_stage(cluster, tmp_path / "output.json") == 2
     errors = capfd.readouterr().err
-    assert "twotower: tables.items.path: there is no file /nowhere.csv" in errors and "Traceback" not in errors
+    assert f"twotower: tables.items.path: there is no file {missing}" in errors and "Traceback" not in errors
     assert not (tmp_path / "output.json").exists()
 
 

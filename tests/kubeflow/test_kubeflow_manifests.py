@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import re
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "kubeflow" / "manifests" / "base"
+MANIFESTS = ROOT / "kubeflow" / "manifests"
+BASE = MANIFESTS / "base"
 OLDEST, NEWEST = "1.29", "1.37"
 
 
@@ -78,12 +80,95 @@ def test_the_pipeline_pushes_to_the_volume_that_tf_serving_watches():
     assert f'base_path: "{mount["mountPath"]}/movielens-100k"' in models
 
 
-def test_the_patches_are_of_resources_that_are_there():
-    folder = ROOT / "kubeflow" / "manifests" / "gcs"
-    there = {(r["apiVersion"], r["kind"], r["metadata"]["name"]) for r in resources(folder)}
-    for entry in yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]:
+@pytest.mark.parametrize("overlay", ["gcs", "object-store", "single-node", "storage-class"])
+def test_the_patches_are_of_resources_that_are_there(overlay: str):
+    folder = MANIFESTS / overlay
+    there = resources(folder)
+    patches = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
+    assert patches
+    for entry in patches:
         patch = yaml.safe_load(entry["patch"])
-        assert (patch["apiVersion"], patch["kind"], patch["metadata"]["name"]) in there
+        if "target" in entry:
+            assert patched(there, entry["target"], patch)
+        else:
+            names = {(r["apiVersion"], r["kind"], r["metadata"]["name"]) for r in there}
+            assert (patch["apiVersion"], patch["kind"], patch["metadata"]["name"]) in names
+
+
+def patched(there: list[dict[str, Any]], target: dict[str, str], patch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The resources that a JSON patch (RFC 6902) is of, with it."""
+    found = [r for r in copy.deepcopy(there) if r["kind"] == target["kind"]]
+    found = [r for r in found if target.get("name", r["metadata"]["name"]) == r["metadata"]["name"]]
+    for resource in found:
+        for operation in patch:
+            *parents, last = operation["path"].removeprefix("/").split("/")
+            node: Any = resource
+            for parent in parents:
+                node = node[int(parent)] if isinstance(node, list) else node[parent]
+            if last == "-":
+                node.append(operation["value"])
+            else:
+                assert operation["op"] == "add" or last in node
+                node[last] = operation["value"]
+    return found
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_volume_can_have_another_class_or_a_cluster_of_one_node(version: str):
+    for overlay, key, value in (
+        ("storage-class", "storageClassName", "CLASS"), ("single-node", "accessModes", ["ReadWriteOnce"]),
+    ):  # fmt: skip
+        [entry] = yaml.safe_load((MANIFESTS / overlay / "kustomization.yaml").read_text())["patches"]
+        found = patched(resources(MANIFESTS / overlay), entry["target"], yaml.safe_load(entry["patch"]))
+        assert {r["metadata"]["name"] for r in found} == {"twotower-tables", "served-models"}
+        for claim in found:
+            assert claim["spec"][key] == value
+            kubernetes_validate.validate(claim, version, strict=True)
+
+
+def test_the_launcher_may_read_every_secret_that_its_configuration_names():
+    folder = MANIFESTS / "object-store"
+    there = resources(folder)
+    [entry] = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
+    [role] = patched(there, entry["target"], yaml.safe_load(entry["patch"]))
+    [allowed] = [rule for rule in role["rules"] if rule["resources"] == ["secrets"]]
+    providers = yaml.safe_load(named("ConfigMap", there)["kfp-launcher"]["data"]["providers"])
+    # The names of backend/src/v2/config/s3.go and gcs.go.
+    references = {scheme: providers[scheme]["default"]["credentials"]["secretRef"] for scheme in providers}
+    assert set(references["s3"]) == {"secretName", "accessKeyKey", "secretKeyKey"}
+    assert set(references["gs"]) == {"secretName", "tokenKey"}
+    assert {r["secretName"] for r in references.values()} < set(allowed["resourceNames"])
+    assert "mlpipeline-minio-artifact" in allowed["resourceNames"]
+    kubernetes_validate.validate(role, NEWEST, strict=True)
+    kubernetes_validate.validate(named("ConfigMap", there)["kfp-launcher"], NEWEST, strict=True)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_a_pod_copies_the_tables_in_as_the_stages_user(version: str):
+    [pod] = yaml.safe_load_all((MANIFESTS / "copy-tables.yaml").read_text())
+    kubernetes_validate.validate(pod, version, strict=True)
+    claims = named("PersistentVolumeClaim", resources(BASE))
+    [volume] = pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] in claims
+    user = pod["spec"]["securityContext"]["runAsUser"]
+    assert f"USER {user}:{user}" in (ROOT / "kubeflow" / "Dockerfile").read_text()
+    config = yaml.safe_load((ROOT / "configs" / "movielens-100k.yaml").read_text())
+    assert f"{pod['metadata']['name']}:{config['kubeflow']['tables']}" in (ROOT / "kubeflow" / "README.md").read_text()
+
+
+def test_pods_run_under_the_runtimes_seccomp_profile():
+    for kind in ("Job", "Deployment"):
+        for workload in named(kind, resources(BASE)).values():
+            profile = workload["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]
+            assert profile == {"type": "RuntimeDefault"}
+
+
+def test_tf_serving_waits_for_the_first_push_and_is_not_started_again():
+    [container] = named("Deployment", resources(BASE))["serving"]["spec"]["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 30 * 86_400
+    # Until then nothing else looks whether it lives.
+    assert "livenessProbe" in container and probe["periodSeconds"] <= 10
 
 
 def test_the_dockerfile_passes_its_linter():
@@ -107,6 +192,19 @@ def test_what_the_dockerfile_copies_reaches_the_builder_and_nothing_else():
     assert patterns is not None
     wanted = [p.strip().strip('"') for p in patterns[1].split(",")]
     assert {p for p in packages if any(fnmatch.fnmatch(p, w) for w in wanted)} <= copied
+
+
+def test_uv_is_the_same_everywhere_and_python_is_pinned_by_digest():
+    makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "kubeflow" / "Dockerfile").read_text()
+    [version] = re.findall(r"^UV_VERSION := (\S+)$", makefile, re.MULTILINE)
+    assert set(re.findall(r"\buv==(\S+)", dockerfile)) == {version}
+    assert "uv==$(UV_VERSION)" in makefile and not re.search(r"(^|[\s|])uv pip ", makefile, re.MULTILINE)
+    # Every image comes by name from one place, where it can be replaced.
+    named = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.MULTILINE))
+    images = set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE))
+    assert {image for image in images if image.startswith("$")} == {"$PYTHON", "$BEAM"}
+    assert images - {"$PYTHON", "$BEAM"} <= set(re.findall(r" AS (\S+)$", dockerfile, re.MULTILINE))
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", named["PYTHON"])
 
 
 def test_the_image_takes_the_entry_point_and_the_environment_of_the_compiled_steps():

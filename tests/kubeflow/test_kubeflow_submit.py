@@ -175,8 +175,9 @@ def test_a_schedule_takes_the_place_of_the_earlier_one(
     [
         (["--parameter", "epoch=3"], "--parameter epoch: the pipeline has interactions, items, users, epochs, push_to"),
         (["--parameter", "epochs=0"], "--parameter epochs=0: expected a whole number above 0"),
+        (["--parameter", "epochs=5.5"], "--parameter epochs=5.5: expected a whole number above 0"),
         (["--parameter", "epochs=many"], "--parameter epochs=many: expected a whole number above 0"),
-        (["--parameter", "items=/mnt/x.csv"], "--parameter items: /mnt/x.csv is on this machine"),
+        (["--parameter", "items=/mnt/x.csv"], "--parameter items: /mnt/x.csv is where no container sees it"),
         (["--schedule", "0 3 * * *"], "expected six fields, seconds first"),
         (["--schedule", "0 0 3 * * *", "--wait"], "a schedule does not end"),
         (["--set", "kubeflow.spec=2.0"], "Kubeflow Pipelines takes 2.1"),
