@@ -167,7 +167,7 @@ def build_index(
     strategy = "exact" if settings.layer == "brute_force" else resolve_strategy(settings.strategy, len(vectors))
 
     tried: list[Trial] = []
-    best: dict[tuple[str, str], tuple[_Candidate, SearchParameters, Trial]] = {}
+    best: dict[tuple[Layer, Strategy], tuple[_Candidate, SearchParameters, Trial]] = {}
     for candidate in _candidates(vectors, settings, strategy, k):
         kind = candidate.layer, candidate.strategy
         for parameters, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
@@ -175,7 +175,7 @@ def build_index(
             if kind not in best or _better(trial, best[kind][2], settings.recall_target):
                 best[kind] = candidate, parameters, trial
 
-    measured: dict[tuple[str, str], MeasuredLayer] = {}
+    measured: dict[tuple[Layer, Strategy], MeasuredLayer] = {}
     for kind, (candidate, parameters, trial) in best.items():
         search = candidate.search(parameters)
         reached = recall(_scores(search, evaluation), exact_evaluation)
@@ -276,7 +276,7 @@ def _index(layer: Layer, strategy: Strategy, vectors: np.ndarray, trained: Train
     if layer == "scann":
         assert trained is not None
         return Scann(trained, SearchParameters())
-    return stock(vectors, strategy, SearchParameters(), trained and trained.partitions)
+    return stock(vectors, strategy, SearchParameters(), None if trained is None else trained.partitions)
 
 
 def _trials(

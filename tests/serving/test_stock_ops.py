@@ -86,9 +86,7 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         folder = tmp_path_factory.mktemp(name)
         (folder / "assets").mkdir()
         built = ServableModule(embedding, catalogue, layer, FEATURES, _SERVING, 10, str(folder / "assets"))
-        described = contract(
-            embedding.contract, _SERVING, 600, layer=name, strategy="tree", partitions_to_search=8, reorder=100
-        )
+        described = contract(embedding.contract, _SERVING, 600, layer=name, strategy="tree")
         save(built, str(folder / "1"), described, {})
         folders[name] = folder / "1"
     return folders
