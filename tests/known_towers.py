@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from modules.features import Columns, Features
-from modules.servable import embedding
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.top_k import TopK
+from modules.servable import embedding, signatures, warmup
 from modules.servable.catalogue import EmbeddedCatalogue
-from modules.servable.contract import EmbeddingContract, ServableContract, read_embedding
+from modules.servable.contract import SERVABLE_PATH, EmbeddingContract, ServableContract, read_embedding
 from modules.servable.embedding import Embedding
+from modules.servable.signatures import ServableModule
 from modules.settings import Serving
 from modules.towers.layout import Dimensions, VectorLayout
 
@@ -95,9 +100,7 @@ def load_embedding(path: str) -> Embedding:
     return Embedding(tf.saved_model.load(path), read_embedding(path))
 
 
-def contract(
-    embedding: EmbeddingContract, serving: Serving, catalogue_size: int, **changes: object
-) -> ServableContract:
+def contract(towers: EmbeddingContract, serving: Serving, size: int, **changes: object) -> ServableContract:
     """What a servable over these towers says of itself; by default one that searches exactly."""
     values = {
         "model": "films",
@@ -107,16 +110,49 @@ def contract(
         "strategy": "exact",
         "partitions_to_search": 1,
         "reorder": 1,
-        "catalogue_size": catalogue_size,
+        "catalogue_size": size,
         "dimension": DIMENSION,
         "query_columns": ("user_id", "history"),
         "history_column": "history",
         "exclude_history": serving.exclude_history,
         "return_columns": serving.return_columns,
         "filter_columns": serving.filter_columns,
-        "embedding": embedding,
+        "embedding": towers,
     }
     return ServableContract(**(values | changes))
+
+
+def save_servable(
+    world: World,
+    towers: str,
+    folder: Path,
+    serving: Serving,
+    index: TopK | None = None,
+    catalogue: EmbeddedCatalogue | None = None,
+    **claims: object,
+) -> Path:
+    """Writes a servable as ScannIndexBuilder does.
+
+    Args:
+        world: Whose queries and items warm it up.
+        towers: What `save_embedding` wrote.
+        folder: Where to.
+        serving: What an answer holds.
+        index: By default one that searches exactly.
+        catalogue: By default everything that there is.
+        claims: What its contract says otherwise, be it true or not.
+    """
+    loaded, catalogue = load_embedding(towers), catalogue or world.catalogue()
+    index = index or BruteForce(catalogue.vectors)
+    queries = [world.query_example(user) for user in range(len(world.users))][-21:]
+    items = [world.item_example(item) for item in range(min(30, len(world.items)))]
+    requests = warmup.requests(catalogue, FEATURES, serving, COLUMNS.item, queries, items)
+    with tempfile.TemporaryDirectory() as assets:
+        built = ServableModule(loaded, catalogue, index, FEATURES, serving, 10, assets)
+        signatures.save(built, str(folder), contract(loaded.contract, serving, len(catalogue.item_ids)), requests)
+    written = json.loads((folder / SERVABLE_PATH).read_text())
+    (folder / SERVABLE_PATH).write_text(json.dumps(written | claims))
+    return folder
 
 
 class _Towers(tf.Module):

@@ -15,7 +15,7 @@ class Filter(tf.Module):
     """Which rows have a value: each value's rows one after the other, so that a filter reads only those it asks for.
 
     Args:
-        values: The values of each row.
+        values: The values of each row; one row at least has one.
         file: Where the lookup table's file is written.
     """
 

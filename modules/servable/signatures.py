@@ -5,6 +5,7 @@ Rows (positions in the catalogue) follow popularity, the most popular item first
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -80,7 +81,12 @@ class ServableModule(tf.Module):
             column: Filter(catalogue.filterable[column], os.path.join(assets, _FILTER_VALUES_FILE.format(number)))
             for number, column in enumerate(serving.filter_columns)
         }
-        self.catalogue = catalogue
+        # The columns of its answers and no others.
+        self.catalogue = dataclasses.replace(
+            catalogue,
+            returned={column: catalogue.returned[column] for column in serving.return_columns},
+            filterable={column: catalogue.filterable[column] for column in serving.filter_columns},
+        )
         self.size = len(catalogue.item_ids)
         # Popularity, lift and the item-item model's axes say nothing of what makes items alike.
         layout = embedding.contract.layout

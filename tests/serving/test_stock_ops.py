@@ -15,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from e2e_runs import Small
-from known_towers import FEATURES, World, contract, load_embedding
+from known_towers import World, save_servable
 
 from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.top_k import SearchParameters
 from modules.retrieval.tree import Tree
 from modules.servable.contract import read_servable
-from modules.servable.signatures import ServableModule, save
 from modules.settings import Serving
 from serving.development_server import servable as served
 from serving.development_server.metrics import Metrics
@@ -74,7 +73,7 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     pushed = Path(small.outcome.answer["pushed"])
     world = World(600)
     catalogue = world.catalogue()
-    embedding = load_embedding(world.save_embedding(tmp_path_factory.mktemp("embedding") / "model"))
+    embedding = world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
     trained = train_scann(catalogue.vectors, "tree", partitions=16)
     parameters = SearchParameters(partitions_to_search=8, reorder=100)
     layers = {
@@ -83,12 +82,8 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
     folders = {"pushed": pushed}
     for name, layer in layers.items():
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "assets").mkdir()
-        built = ServableModule(embedding, catalogue, layer, FEATURES, _SERVING, 10, str(folder / "assets"))
-        described = contract(embedding.contract, _SERVING, 600, layer=name, strategy="tree")
-        save(built, str(folder / "1"), described, {})
-        folders[name] = folder / "1"
+        folder = tmp_path_factory.mktemp(name) / "1"
+        folders[name] = save_servable(world, embedding, folder, _SERVING, layer, layer=name, strategy="tree")
     return folders
 
 

@@ -43,7 +43,7 @@ def test_towers_travel_from_model_to_model_with_variables_and_tables(world, tmp_
         # Nothing comes along that the towers do not read.
         reader = tf.train.load_checkpoint(f"{folder}/variables/variables")
         shapes = list(reader.get_variable_to_shape_map().values())
-        assert shapes.count([1000]) == 1 and len(shapes) == 3 + 1 + 2, "three of the towers, one beside, two of TF"
+        assert shapes.count([1000]) == 1 and len(shapes) == 3 + 1 + 1, "the towers', the one beside, TF's own"
         embedding = Embedding(tf.saved_model.load(folder), contract)
         vectors = embedding.query(user_id=tf.constant(["u3"]), history=tf.constant([["i4", "i5"]]))
         np.testing.assert_allclose(vectors[0], world.query("u3", ["i4", "i5"]), rtol=1e-6)

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, GENRES, World, contract, load_embedding
+from known_towers import FEATURES, GENRES, World, load_embedding, save_servable
 
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.scann import train_scann
 from modules.retrieval.top_k import SearchParameters
 from modules.retrieval.tree import Tree
-from modules.servable import signatures as servables
 from modules.servable import warmup
 from modules.servable.contract import read_servable
 from modules.servable.embedding import read_variables
@@ -212,14 +211,8 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     catalogue = world.catalogue()
     partitions = train_scann(catalogue.vectors, "tree").partitions
     index = Tree(catalogue.vectors, partitions, SearchParameters(partitions_to_search=1000))
-    built, _ = _build(world, copied, tmp_path, index)
-    queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
-    requests = warmup.requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
-    path = tmp_path / "1"
-    described = contract(built.embedding.contract, _SERVING, _ITEMS, strategy="tree", partitions_to_search=1000)
-    servables.save(built, str(path), described, requests)
+    path = save_servable(world, copied, tmp_path / "1", _SERVING, index)
     shutil.rmtree(copied)
-    shutil.rmtree(tmp_path / "assets")
 
     ask = {"user_id": ["u5"], "history": [_HISTORIES[1]]}
     (tmp_path / "ask.json").write_text(json.dumps(ask))
@@ -231,7 +224,7 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     assert answer["foreign"] == answer["modules"] == []
 
     described = read_servable(str(path))
-    assert set(described.signatures) == set(requests)
+    assert set(described.signatures) == set(warmup.read(str(path)))
     assert described.signatures["recommend_filtered"] == ("exclude", "filter_genres", "history", "user_id")
     assert described.ops == ()
     assert (path / described.item_ids).read_text().split() == list(catalogue.item_ids)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, World, contract, load_embedding
+from known_towers import COLUMNS, FEATURES, World, save_servable
 
 from components.baseline_resolver import versions
 from components.interaction_example_gen.tables import Column, Plan
@@ -22,10 +21,8 @@ from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import SearchParameters
 from modules.servable import catalogue as catalogues
-from modules.servable import signatures, warmup
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
-from modules.servable.signatures import ServableModule
 from modules.servable.update import UPDATE_PATH, NewItems, Update, update
 from modules.settings import Index, Serving
 
@@ -78,17 +75,11 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
         index = stock(catalogue.vectors, strategy, parameters, trained and trained.partitions)
     elif layer == "scann":
         index = Scann(trained, parameters)
-    embedding = load_embedding(world.save_embedding(destination / "embedding"))
-    queries = [world.query_example(user) for user in range(len(world.users))]
-    items = [world.item_example(item) for item in range(8)]
-    requests = warmup.requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
-    described = contract(
-        embedding.contract, _SERVING, _KNOWN, layer=layer, strategy=strategy,
+    towers = world.save_embedding(destination / "embedding")
+    save_servable(
+        world, towers, destination / "served" / "7", _SERVING, index, catalogue, layer=layer, strategy=strategy,
         partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as assets:
-        built = ServableModule(embedding, catalogue, index, FEATURES, _SERVING, 10, assets)
-        signatures.save(built, str(destination / "served" / "7"), described, requests)
     (destination / "served" / "7" / versions.STAMP).write_text("stamp")
 
 
