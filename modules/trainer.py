@@ -21,7 +21,7 @@ import tensorflow_transform as tft
 import tf_keras
 from tensorflow.python.framework import config as framework_config
 
-from modules import linear
+from modules import linear, lock
 from modules.errors import UserError
 from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
@@ -88,14 +88,25 @@ def run_fn(fn_args: Any) -> None:
     start = None
     if problem.training.warm_start and fn_args.base_model and tf.io.gfile.exists(fn_args.base_model):
         start = Start(fn_args.base_model, problem.features, problem.columns, tft_output)
-    model, report = fit(problem, train, validation, checkpoint, fn_args.model_run_dir, start)
-    report["tuned"] = _tuned(fn_args)
-    export(model, problem, tft_output, fn_args.serving_model_dir)
-    if fn_args.model_run_dir:
-        with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, "training.json"), "w") as file:
-            json.dump(report, file, indent=2)
-    if checkpoint and tf.io.gfile.exists(checkpoint):
-        tf.io.gfile.rmtree(checkpoint)
+    with _unshared(checkpoint) as checkpoint:
+        model, report = fit(problem, train, validation, checkpoint, fn_args.model_run_dir, start)
+        report["tuned"] = _tuned(fn_args)
+        export(model, problem, tft_output, fn_args.serving_model_dir)
+        if fn_args.model_run_dir:
+            with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, "training.json"), "w") as file:
+                json.dump(report, file, indent=2)
+        if checkpoint and tf.io.gfile.exists(checkpoint):
+            tf.io.gfile.rmtree(checkpoint)
+
+
+@contextlib.contextmanager
+def _unshared(checkpoint: str | None) -> Iterator[str | None]:
+    """The folder of checkpoints; None while another run fits the same model with it."""
+    if checkpoint is None or "://" in checkpoint:
+        yield checkpoint
+        return
+    with lock.exclusive(checkpoint, wait_seconds=0) as is_ours:
+        yield checkpoint if is_ours else None
 
 
 def read_problem(fn_args: Any) -> Problem:

@@ -4,43 +4,121 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from modules.errors import UserError
-from pipeline import local_runner
+from pipeline import local_runner, terminal
 from pipeline.config import Config, load
 
 DEFAULT_CONFIG = "configs/movielens-100k.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit code 0: done; 1: a gate refused, or a stage crashed; 2: a mistake in what was asked."""
+    """Runs one command.
+
+    Exit code 0: done; 1: a gate refused, or a stage crashed; 2: a mistake in what was asked, or something a person can
+    mend; 130 and 143: ended by Ctrl-C or by SIGTERM.
+    """
     local_runner.quiet_libraries()
-    options = _parser().parse_args(arguments)
+    terminal.never_fail_to_write()
+    given = sys.argv[1:] if arguments is None else arguments
+    ending = _Ending()
     try:
-        return options.command(options)
+        with ending:
+            options = _parser().parse_args([_text(argument) for argument in given])
+            return options.command(options)
     except UserError as error:
-        if options.json:
+        if "--json" in given:
             print(json.dumps({"error": str(error)}))
-        print(f"twotower: {error}", file=sys.stderr)
+        terminal.complain(str(error))
         return 2
     except BrokenPipeError:
         # The reader of our output has gone (`twotower recommend … | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as interruption:
+        terminal.complain(str(interruption) or "interrupted")
+        if arguments is None:
+            # The threads of a stage that was left in the middle would hold this process until they are through.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ending.code)
+        return ending.code
+
+
+class _Ending:
+    """While it is entered, SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up behind it.
+
+    A second signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.code = 128 + signal.SIGINT
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        # Signals come to the main thread, and nobody else can handle them.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Who was started to ignore a signal, in the background of a script, goes on ignoring it.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, frame: Any) -> None:
+        for handled in self._before:
+            signal.signal(handled, signal.SIG_DFL)
+        self.code = 128 + number
+        raise KeyboardInterrupt
+
+
+class _ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` says what there is")
+
+
+def _text(argument: str) -> str:
+    """An argument that can be a file's name, a table's id and a line of output: Unicode without NUL."""
+    if "\0" in argument:
+        raise UserError(f"argument {argument!r}: has a NUL character; leave it out")
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"argument {argument!r}: is not UTF-8; write it so, or rename the file") from None
+    return argument
+
+
+def _local_file(text: str) -> str:
+    """The type of an option that names a file to be written."""
+    if not text or "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no file of this machine; write one here, then copy it")
+    return text
+
+
+def _count(text: str) -> int:
+    """The type of an option that is a number of things, at least one."""
+    if not text.isdecimal() or len(text) > 18 or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="twotower", description=__doc__)
+    parser = _ArgumentParser(prog="twotower", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str, *, config: bool = True) -> argparse.ArgumentParser:
@@ -59,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("data", _data, "fetch a data set and lay out its tables", config=False)
     sub.add_argument("name", choices=["movielens-100k"])
-    sub.add_argument("--output", default="data/movielens-100k", metavar="FOLDER")
+    sub.add_argument("--output", default="data/movielens-100k", metavar="FOLDER", type=_local_file)
 
     sub = command("recommend", _recommend, "items for a user, from the pushed model")
     sub.add_argument("--user", help="user id; without one the request is anonymous")
@@ -74,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--k", type=int, default=10)
 
     sub = command("batch", _batch, "top-K for every user, as Parquet")
-    sub.add_argument("--output", required=True, metavar="F.parquet")
+    sub.add_argument("--output", required=True, metavar="F.parquet", type=_local_file)
     sub.add_argument("--users", metavar="FILE", help="a file with one user id per line (default: every user)")
     sub.add_argument("--k", type=int, default=100)
     sub.add_argument("--time", metavar="T", help="ask as of this time: seconds since 1970 or ISO 8601 (default: now)")
@@ -93,12 +171,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("runs", _runs, "what ran, with metrics; with a run's id its stages and lineage")
     sub.add_argument("run", nargs="?", help="id of a run, or `last`")
-    sub.add_argument("--last", type=int, default=10, metavar="N", help="how many runs (default 10)")
+    sub.add_argument("--last", type=_count, default=10, metavar="N", help="how many runs (default 10)")
 
     _add_kubeflow(commands)
 
     sub = command("schema", _schema, "write the schema that the last run used, to be curated")
-    sub.add_argument("--output", required=True, metavar="F.pbtxt")
+    sub.add_argument("--output", required=True, metavar="F.pbtxt", type=_local_file)
     return parser
 
 
@@ -121,7 +199,12 @@ def _add_kubeflow(commands: Any) -> None:
         return sub
 
     sub = action("compile", _kubeflow_compile, "write the pipeline for upload")
-    sub.add_argument("--output", default="pipeline.yaml", help="default pipeline.yaml; spec 2.0 is written as .json")
+    sub.add_argument(
+        "--output",
+        default="pipeline.yaml",
+        type=_local_file,
+        help="default pipeline.yaml; spec 2.0 is written as .json",
+    )
     sub = action("submit", _kubeflow_submit, "compile, upload and run, once or on a schedule")
     sub.add_argument("--host", help="the Kubeflow Pipelines API (default: kubeflow.host)")
     sub.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE",
@@ -131,56 +214,53 @@ def _add_kubeflow(commands: Any) -> None:
     sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help="for --wait, default a day")
 
 
-def _console() -> Console:
-    """The person's terminal; a pipe or a file gets lines that are wide enough for a table."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     config = load(options.config, options.overrides)
-    from components.baseline_resolver.versions import latest_version
     from components.interaction_example_gen.tables import check_tables
 
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
+    from pipeline import runs, summary
+
+    runs.check_store(config)
     memory = local_runner.PeakMemory()
     memory.start()
-    log = os.path.join(config.root, "logs", time.strftime("%Y%m%d-%H%M%S.log"))
+    # Two runs can start in the same second.
+    log = os.path.join(config.root, "logs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.log"))
     try:
-        with local_runner.captured_output(None if options.verbose else log) as terminal:
+        with (
+            runs.store_errors(config),
+            local_runner.captured_output(None if options.verbose else log) as stream,
+        ):
             # TFX takes seconds to import: only once everything that can be checked without it is right.
             from pipeline.pipeline import create_pipeline
 
             pipeline = create_pipeline(config)
             pipeline.enable_cache = not options.no_cache
             os.makedirs(config.root, exist_ok=True)
-            # Somebody who emptied the push destination wants it filled, whatever was pushed there before.
-            uncached = [] if latest_version(config.push_destination) else ["Pusher"]
-            run_id = local_runner.run(pipeline, terminal, uncached)
+            run_id = local_runner.run(pipeline, stream)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
         # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
-        print(f"twotower: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        terminal.complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         if not options.verbose:
             _append_traceback(log)
-            print(f"twotower: everything the stages wrote is in {os.path.relpath(log)}", file=sys.stderr)
+            terminal.complain(f"everything the stages wrote is in {os.path.relpath(log)}")
         return 1
     finally:
         peak_bytes = memory.stop()
-    from pipeline import runs, summary
-
-    (run,) = [r for r in runs.read_runs(config, last=1) if r.id == run_id]
+    run = runs.read_run(config, run_id)
     outcome = summary.summarize(config, run, seconds=time.monotonic() - started, peak_bytes=peak_bytes)
     if options.json:
         print(json.dumps(outcome))
     else:
-        summary.render(outcome, _console())
-    return 0 if outcome["pushed"] else 1
+        summary.render(outcome, terminal.console())
+    return 0 if outcome["pushed"] and not outcome["deleted"] else 1
 
 
 def _append_traceback(log: str) -> None:
@@ -199,8 +279,8 @@ def _data(options: argparse.Namespace) -> int:
         return 0
     how = f"fetched from {outcome.source}" if outcome.source else "already there"
     counts = f"{outcome.interactions:,} interactions, {outcome.users:,} users, {outcome.items:,} items"
-    print(f"MovieLens-100K in {outcome.directory} ({how}): {counts}")
-    print(outcome.licence)
+    terminal.say(f"MovieLens-100K in {outcome.directory} ({how}): {counts}")
+    terminal.say(outcome.licence)
     return 0
 
 
@@ -212,50 +292,39 @@ def _recommender(config: Config, now: int | None = None) -> Any:
         return Recommender(config, now)
 
 
-def _time(text: str | None) -> int | None:
-    """Seconds since 1970; a time without a zone is UTC."""
-    if text is None:
-        return None
-    try:
-        if text.isdecimal():
-            seconds = int(text)
-        else:
-            parsed = datetime.datetime.fromisoformat(text)
-            seconds = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
-        # The inputs of a servable are int64, and below 0 is a missing time.
-        if not 0 <= seconds < 2**63:
-            raise ValueError
-        return seconds
-    except ValueError:
-        raise UserError(f"--time {text}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
-
-
 def _recommend(options: argparse.Namespace) -> int:
-    values = _pairs(options.feature, "--feature")
-    filters = {column: _list(text) for column, text in _pairs(options.filter, "--filter").items()}
+    given = _pairs(options.feature, "--feature")
+    filters = {}
+    for column, texts in _pairs(options.filter, "--filter").items():
+        if len(texts) > 1:
+            raise UserError(f"--filter {column} is given {len(texts)} times; give all values at once, of which an item "
+                            f"must have one: --filter {column}={','.join(texts)}")  # fmt: skip
+        filters[column] = _list(texts[0])
+        if not filters[column]:
+            raise UserError(f"--filter {column}={texts[0]}: has no value; leave it out, or give one")
+    if options.user == "":
+        raise UserError("--user: is empty; leave it out for an anonymous request")
     recommender = _recommender(load(options.config, options.overrides))
-    _check_k(options.k, recommender)
+    recommender.check_k(options.k)
+    values = {column: recommender.given(column, texts) for column, texts in given.items()}
     history = None if options.history is None else _list(options.history)
     request = recommender.request(options.user, history=history, values=values)
     (answer,) = recommender.recommend([request], exclude=_list(options.exclude), filters=filters)
     note = ""
     if options.user is not None and not request.history:
         note = f"user {options.user} has no history: what is popular in this context"
+    if not answer:
+        note = "no item is left: all are filtered out, excluded, or in the history"
     return _show(options, answer[: options.k], recommender.version, note)
 
 
 def _similar(options: argparse.Namespace) -> int:
     recommender = _recommender(load(options.config, options.overrides))
-    _check_k(options.k, recommender)
+    recommender.check_k(options.k)
     (answer,) = recommender.similar([options.item])
     if not answer:
         raise UserError(f"--item {options.item}: the model's catalogue has no such item")
     return _show(options, answer[: options.k], recommender.version, "")
-
-
-def _check_k(k: int, recommender: Any) -> None:
-    if not 1 <= k <= recommender.contract.k:
-        raise UserError(f"--k {k}: the model answers with 1 to {recommender.contract.k} items; raise serving.k and run")
 
 
 def _show(options: argparse.Namespace, answer: Sequence[Any], version: int, note: str) -> int:
@@ -267,27 +336,35 @@ def _show(options: argparse.Namespace, answer: Sequence[Any], version: int, note
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for r in answer:
         table.add_row(str(r.rank), r.item_id, r.title, f"{r.score:.3f}")
-    console = _console()
+    console = terminal.console()
     console.print(table)
     console.print(f"model version {version}{'; ' if note else ''}{note}")
     return 0
 
 
 def _batch(options: argparse.Namespace) -> int:
-    users = None
-    if options.users is not None:
-        try:
-            with open(options.users, encoding="utf-8") as file:
-                users = [line.strip() for line in file if line.strip()]
-        except OSError as error:
-            raise UserError(f"--users {options.users}: {error.strerror}") from None
-    recommender = _recommender(load(options.config, options.overrides), _time(options.time))
+    from pipeline.recommender import seconds
+
+    now = None if options.time is None else seconds(options.time, f"--time {options.time}")
+    users = None if options.users is None else _lines(options.users, "--users")
+    recommender = _recommender(load(options.config, options.overrides), now)
     count = recommender.write_batch(options.output, options.k, users)
-    outcome = {"users": count, "output": options.output, "model_version": recommender.version}
-    print(
-        json.dumps(outcome) if options.json else f"{count:,} users → {options.output} (version {recommender.version})"
-    )
+    if options.json:
+        print(json.dumps({"users": count, "output": options.output, "model_version": recommender.version}))
+    else:
+        terminal.say(f"{count:,} users → {options.output} (version {recommender.version})")
     return 0
+
+
+def _lines(path: str, option: str) -> list[str]:
+    """The lines of a text file that are not empty, without a byte order mark."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{option} {path}: is not UTF-8; save it as text in UTF-8, one user id per line") from None
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -302,7 +379,8 @@ def _serve(options: argparse.Namespace) -> int:
             print(json.dumps({"grpc": running.grpc_address, "rest": running.rest_address}), flush=True)
         else:
             what = options.model_config_file or f"{name} from {base_path}"
-            print(f"development server: {what}; gRPC {running.grpc_address}, REST {running.rest_address}", flush=True)
+            where = f"gRPC {running.grpc_address}, REST {running.rest_address}"
+            terminal.say(f"development server: {what}; {where}", flush=True)
 
     server.serve(
         server.Options(
@@ -329,9 +407,12 @@ def _update_index(options: argparse.Namespace) -> int:
     if options.add is not None:
         items = config.tables.items.model_copy(update={"path": options.add})
         changed = config.tables.model_copy(update={"items": items})
-        plan = tables.plan(
-            changed, config.split, tables.wanted(changed, config.features, config.evaluation, config.serving)
-        )
+        wanted = tables.wanted(changed, config.features, config.evaluation, config.serving)
+        try:
+            plan = tables.plan(changed, config.split, wanted)
+        except UserError as error:
+            # It stands in for the items table, and is looked at as one.
+            raise UserError(str(error).replace("tables.items.path", "--add")) from None
     with local_runner.captured_output(os.devnull):
         from modules.servable import update
 
@@ -350,11 +431,13 @@ def _update_index(options: argparse.Namespace) -> int:
     if options.json:
         print(outcome.model_dump_json())
     else:
-        print(
+        terminal.say(
             f"{outcome.added:,} items added, {outcome.removed:,} removed, {outcome.catalogue_size:,} in all; "
             f"recall@{outcome.recall_k} {outcome.recall:.3f} on warm-up requests"
         )
-        print(f"version {outcome.version} pushed in {outcome.seconds:.1f} s, in place of {outcome.updated_version}")
+        terminal.say(
+            f"version {outcome.version} pushed in {outcome.seconds:.1f} s, in place of {outcome.updated_version}"
+        )
     return 0
 
 
@@ -362,25 +445,26 @@ def _runs(options: argparse.Namespace) -> int:
     from pipeline import runs, summary
 
     config = load(options.config, options.overrides)
-    found = runs.read_runs(config)
     if options.run is not None:
-        chosen = [r for r in found if r.id == options.run] if options.run != "last" else found[:1]
-        if not chosen:
-            raise UserError(f"run {options.run!r}: not in the metadata store; `twotower runs` lists them")
-        outcome = summary.summarize(config, chosen[0])
+        last = runs.read_runs(config, last=1) if options.run == "last" else [runs.read_run(config, options.run)]
+        if not last:
+            raise UserError("no run has started yet; start with `twotower run`")
+        (run,) = last
+        outcome = summary.summarize(config, run)
         if options.json:
-            outcome["lineage"] = runs.lineage(chosen[0])
+            outcome["lineage"] = runs.lineage(run)
             print(json.dumps(outcome))
         else:
-            console = _console()
+            console = terminal.console()
             summary.render(outcome, console)
-            summary.render_lineage(chosen[0], console)
+            summary.render_lineage(run, console)
         return 0
-    outcomes = [summary.summarize(config, run) for run in found[: options.last]]
+    found = runs.read_runs(config, last=options.last)
+    outcomes = [summary.summarize(config, run) for run in found]
     if options.json:
         print(json.dumps(outcomes))
     else:
-        summary.render_runs(found[: options.last], outcomes, _console())
+        summary.render_runs(found, outcomes, terminal.console())
     return 0
 
 
@@ -391,19 +475,19 @@ def _schema(options: argparse.Namespace) -> int:
     for run in runs.read_runs(config):
         for stage in run.stages:
             artifact = stage.output("schema")
-            if artifact is not None and stage.state in ("done", "cached"):
-                with open(os.path.join(artifact.uri, "schema.pbtxt"), encoding="utf-8") as file:
-                    text = file.read()
+            if artifact is None or stage.state not in ("done", "cached"):
+                continue
+            source = os.path.join(artifact.uri, "schema.pbtxt")
+            # A schema that somebody has removed: the run before has one, too.
+            if os.path.exists(source):
                 try:
-                    with open(options.output, "w", encoding="utf-8") as file:
-                        file.write(text)
+                    shutil.copyfile(source, options.output)
                 except OSError as error:
-                    raise UserError(f"{options.output}: {error.strerror}") from None
-                print(
-                    json.dumps({"output": options.output})
-                    if options.json
-                    else f"schema of run {run.id} → {options.output}"
-                )
+                    raise UserError(f"--output {options.output}: {error.strerror}") from None
+                if options.json:
+                    print(json.dumps({"output": options.output}))
+                else:
+                    terminal.say(f"schema of run {run.id} → {options.output}")
                 return 0
     raise UserError("no run has made a schema yet; start with `twotower run --set schema.path=null`")
 
@@ -426,8 +510,8 @@ def _kubeflow_compile(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"output": options.output, "stages": stages, "parameters": parameters}))
     else:
-        print(f"{config.name}, {len(stages)} stages → {options.output} (spec {config.kubeflow.spec})")
-        print("parameters of a run: " + ", ".join(f"{name}={value}" for name, value in parameters.items()))
+        terminal.say(f"{config.name}, {len(stages)} stages → {options.output} (spec {config.kubeflow.spec})")
+        terminal.say("parameters of a run: " + ", ".join(f"{name}={value}" for name, value in parameters.items()))
     return 0
 
 
@@ -436,25 +520,37 @@ def _kubeflow_submit(options: argparse.Namespace) -> int:
 
     outcome = submit.submit(
         _kubeflow_config(options),
-        _pairs(options.parameter, "--parameter"),
+        _single(options.parameter, "--parameter"),
         schedule=options.schedule,
         timeout_seconds=options.timeout if options.wait else None,
     )
     if options.json:
         print(json.dumps(dataclasses.asdict(outcome)))
     else:
-        print("\n".join(f"{name:<12} {value}" for name, value in dataclasses.asdict(outcome).items() if value))
+        for name, value in dataclasses.asdict(outcome).items():
+            if value:
+                terminal.say(f"{name:<12} {value}")
     return 0 if outcome.state in ("", "SUCCEEDED") else 1
 
 
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    pairs = {}
+def _pairs(texts: Sequence[str], option: str) -> dict[str, list[str]]:
+    """Column → the values given for it, in their order."""
+    pairs: dict[str, list[str]] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"{option} {text!r}: expected column=value")
-        pairs[key] = value
+        pairs.setdefault(key, []).append(value)
     return pairs
+
+
+def _single(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Name → its one value."""
+    pairs = _pairs(texts, option)
+    for name, values in pairs.items():
+        if len(values) > 1:
+            raise UserError(f"{option} {name} is given {len(values)} times; keep one")
+    return {name: value for name, (value,) in pairs.items()}
 
 
 def _list(text: str) -> list[str]:

@@ -9,11 +9,18 @@ import os
 import sys
 import threading
 import time
+import uuid
 import warnings
-from collections.abc import Collection, Iterator
-from typing import TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.text import Text
+
+from components.baseline_resolver import versions
+from modules import manifest
+from modules.errors import UserError
+from pipeline import terminal
+from pipeline.terminal import styled
 
 PROGRESS = logging.getLogger("twotower.progress")
 """Modules and components say here how far they are: one short line each."""
@@ -63,7 +70,7 @@ class Progress(logging.Handler):
 
     def __init__(self, stages: int, stream: TextIO) -> None:
         super().__init__(logging.INFO)
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = terminal.console(stream)
         self._stages = stages
         self._done = 0
         self._status = self.console.status("") if self.console.is_terminal else None
@@ -83,20 +90,25 @@ class Progress(logging.Handler):
                 self._status.stop()
             self._done += 1
             seconds = time.monotonic() - self._started
-            mark = {"done": "[green]✓[/]", "cached": "[cyan]↺[/]"}.get(outcome["state"], "[red]✗[/]")
+            mark = {"done": ("✓", "green"), "cached": ("↺", "cyan")}.get(outcome["state"], ("✗", "red"))
             note = "cached" if outcome["state"] == "cached" else f"{seconds:6.1f} s"
             failed = "" if outcome["state"] in ("done", "cached") else f"  {outcome['state']}"
-            self.console.print(f"{mark} {self._done:>2}/{self._stages} {name:<22} {note}{failed}")
+            self.console.print(styled(mark, f" {self._done:>2}/{self._stages} {name:<22} {note}{failed}"))
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(f"        {message}")
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line of a stage's own progress."""
         if self._status:
             self._status.update(self._line(record.getMessage()))
         else:
-            self.console.print(f"        {record.getMessage()}", markup=False)
+            self.note(record.getMessage())
 
-    def _line(self, message: str = "") -> str:
-        return f"{self._done + 1:>2}/{self._stages} {self._name}  {message}"
+    def _line(self, message: str = "") -> Text:
+        # rich takes a status that is a `str` for markup.
+        return styled(f"{self._done + 1:>2}/{self._stages} {self._name}  {message}")
 
 
 class PeakMemory(threading.Thread):
@@ -124,13 +136,15 @@ class PeakMemory(threading.Thread):
         return self.bytes
 
 
-def run(pipeline: object, stream: TextIO, uncached: Collection[str] = ()) -> str:
+def run(pipeline: object, stream: TextIO) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
+
+    What a stage made is re-used as long as it is as it was made: what has been damaged or removed since is marked as
+    deleted in the metadata store, and its stage executes again. A pushed version belongs to what the Pusher made.
 
     Args:
         pipeline: What `create_pipeline` returns.
         stream: Where progress goes.
-        uncached: Stages that execute whatever the metadata store remembers of them.
 
     Returns:
         The run's id in the metadata store.
@@ -138,19 +152,65 @@ def run(pipeline: object, stream: TextIO, uncached: Collection[str] = ()) -> str
     Raises:
         Exception: What a stage raised; the stage is marked as failed in the metadata store, and the next run resumes
             behind the last finished stage.
+        UserError: A stage failed, and one of its inputs is damaged.
+        KeyboardInterrupt: It was interrupted; the stage is marked as failed, too.
     """
     # TFX is imported here and not above: the commands that only read a run need none of it.
     from ml_metadata.proto import metadata_store_pb2
     from tfx.dsl.compiler import compiler, constants
     from tfx.orchestration import metadata
     from tfx.orchestration.local import local_dag_runner, runner_utils
-    from tfx.orchestration.portable import launcher, runtime_parameter_utils
+    from tfx.orchestration.portable import cache_utils, launcher, outputs_utils, runtime_parameter_utils
+
+    states = metadata_store_pb2.Execution
+
+    def set_aside(store: Any, artifact: Any) -> None:
+        """The cache passes over what is not live, and takes the outcome of an earlier execution or none."""
+        (stored,) = store.get_artifacts_by_id([artifact.id])
+        stored.state = metadata_store_pb2.Artifact.DELETED
+        store.put_artifacts([stored])
+
+    class Launcher(launcher.Launcher):
+        """TFX's launcher, which also knows what each file of a stage's inputs and outputs was when it was made."""
+
+        def _run_executor(self, execution_info):  # type: ignore[no-untyped-def]
+            try:
+                return super()._run_executor(execution_info)
+            except KeyboardInterrupt:
+                outputs_utils.remove_output_dirs(execution_info.output_dict)
+                raise
+            except Exception:
+                for artifacts in execution_info.input_dict.values():
+                    for artifact in artifacts:
+                        damage = _damage(artifact, thorough=True)
+                        if damage:
+                            with self._mlmd_connection as m:
+                                set_aside(m.store, artifact)
+                            raise UserError(f"{damage}; run again, and the stage that made it executes again") from None
+                raise
+
+        def _publish_successful_execution(self, execution_id, contexts, output_dict, executor_output):  # type: ignore[no-untyped-def]
+            for artifacts in output_dict.values():
+                for artifact in artifacts:
+                    if os.path.isdir(artifact.uri):
+                        manifest.write(_manifest_of(artifact.uri), manifest.of(artifact.uri))
+            super()._publish_successful_execution(execution_id, contexts, output_dict, executor_output)
+
+    def intact_outputs(metadata_handle: Any, cache_context: Any) -> Any:
+        """In place of TFX's look into the cache, which is content with a folder of the right name."""
+        while True:
+            found = cached_outputs(metadata_handle=metadata_handle, cache_context=cache_context)
+            damaged = [(a, d) for artifacts in (found or {}).values() for a in artifacts if (d := _damage(a))]
+            if not damaged:
+                return found
+            for artifact, damage in damaged:
+                progress.note(f"{damage}: made again")
+                set_aside(metadata_handle.store, artifact)
 
     class Runner(local_dag_runner.LocalDagRunner):
         """LocalDagRunner's own loop, with a word before and after each stage and an end at the first that fails."""
 
         def run_with_ir(self, pipeline, run_options=None):  # type: ignore[no-untyped-def]
-            run_id = datetime.datetime.now().isoformat(timespec="milliseconds")
             runtime_parameter_utils.substitute_runtime_parameter(
                 pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
             )
@@ -159,16 +219,11 @@ def run(pipeline: object, stream: TextIO, uncached: Collection[str] = ()) -> str
                 deployment.metadata_connection_config,
                 deployment.metadata_connection_config.WhichOneof("connection_config"),
             )
-            progress = Progress(len(pipeline.nodes), stream)
-            PROGRESS.addHandler(progress)
-            PROGRESS.setLevel(logging.INFO)
-            try:
-                for node in pipeline.nodes:
-                    node_id = node.pipeline_node.node_info.id
-                    if node_id in uncached:
-                        node.pipeline_node.execution_options.caching_options.enable_cache = False
-                    with progress.stage(node_id) as outcome:
-                        info = launcher.Launcher(
+            for node in pipeline.nodes:
+                node_id = node.pipeline_node.node_info.id
+                with progress.stage(node_id) as outcome:
+                    try:
+                        info = Launcher(
                             pipeline_node=node.pipeline_node,
                             mlmd_connection=metadata.Metadata(connection),
                             pipeline_info=pipeline.pipeline_info,
@@ -176,19 +231,59 @@ def run(pipeline: object, stream: TextIO, uncached: Collection[str] = ()) -> str
                             executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
                             custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
                         ).launch()
-                        with metadata.Metadata(connection) as store:
-                            (execution,) = store.store.get_executions_by_id([info.execution_id])
-                        states = metadata_store_pb2.Execution
-                        if execution.last_known_state == states.CACHED:
-                            outcome["state"] = "cached"
-                        elif execution.last_known_state == states.COMPLETE:
-                            outcome["state"] = "done"
-                        else:
-                            # The launcher marks a stage whose inputs cannot be resolved as failed, and says nothing.
-                            raise RuntimeError(f"{node_id} could not start: its inputs were not found")
-            finally:
-                PROGRESS.removeHandler(progress)
-            return run_id
+                    except KeyboardInterrupt:
+                        outcome["state"] = "interrupted"
+                        self._mark_as_failed(connection)
+                        raise KeyboardInterrupt(
+                            f"interrupted in {node_id}; what was finished stays, and `twotower run` goes on from there"
+                        ) from None
+                    with metadata.Metadata(connection) as store:
+                        (execution,) = store.store.get_executions_by_id([info.execution_id])
+                    if execution.last_known_state == states.CACHED:
+                        outcome["state"] = "cached"
+                    elif execution.last_known_state == states.COMPLETE:
+                        outcome["state"] = "done"
+                    else:
+                        # The launcher marks a stage whose inputs cannot be resolved as failed, and says nothing.
+                        raise RuntimeError(f"{node_id} could not start: its inputs were not found")
 
-    runner = Runner()
-    return runner.run_with_ir(compiler.Compiler().compile(pipeline))
+        def _mark_as_failed(self, connection):  # type: ignore[no-untyped-def]
+            """The launcher does so for exceptions, and an interruption is none."""
+            with metadata.Metadata(connection) as store:
+                context = store.store.get_context_by_type_and_name("pipeline_run", run_id)
+                executions = store.store.get_executions_by_context(context.id) if context else []
+                left = [e for e in executions if e.last_known_state in (states.NEW, states.RUNNING)]
+                for execution in left:
+                    execution.last_known_state = states.FAILED
+                store.store.put_executions(left)
+
+    # Two runs can start in the same millisecond.
+    run_id = f"{datetime.datetime.now().isoformat(timespec='milliseconds')}-{uuid.uuid4().hex[:6]}"
+    compiled = compiler.Compiler().compile(pipeline)
+    progress = Progress(len(compiled.nodes), stream)
+    cached_outputs = cache_utils.get_cached_outputs
+    PROGRESS.addHandler(progress)
+    PROGRESS.setLevel(logging.INFO)
+    cache_utils.get_cached_outputs = intact_outputs
+    try:
+        Runner().run_with_ir(compiled)
+    finally:
+        cache_utils.get_cached_outputs = cached_outputs
+        PROGRESS.removeHandler(progress)
+    return run_id
+
+
+def _damage(artifact: Any, *, thorough: bool = False) -> str:
+    """What of an artifact is not as it was made, in words; "" when nothing is known to be wrong."""
+    damage = manifest.damage(artifact.uri, _manifest_of(artifact.uri), thorough=thorough)
+    if damage or not artifact.get_int_custom_property("pushed"):
+        return damage
+    version = artifact.get_string_custom_property("pushed_destination")
+    if versions.standing(version, artifact.get_string_custom_property("pipeline_stamp")):
+        return ""
+    return versions.damage(version) or f"{version} is no longer there"
+
+
+def _manifest_of(uri: str) -> str:
+    """Beside the artifact and not in it, where stages look for what is theirs."""
+    return f"{uri.rstrip('/')}.manifest.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import math
 import os
 import time
@@ -13,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.baseline_resolver.versions import latest_version
-from components.interaction_example_gen import columns, tables
+from components.baseline_resolver.versions import newest_version
+from components.interaction_example_gen import columns, rows, tables
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
 
 BATCH = 256
+_LARGEST = float(np.finfo(np.float32).max)
 _OUTPUT_SCHEMA = pa.schema(
     [("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32()),
      ("model_version", pa.int64())]
@@ -64,9 +67,7 @@ class Recommender:
     def __init__(self, config: Config, now: int | None = None) -> None:
         self._now = now
         destination = config.push_destination
-        newest = latest_version(destination)
-        if not newest:
-            raise UserError(f"no model in {destination}: nothing has been pushed yet; start with `twotower run`")
+        newest = newest_version(destination)
         self.version = int(newest)
         self._config = config
         self._interactions = config.tables.interactions
@@ -76,15 +77,18 @@ class Recommender:
         path = os.path.join(destination, newest)
         self.contract = read_servable(path)
         self._model = load(path)
-        self._features = {f.column: f for f in config.features.query}
+        described = {f.column: f for f in config.features.query}
         wanted = self._model.signatures["serving_default"].structured_input_signature[1]
-        unknown = sorted(set(wanted) - set(self._features))
-        if unknown:
-            raise UserError(
-                f"version {self.version} asks for {unknown[0]!r}, which the configuration does not describe; "
-                "use the configuration it was made with, or run the pipeline again"
-            )
-        self._wanted = {column: self._features[column] for column in wanted}
+        self._wanted: dict[str, Feature] = {}
+        for column, spec in wanted.items():
+            feature = described.get(column)
+            if feature is None or (spec.dtype.name, spec.shape.rank) != (dtype(feature), 2 if is_list(feature) else 1):
+                raise UserError(
+                    f"version {self.version} asks for {column!r}, which the configuration does not describe"
+                    f"{'' if feature is None else ' in the same way'}; use the configuration it was made with, "
+                    "or run the pipeline again"
+                )
+            self._wanted[column] = feature
 
     def request(
         self, user: str | None, *, history: Sequence[str] | None = None, values: Mapping[str, Any] | None = None
@@ -102,6 +106,37 @@ class Recommender:
             if history is None:
                 return Request({**found, **(values or {})}, *self._histories({user}).get(user, ([], None)))
         return Request({**found, **(values or {})}, list(history or []))
+
+    def given(self, column: str, texts: Sequence[str]) -> Any:
+        """What a person gives for a column of the request, as the model reads it.
+
+        Args:
+            column: A query column that is neither the user's id nor the history.
+            texts: The values given, one unless the column holds a list.
+
+        Raises:
+            UserError: The model does not ask for this column, or not for such a value.
+        """
+        where = f"--feature {column}={texts[-1]}"
+        feature = self._wanted.get(column)
+        if isinstance(feature, History):
+            raise UserError(f"{where}: the items of a history are given with --history")
+        if column == self._interactions.user:
+            raise UserError(f"{where}: the user's id is given with --user")
+        if feature is None:
+            known = [c for c, f in self._wanted.items() if c != self._interactions.user and not isinstance(f, History)]
+            raise UserError(
+                f"{where}: the model asks for {', '.join(known) or 'no features'}; correct the column's name"
+            )
+        if is_list(feature):
+            separator = getattr(feature, "separator", None)
+            parts = [part.strip() for text in texts for part in (text.split(separator) if separator else [text])]
+            return [part for part in parts if part]
+        if len(texts) > 1:
+            raise UserError(f"--feature {column} is given {len(texts)} times; the column holds one value, keep one")
+        if isinstance(feature, Timestamp):
+            return seconds(texts[0], where)
+        return _number(where, texts[0]) if dtype(feature) == "float32" else texts[0]
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
@@ -137,7 +172,7 @@ class Recommender:
             inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
         if filters:
             signature = "recommend_filtered"
-            known = self._config.serving.filter_columns
+            known = self.contract.filter_columns
             for column in filters:
                 if column not in known:
                     raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
@@ -168,14 +203,15 @@ class Recommender:
         Raises:
             UserError: k is larger than the model's answers, or the file cannot be written.
         """
-        if not 1 <= k <= self.contract.k:
-            raise UserError(f"--k {k}: version {self.version} answers with 1 to {self.contract.k} items; "
-                            "raise serving.k and run again for more")  # fmt: skip
-        partial = f"{path}.partial"
+        self.check_k(k)
+        partial = f"{path}.{os.getpid()}.partial"
         count = 0
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            with pq.ParquetWriter(partial, _OUTPUT_SCHEMA) as writer:
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            # Opened here: PyArrow would take a name with a colon for an address.
+            with open(partial, "wb") as file, pq.ParquetWriter(file, _OUTPUT_SCHEMA) as writer:
                 batch: list[tuple[str, Request]] = []
                 for pair in self.requests(users):
                     batch.append(pair)
@@ -193,6 +229,13 @@ class Recommender:
             if os.path.exists(partial):
                 os.remove(partial)
         return count
+
+    def check_k(self, k: int) -> None:
+        """Refuses a k that the model has no answers for."""
+        most = self.contract.k
+        if not 1 <= k <= most:
+            raise UserError(f"--k {k}: version {self.version} answers with 1 to {most} items; "
+                            "raise serving.k and run again for more")  # fmt: skip
 
     def _rows(self, batch: Sequence[tuple[str, Request]], k: int) -> pa.Table:
         answers = self.recommend([request for _, request in batch])
@@ -236,7 +279,7 @@ class Recommender:
         if isinstance(feature, HistoryAge):
             values = [self._age(r) if v is None else v for v, r in zip(values, requests, strict=True)]
         if dtype(feature) == "float32":
-            return np.array([math.nan if v is None else _number(feature, v) for v in values], np.float32)
+            return np.array([math.nan if v is None else float(v) for v in values], np.float32)
         return np.array(["" if v is None else _string(v) for v in values], object)
 
     def _asked(self, request: Request, column: str) -> int:
@@ -257,10 +300,10 @@ class Recommender:
         if table is None:
             return {}
         found: dict[str, dict[str, Any]] = {}
-        for batch in _batches("users", table.path, [table.id, *(c.source for c in self._plan.users)]):
+        for file, batch in rows.batches("users", table.path, [table.id, *(c.source for c in self._plan.users)]):
             values = [(c.name, columns.cells(batch, c)[0]) for c in self._plan.users]
-            for row, user in enumerate(_decoded(columns.ids(batch.column(table.id)))):
-                if users is None or user in users:
+            for row, user in enumerate(rows.ids(batch, table.id, file)):
+                if user is not None and (users is None or user in users):
                     found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
         return found
 
@@ -268,11 +311,11 @@ class Recommender:
         """Items by user, oldest first, and the time of the last; equal times keep the table's order."""
         names = self._interactions
         found: dict[str, list[tuple[int, str]]] = {}
-        for batch in _batches("interactions", names.path, [names.user, names.item, names.timestamp]):
-            who, what = (_decoded(columns.ids(batch.column(c))) for c in (names.user, names.item))
+        for file, batch in rows.batches("interactions", names.path, [names.user, names.item, names.timestamp]):
+            who, what = (rows.ids(batch, c, file) for c in (names.user, names.item))
             when, _, _ = columns.seconds(batch.column(names.timestamp))
             for user, item, time_ in zip(who, what, when.tolist(), strict=True):
-                if users is None or user in users:
+                if user is not None and item is not None and (users is None or user in users):
                     found.setdefault(user, []).append((time_, item))
         for pairs in found.values():
             # The sort is stable, so equal times stay in the order in which they were read.
@@ -280,30 +323,44 @@ class Recommender:
         return {user: ([item for _, item in pairs], pairs[-1][0]) for user, pairs in found.items()}
 
 
-def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for number, file in enumerate(tables.files(table, path)):
-        for part in tables.parts(number, file):
-            for _, batch in tables.read(part, names):
-                yield batch
+def seconds(text: str, where: str) -> int:
+    """A time that a person gives, in seconds since 1970; one without a zone is UTC.
+
+    Raises:
+        UserError: It is none; `where` says which argument.
+    """
+    try:
+        if text.isdecimal():
+            found = int(text)
+        else:
+            parsed = datetime.datetime.fromisoformat(text)
+            found = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+        # The inputs of a servable are int64, and below 0 is a missing time.
+        if not 0 <= found < 2**63:
+            raise ValueError
+        return found
+    except (ValueError, OverflowError):
+        raise UserError(f"{where}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
 
 
-def _decoded(values: Sequence[bytes | None]) -> list[str]:
-    return ["" if value is None else value.decode() for value in values]
-
-
-def _strings(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str | bytes]:
     if value is None:
         return []
     values = value if isinstance(value, (list, tuple)) else [value]
     return [_string(v) for v in values]
 
 
-def _string(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _string(value: Any) -> str | bytes:
+    # The bytes of a table go to the model as they are: a category need not be text.
+    return value if isinstance(value, bytes) else str(value)
 
 
-def _number(feature: Feature, value: Any) -> float:
+def _number(where: str, value: Any) -> float:
     try:
-        return float(value)
+        # float() reads 1_000, too, which nothing else here does.
+        number = math.nan if "_" in str(value) else float(value)
     except ValueError:
-        raise UserError(f"{feature.column}: expected a number, not {value!r}") from None
+        number = math.nan
+    if not abs(number) <= _LARGEST:
+        raise UserError(f"{where}: expected a number, not {value!r}")
+    return number

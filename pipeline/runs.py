@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+import re
+import socket
+import sqlite3
+import urllib.parse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +27,8 @@ _STATES = {
     metadata_store_pb2.Execution.FAILED: "failed",
     metadata_store_pb2.Execution.CANCELED: "canceled",
 }
+
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,20 +105,117 @@ def read_runs(config: Config, last: int | None = None) -> list[Run]:
     """The runs of a configuration's pipeline, newest first.
 
     Raises:
-        UserError: There is no metadata store yet, or it cannot be reached.
+        UserError: There is no metadata store yet, or it cannot be read.
     """
+    with store_errors(config):
+        store, contexts = _runs_of(config)
+        return [_read_run(store, context, config.name) for context in contexts[:last]]
+
+
+def read_run(config: Config, run_id: str) -> Run:
+    """One run.
+
+    Raises:
+        UserError: The metadata store has no such run, or cannot be read.
+    """
+    with store_errors(config):
+        store, contexts = _runs_of(config)
+        for context in contexts:
+            if context.name == run_id:
+                return _read_run(store, context, config.name)
+    raise UserError(f"run {run_id!r}: not in the metadata store; `twotower runs` lists them")
+
+
+def check_store(config: Config) -> None:
+    """Finds, before anything runs, that the metadata store cannot be used.
+
+    Raises:
+        UserError: Its file is damaged, or its server does not answer.
+    """
+    how = connection(config)
+    with store_errors(config):
+        if not how.HasField("sqlite"):
+            _open(config)
+        elif os.path.exists(how.sqlite.filename_uri):
+            path = urllib.parse.quote(how.sqlite.filename_uri)
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:
+                ((found,),) = database.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+
+
+@contextlib.contextmanager
+def store_errors(config: Config) -> Iterator[None]:
+    """What the metadata store raises becomes one line: where it is, what is wrong, and what to do.
+
+    Raises:
+        UserError: Instead of the store's own errors.
+    """
+    try:
+        yield
+    except (ml_metadata.errors.StatusError, sqlite3.Error) as error:
+        raise UserError(_in_words(config, error)) from None
+    except RuntimeError as error:
+        # What its constructor raises, in TFX's words when TFX has called it.
+        if _STORE_ERRORS.search(str(error)) is None:
+            raise
+        raise UserError(_in_words(config, error)) from None
+
+
+_STORE_ERRORS = re.compile("executing query|sqlite3|mysql|postgres|Metadata storage", re.IGNORECASE)
+
+
+def _in_words(config: Config, error: Exception) -> str:
+    # "Error when executing query: <reason> query: <SQL, pages of it>"
+    reason, *_ = re.sub(r".*(storage with error|executing query): ", "", " ".join(str(error).split())).split(" query:")
+    store = config.metadata
+    if store.kind != "sqlite":
+        password = f", and the password in ${store.password_env}" if store.password_env else ""
+        return (
+            f"metadata store {store.kind} at {_address(config)} cannot be used ({reason[:200]}); start it, or correct "
+            f"metadata.host, port, database and user{password}"
+        )
+    path = connection(config).sqlite.filename_uri
+    if "full" in reason:
+        remedy = "make room, or choose another disk with output.root"
+    elif "locked" in reason:
+        remedy = "another process has kept it locked for long; wait for it or end it, and try again"
+    elif "unable to open" in reason or "readonly" in reason or "I/O" in reason:
+        remedy = "correct its rights or its disk, or choose another folder with output.root"
+    else:
+        remedy = "put a copy of it back, or move it away: the next run then executes every stage again"
+    return f"metadata store {path} cannot be used ({reason[:200]}); {remedy}"
+
+
+def _address(config: Config) -> str:
+    store = config.metadata
+    return f"{store.host}:{store.port or (3306 if store.kind == 'mysql' else 5432)}"
+
+
+def _open(config: Config) -> ml_metadata.MetadataStore:
+    how = connection(config)
+    if not how.HasField("sqlite"):
+        # The store's own clients say nothing of a host that cannot be reached, and may wait for it for minutes.
+        host, _, port = _address(config).rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UserError(_in_words(config, error)) from None
+    return ml_metadata.MetadataStore(how)
+
+
+def _runs_of(config: Config) -> tuple[ml_metadata.MetadataStore, list[metadata_store_pb2.Context]]:
+    """The store, and the contexts of a pipeline's runs, newest first."""
     how = connection(config)
     if how.HasField("sqlite") and not os.path.exists(how.sqlite.filename_uri):
         raise UserError(f"nothing has run yet: {how.sqlite.filename_uri} does not exist; start with `twotower run`")
-    try:
-        store = ml_metadata.MetadataStore(how)
-        contexts = store.get_children_contexts_by_context(
-            store.get_context_by_type_and_name("pipeline", config.name).id
-        )
-    except (ml_metadata.errors.StatusError, RuntimeError) as error:
-        raise UserError(f"the metadata store cannot be read: {' '.join(str(error).split())}") from None
-    contexts.sort(key=lambda c: c.create_time_since_epoch, reverse=True)
-    return [_read_run(store, context, config.name) for context in contexts[:last]]
+    store = _open(config)
+    pipeline = store.get_context_by_type_and_name("pipeline", config.name)
+    if pipeline is None:
+        raise UserError(f"nothing has run yet: the metadata store knows no {config.name}; start with `twotower run`")
+    # By the order in which they began and not by the clock, which can be set back.
+    contexts = store.get_children_contexts_by_context(pipeline.id)
+    return store, sorted(contexts, key=lambda context: context.id, reverse=True)
 
 
 def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Context, pipeline: str) -> Run:
@@ -143,7 +247,7 @@ def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Cont
             Stage(
                 name=nodes[0].removeprefix(f"{pipeline}.") if nodes else execution.name,
                 state=_STATES.get(execution.last_known_state, "unfinished"),
-                seconds=(execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
+                seconds=max(0, execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
                 inputs=tuple(of_execution[execution.id, False]),
                 outputs=tuple(of_execution[execution.id, True]),
             )
@@ -157,15 +261,16 @@ def _value(value: metadata_store_pb2.Value) -> Any:
     return getattr(value, kind) if kind else None
 
 
-def read_json(artifact: Artifact | None, name: str) -> dict[str, Any]:
-    """A JSON file of an artifact; empty when the stage did not get so far."""
+def read_json(artifact: Artifact | None, name: str, kind: type = dict) -> Any:
+    """A JSON file of an artifact; empty when the stage did not get so far, or the file is not what it should be."""
     if artifact is None:
-        return {}
+        return kind()
     try:
         with open(os.path.join(artifact.uri, name), encoding="utf-8") as file:
-            return json.load(file)
+            found = json.load(file)
     except (OSError, ValueError):
-        return {}
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 def lineage(run: Run) -> Sequence[tuple[str, str, str]]:

@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from components.baseline_resolver import versions
 from components.evaluator import summary as evaluation_summary
 from pipeline.config import Config
-from pipeline.runs import Run, read_json
+from pipeline.runs import Artifact, Run, read_json
+from pipeline.terminal import styled
 
 PROTOCOLS = {
     "temporal": "temporal split: the latest interactions are judged",
@@ -29,9 +31,9 @@ def summarize(
     evaluation = read_json(_output(run, "Evaluator", "evaluation"), evaluation_summary.FILE_NAME)
     report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
     training = read_json(_output(run, "Trainer", "model_run"), "training.json")
-    trials = read_json(_output(run, "Tuner", "tuner_results"), "tuner_results.json")
+    trials = read_json(_output(run, "Tuner", "tuner_results"), "tuner_results.json", list)
     infra = _output(run, "ServableValidator", "blessing")
-    pushed = _output(run, "Pusher", "pushed_model")
+    pushed, deleted = _pushed(_output(run, "Pusher", "pushed_model"))
     gates = {}
     if evaluation:
         gates["Evaluator"] = {"blessed": not evaluation["failures"], "reasons": evaluation["failures"]}
@@ -44,7 +46,7 @@ def summarize(
         "state": run.state,
         "protocol": PROTOCOLS[config.split.strategy],
         "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
-        "tuner": trials or [],
+        "tuner": trials,
         "training": training,
         "metrics": evaluation.get("metrics", {}),
         "baseline": {
@@ -54,11 +56,21 @@ def summarize(
         },
         "index": report,
         "gates": gates,
-        "pushed": pushed.properties.get("pushed_destination") if pushed and pushed.properties.get("pushed") else None,
+        "pushed": pushed,
+        "deleted": deleted,
         "stages": [{"name": s.name, "state": s.state, "seconds": round(s.seconds, 2)} for s in run.stages],
         "seconds": seconds,
         "peak_memory_bytes": peak_bytes,
     }
+
+
+def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
+    """The version's folder, None when nothing was pushed; and whether it has been deleted or damaged since."""
+    if artifact is None or not artifact.properties.get("pushed"):
+        return None, False
+    folder = str(artifact.properties["pushed_destination"])
+    standing = versions.standing(folder, str(artifact.properties.get("pipeline_stamp", "")))
+    return standing or folder, not standing
 
 
 def _output(run: Run, stage: str, key: str) -> Any:
@@ -90,11 +102,14 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("index", _index(index))
     for gate, verdict in summary["gates"].items():
         reasons = "; ".join(verdict["reasons"])
-        table.add_row(gate, "[green]blessed[/]" if verdict["blessed"] else f"[red]refused[/]: {reasons}")
+        table.add_row(
+            gate, styled(("blessed", "green")) if verdict["blessed"] else styled(("refused", "red"), f": {reasons}")
+        )
     if summary["pushed"]:
-        table.add_row("pushed", os.path.relpath(summary["pushed"]))
+        deleted = ("; deleted or damaged since", "red") if summary["deleted"] else ""
+        table.add_row("pushed", styled(_short(summary["pushed"]), deleted))
     elif summary["gates"]:
-        table.add_row("pushed", "[red]nothing[/]; what was served before stays")
+        table.add_row("pushed", styled(("nothing", "red"), "; what was served before stays"))
     stages = [s for s in summary["stages"] if s["state"] != "cached"]
     cached = len(summary["stages"]) - len(stages)
     words = ", ".join(f"{s['name']} {s['seconds']:.1f}" for s in stages)
@@ -107,6 +122,11 @@ def render(summary: dict[str, Any], console: Console) -> None:
     if overall:
         console.print()
         console.print(_quality(overall))
+
+
+def _short(folder: str) -> str:
+    """A folder as seen from here; an address stays as it is."""
+    return folder if versions.is_remote(folder) else os.path.relpath(folder)
 
 
 def _counts(data: dict[str, int]) -> str:
@@ -164,6 +184,7 @@ def render_runs(found: Sequence[Run], outcomes: Sequence[dict[str, Any]], consol
         recall = outcome["index"].get("chosen", {}).get("recall")
         refused = [gate for gate, verdict in outcome["gates"].items() if not verdict["blessed"]]
         version = os.path.basename(outcome["pushed"]) if outcome["pushed"] else ""
+        version += " (deleted)" if outcome["deleted"] else ""
         table.add_row(
             run.id,
             run.state,

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import os
 
+from modules import manifest
+from modules.errors import UserError
+
 STAMP = os.path.join("assets.extra", "pipeline_stamp")
 """In each pushed version: fingerprint of what made it (configuration, data, code). TF Serving ignores the folder."""
+MANIFEST = os.path.join("assets.extra", "manifest.json")
+"""In each version of a local folder: its other files, by which damage is found (modules/manifest.py)."""
 VERSION_PROPERTY = "version"
 """Custom property of the baseline artifact: which version it holds."""
 
@@ -40,10 +45,59 @@ def latest_version(push_destination: str, excluding_stamp: str = "") -> str:
     return ""
 
 
+def newest_version(push_destination: str) -> str:
+    """The newest version, for who asks the model that is served.
+
+    Returns:
+        Its folder name.
+
+    Raises:
+        UserError: Nothing has been pushed, or the newest version is damaged: an older one would answer something else.
+    """
+    for version in reversed(versions(push_destination)):
+        folder = os.path.join(push_destination, str(version))
+        found = damage(folder)
+        if found:
+            raise UserError(
+                f"version {version} in {push_destination} is damaged: {found}; delete its folder, "
+                "`twotower run` then pushes the model again"
+            )
+        if is_complete(folder):
+            return str(version)
+    raise UserError(f"no model in {push_destination}: nothing has been pushed yet; start with `twotower run`")
+
+
+def standing(folder: str, stamp: str) -> str:
+    """Where a model that was pushed is now.
+
+    Args:
+        folder: The version's folder that it was pushed to.
+        stamp: Its stamp, "" when it is not known.
+
+    Returns:
+        That folder while the version is there and whole, else the newest later one that was made from it by an update;
+        "" when there is neither.
+    """
+    if is_complete(folder):
+        return folder
+    base, _, version = folder.rpartition("/")
+    for later in reversed(versions(base)):
+        candidate = os.path.join(base, str(later))
+        if stamp and version.isdecimal() and later > int(version) and read_stamp(candidate) == stamp:
+            return candidate if is_complete(candidate) else ""
+    return ""
+
+
 def is_complete(folder: str) -> bool:
-    """Whether a version's folder holds a model: saved_model.pb is what appears last."""
+    """Whether a version's folder holds a whole model: saved_model.pb is what appears last, and nothing is damaged."""
     path = os.path.join(folder, _SAVED_MODEL)
-    return _gfile().exists(path) if is_remote(folder) else os.path.isfile(path)
+    there = _gfile().exists(path) if is_remote(folder) else os.path.isfile(path)
+    return there and not damage(folder)
+
+
+def damage(folder: str) -> str:
+    """What is wrong with a version that was whole when it was pushed, in words; "" for nothing that is known."""
+    return "" if is_remote(folder) else manifest.damage(folder, os.path.join(folder, MANIFEST))
 
 
 def read_stamp(folder: str) -> str:

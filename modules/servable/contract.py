@@ -158,13 +158,13 @@ _AnyContract = TypeVar("_AnyContract", bound=_Contract)
 
 
 def _read(folder: str, name: str, kind: type[_AnyContract]) -> _AnyContract:
-    text = _text(os.path.join(folder, name))
-    if text is None:
-        raise UserError(f"{folder} has no {name}: it is no servable of this pipeline; {_MAKE_ANEW}")
+    content = _content(os.path.join(folder, name))
+    if content is None:
+        raise UserError(f"{folder}: {name} is missing; {_MAKE_ANEW}")
     try:
-        version = _Version.model_validate_json(text).contract_version
+        version = _Version.model_validate_json(content).contract_version
         if version == CONTRACT_VERSION:
-            return kind.model_validate_json(text)
+            return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
@@ -176,14 +176,14 @@ def _read(folder: str, name: str, kind: type[_AnyContract]) -> _AnyContract:
 
 
 class _Version(BaseModel):
-    contract_version: int = 1
+    contract_version: int
 
 
-def _text(path: str) -> str | None:
+def _content(path: str) -> bytes | None:
     """None where there is no such file."""
     if "://" not in path:
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, "rb") as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -193,5 +193,5 @@ def _text(path: str) -> str | None:
 
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path) as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         return file.read()

@@ -7,11 +7,8 @@ popular rows. Imports no TFX, which takes longer to load than an update to make.
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +18,9 @@ import tensorflow as tf
 from pydantic import BaseModel
 
 from components.baseline_resolver import versions
-from components.interaction_example_gen import columns, tables
-from components.interaction_example_gen.tables import Column, MissingColumnError, Plan
+from components.interaction_example_gen import columns, rows
+from components.interaction_example_gen.tables import Column, Plan
+from components.pusher import publishing
 from modules.errors import UserError
 from modules.features import Features
 from modules.retrieval.brute_force import BruteForce
@@ -79,18 +77,11 @@ class NewItems:
         """
         wanted: list[Column] = [*plan.items, *plan.returned]
         found: dict[str, bytes] = {}
-        for number, file in enumerate(tables.files("items", path)):
-            try:
-                for part in tables.parts(number, file):
-                    for _, batch in tables.read(part, [id_column, *(c.source for c in wanted)]):
-                        for item_id, example in _examples(batch, id_column, wanted, file):
-                            if item_id in found:
-                                raise UserError(f"{file}: item {item_id!r} is there twice; keep one of its rows")
-                            found[item_id] = example
-            except MissingColumnError as error:
-                raise UserError(f"{file}: has no column {str(error)!r}, which the model reads") from None
-            except (OSError, tables.pa.ArrowException) as error:
-                raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        for file, batch in rows.batches("items", path, [id_column, *(c.source for c in wanted)]):
+            for item_id, example in _examples(batch, id_column, wanted, file):
+                if item_id in found:
+                    raise UserError(f"{file}: item {item_id!r} is there twice; keep one of its rows")
+                found[item_id] = example
         return cls(found)
 
 
@@ -114,16 +105,31 @@ def update(
         index: The recall that the new version must have.
         item_column: Key of the item id in examples.
 
+    Nobody else publishes there meanwhile: of two updates at once the second one changes what the first has pushed.
+
     Raises:
         UserError: Nothing has been pushed, the version cannot be updated, an item to be removed is unknown or one to be
             added is known, the result could not be served (`catalogue.check`), or it misses the recall target.
     """
-    started = time.monotonic()
     if versions.is_remote(push_destination):
         raise UserError(f"{push_destination}: only a local push destination can be updated; run the pipeline instead")
-    newest = versions.latest_version(push_destination)
-    if not newest:
-        raise UserError(f"no model in {push_destination}: nothing has been pushed yet; start with `twotower run`")
+    # Before the lock, which would make the folder.
+    versions.newest_version(push_destination)
+    with publishing.exclusive(push_destination):
+        return _update(push_destination, new, remove, features, serving, index, item_column)
+
+
+def _update(
+    push_destination: str,
+    new: NewItems,
+    remove: Sequence[str],
+    features: Features,
+    serving: Serving,
+    index: Index,
+    item_column: str,
+) -> Update:
+    started = time.monotonic()
+    newest = versions.newest_version(push_destination)
     path = os.path.join(push_destination, newest)
     contract = read_servable(path)
     _check_updatable(contract, newest, features, serving)
@@ -154,36 +160,38 @@ def update(
             f"index.recall_target {index.recall_target}: too much has changed; run the pipeline"
         )
 
-    staging = os.path.join(push_destination, f".staging-{socket.gethostname()}-{os.getpid()}-{int(time.time())}-"
-                                             f"{uuid.uuid4().hex[:8]}")  # fmt: skip
     try:
-        with tempfile.TemporaryDirectory() as assets:
-            result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
-            new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
-            signatures.save(result, staging, new_contract, requests)
-        stamp = versions.read_stamp(path)
-        if stamp:
-            _write(os.path.join(staging, versions.STAMP), stamp)
-        failures = replay.replay(staging)["failures"]
-        if failures:
-            raise UserError(f"the updated version does not answer as it should: {failures[0]}; run the pipeline")
-        outcome = Update(
-            version=max(int(time.time()), *(taken + 1 for taken in versions.versions(push_destination))),
-            updated_version=int(newest),
-            added=len(new.examples),
-            removed=len(removed),
-            catalogue_size=len(updated.item_ids),
-            recall=reached,
-            recall_k=recall_k,
-            seconds=round(time.monotonic() - started, 2),
-        )
-        _write(os.path.join(staging, UPDATE_PATH), outcome.model_dump_json(indent=2))
-        # The push: a version is there whole, or not at all.
-        os.rename(staging, os.path.join(push_destination, str(outcome.version)))
+        with publishing.staging(push_destination) as staging:
+            staged = os.path.join(staging, newest)
+            with tempfile.TemporaryDirectory() as assets:
+                result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
+                new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
+                signatures.save(result, staged, new_contract, requests)
+            stamp = versions.read_stamp(path)
+            if stamp:
+                _write(os.path.join(staged, versions.STAMP), stamp)
+            failures = replay.replay(staged)["failures"]
+            if failures:
+                raise UserError(f"the updated version does not answer as it should: {failures[0]}; run the pipeline")
+            outcome = Update(
+                version=publishing.next_version(push_destination),
+                updated_version=int(newest),
+                added=len(new.examples),
+                removed=len(removed),
+                catalogue_size=len(updated.item_ids),
+                recall=reached,
+                recall_k=recall_k,
+                seconds=round(time.monotonic() - started, 2),
+            )
+            _write(os.path.join(staged, UPDATE_PATH), outcome.model_dump_json(indent=2))
+            # On a file system without locks, and for who copies a folder by hand, the lock is none.
+            if versions.newest_version(push_destination) != newest:
+                raise UserError(f"{push_destination}: a newer version than {newest} was pushed meanwhile; update again")
+            publishing.publish(staged, push_destination, outcome.version)
     except OSError as error:
         raise UserError(f"push to {push_destination}: {error.strerror}; make room, or correct its rights") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    except tf.errors.OpError as error:
+        raise UserError(f"version {newest} or its update: {error.message}; make room, or run the pipeline") from None
     return outcome
 
 
@@ -215,9 +223,9 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
         cells[column.name], wrong = columns.cells(batch, column)
         if wrong:
             raise UserError(f"{file}: {wrong[0]!r} in column {column.source!r} is not a {column.kind} value")
-    ids = columns.ids(batch.column(id_column))
+    ids = rows.ids(batch, id_column, file)
     # The id is an id, whatever encoding reads it: 12 and 12.0 are the same.
-    cells[wanted[0].name] = ids
+    cells[wanted[0].name] = [None if item_id is None else item_id.encode() for item_id in ids]
     found = []
     for number, item_id in enumerate(ids):
         if item_id is None:
@@ -236,7 +244,7 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
                 feature.float_list.value.append(value)
             if value is None or value in (b"", []):
                 del example.features.feature[name]
-        found.append((item_id.decode(), example.SerializeToString()))
+        found.append((item_id, example.SerializeToString()))
     return found
 
 

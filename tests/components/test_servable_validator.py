@@ -139,7 +139,7 @@ def test_a_corrupt_servable_is_refused(world, embedding, tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "servable" / "Format-Serving").mkdir(parents=True)
     verdict = _validate(tmp_path)
-    assert not verdict.blessed and "has no assets.extra/servable.json" in verdict.reasons[0]
+    assert not verdict.blessed and "assets.extra/servable.json is missing" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import world
 from e2e_runs import Small, twotower, versions
 
+from pipeline import cli
 from pipeline.config import load
 from pipeline.recommender import Recommender
 
@@ -157,6 +159,21 @@ def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
         (["recommend", "--user", "1", "--filter", "colour=red"], "filters by genres"),
         (["recommend", "--feature", "age"], "expected column=value"),
         (["recommend", "--feature", "age=old"], "expected a number"),
+        (["recommend", "--feature", "age="], "expected a number"),
+        (["recommend", "--feature", "age=nan"], "expected a number"),
+        (["recommend", "--feature", "age=-inf"], "expected a number"),
+        (["recommend", "--feature", "age=1e39"], "expected a number"),
+        (["recommend", "--feature", "age=1_0"], "expected a number"),
+        (["recommend", "--feature", "age=20", "--feature", "age=30"], "given 2 times"),
+        (["recommend", "--feature", "gender=F", "--feature", "gender=F"], "given 2 times"),
+        (["recommend", "--feature", "timestamp=abc"], "expected seconds since 1970"),
+        (["recommend", "--feature", "timestamp=-5"], "expected seconds since 1970"),
+        (["recommend", "--feature", "timestamp=" + "9" * 5000], "expected seconds since 1970"),
+        (["recommend", "--feature", "timestamp=0001-01-01T00:00:00+23:59"], "expected seconds since 1970"),
+        (["recommend", "--feature", "history_age=long"], "expected a number"),
+        (["recommend", "--feature", "nosuch=1"], "the model asks for age, gender, history_age, timestamp"),
+        (["recommend", "--feature", "history=1,2"], "--history"),
+        (["recommend", "--feature", "user_id=3"], "--user"),
         (["similar", "--item", "none"], "no such item"),
         (["batch", "--output", "/proc/nothing/top.parquet"], "cannot be written"),
         (["batch", "--output", "top.parquet", "--time", "yesterday"], "expected seconds since 1970"),
@@ -164,8 +181,14 @@ def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
         (["batch", "--output", "top.parquet", "--time", "1969-12-31"], "expected seconds since 1970"),
         (["batch", "--output", "x.parquet", "--users", "none.txt"], "none.txt"),
         (["runs", "no-such-run"], "not in the metadata store"),
+        (["batch", "--output", "."], "Is a directory"),
+        (["schema", "--output", "no such folder/x.pbtxt"], "No such file or directory"),
         (["recommend", "--set", "output.push=elsewhere"], "nothing has been pushed yet"),
         (["runs", "--set", "output.root=elsewhere"], "nothing has run yet"),
+        (["recommend", "--set", "features.query.age={column: age, encoding: vocabulary}"], "'age', which the config"),
+        (["serve", "--model-base-path", "none"], "none"),
+        (["serve", "--rest-port", "70000"], "ports are 0 to 65535"),
+        (["serve", "--model-config-file", "none.config"], "none.config"),
     ],
 )
 def test_a_mistake_is_one_line(small: Small, arguments: list[str], words: str):
@@ -186,3 +209,113 @@ def test_a_fresh_process_answers(small: Small):
     answer = json.loads(done.stdout)
     assert len(answer["items"]) == 10
     assert done.stderr == ""
+
+
+def test_a_feature_given_as_text_is_the_value_that_the_api_takes(small: Small):
+    recommender = Recommender(load(small.config_path))
+    given = {"age": "31", "gender": "F", "timestamp": "2020-09-13T12:26:40", "history_age": "3.5e2"}
+    values = {column: recommender.given(column, [text]) for column, text in given.items()}
+    assert values == {"age": 31.0, "gender": "F", "timestamp": 1_600_000_000, "history_age": 350.0}
+    (answer,) = recommender.recommend([recommender.request(None, values=values)])
+    options = [a for column, text in given.items() for a in ("--feature", f"{column}={text}")]
+    assert [(r["item_id"], r["score"]) for r in items(small, *options)] == [(r.item_id, r.score) for r in answer[:10]]
+
+
+def test_filters_that_leave_nothing_are_said_to(small: Small):
+    outcome = twotower("recommend", "--config", small.config_path, "--filter", "genres=Nosuch")
+    assert outcome.code == 0 and outcome.answer["items"] == [] and "no item is left" in outcome.answer["note"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_users_id(small: Small, tmp_path: Path):
+    (tmp_path / "users.txt").write_bytes("3\r\n4\r\n".encode("utf-8-sig"))
+    output = tmp_path / "top.parquet"
+    arguments = ["batch", "--config", small.config_path, "--k", "1", "--output", str(output)]
+    assert twotower(*arguments, "--users", str(tmp_path / "users.txt")).answer["users"] == 2
+    rows = pq.read_table(output).to_pylist()
+    assert [row["user_id"] for row in rows] == ["3", "4"]
+    assert rows[0]["item_id"] == items(small, "--user", "3", "--k", "1")[0]["item_id"], "3 is known, with a history"
+
+
+def test_a_file_whose_name_has_a_colon_is_written(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["batch", "--config", small.config_path, "--k", "1", "--output", "s3:top.parquet"]
+    assert twotower(*arguments).code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["s3:top.parquet"]
+
+
+def test_a_torn_second_table_is_one_line(small: Small, tmp_path: Path):
+    table = pq.read_table(small.folder / "interactions.parquet")
+    pq.write_table(table, tmp_path / "interactions-1.parquet")
+    arguments = ["--config", small.config_path, "--set", f"tables.interactions.path={tmp_path}/interactions-*.parquet"]
+    whole = (tmp_path / "interactions-1.parquet").read_bytes()
+    torn = {"torn": whole[: len(whole) // 2], "empty": b"", "page": whole[:200] + b"\xff" * 400 + whole[600:]}
+    for content in torn.values():
+        (tmp_path / "interactions-2.parquet").write_bytes(content)
+        outcome = twotower("recommend", *arguments, "--user", "3")
+        assert outcome.code == 2 and outcome.errors.count("\n") == 1, outcome.errors
+        assert f"{tmp_path}/interactions-2.parquet: cannot be read" in outcome.errors
+    pq.write_table(table.drop_columns(["item_id"]), tmp_path / "interactions-2.parquet")
+    outcome = twotower("recommend", *arguments, "--user", "3")
+    assert outcome.code == 2 and "interactions-2.parquet: has no column 'item_id'" in outcome.errors
+    ids = pa.array([b"caf\xe9"], pa.binary())
+    pq.write_table(pa.table({"user_id": ids, "item_id": ids, "timestamp": [5]}), tmp_path / "interactions-2.parquet")
+    outcome = twotower("recommend", *arguments, "--user", "3")
+    assert outcome.code == 2 and "in column 'user_id' is not UTF-8" in outcome.errors
+    assert outcome.errors.count("\n") == 1
+
+
+def test_a_folder_that_is_no_servable_is_named(small: Small, tmp_path: Path):
+    pushed = small.serve_in(tmp_path)
+    # As a version that was pushed before manifests were, or copied there by hand.
+    (pushed / "assets.extra" / "manifest.json").unlink()
+    arguments = ["--config", small.config_path, "--set", f"output.push={tmp_path}"]
+    described = pushed / "assets.extra" / "servable.json"
+    variables = pushed / "variables" / "variables.data-00000-of-00001"
+
+    def refused(words: str) -> None:
+        outputs = ["--output", str(tmp_path / "top.parquet"), "--k", "5"]
+        for command in (
+            ["recommend"],
+            ["similar", "--item", "1"],
+            ["batch", *outputs],
+            ["update-index", "--remove", "1"],
+        ):
+            outcome = twotower(command[0], *arguments, *command[1:])
+            assert outcome.code == 2 and outcome.errors.count("\n") == 1, outcome.errors
+            assert str(pushed) in outcome.errors and words in outcome.errors
+        assert not (tmp_path / "top.parquet").exists()
+
+    whole = variables.read_bytes()
+    variables.write_bytes(whole[: len(whole) // 2])
+    refused("does not load")
+    variables.write_bytes(whole)
+    text = described.read_text()
+    for content, words in (("{}", "Field required"), ("{" + text, "servable.json"), ("\0", "servable.json")):
+        described.write_text(content)
+        refused(words)
+    described.unlink()
+    refused("servable.json is missing")
+
+
+def test_titles_with_markup_are_shown_as_they_are(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    titles = ["War [/b]", "[rec] (2007)", "War \x1b[31mred\x07", "War \u202etxt", ":bomb: War\nfilm"]
+    rows = [{"item_id": f"[b]{n}", "title": t, "genres": ["Odd"], "price": 60.0} for n, t in enumerate(titles)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "new.parquet")
+    small.serve_in(tmp_path)
+    options = ["--config", small.config_path, "--set", f"output.push={tmp_path}"]
+    assert cli.main(["update-index", *options, "--add", str(tmp_path / "new.parquet")]) == 0
+    capsys.readouterr()
+    assert cli.main(["recommend", *options, "--user", "4", "--filter", "genres=Odd"]) == 0
+    shown = capsys.readouterr().out
+    visible = ["War [/b]", "[rec] (2007)", "War \\x1b[31mred\\x07", "War \\u202etxt", ":bomb: War\\nfilm"]
+    for number, title in enumerate(visible):
+        assert title in shown and f"[b]{number}" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    # What a program reads is exact.
+    answer = twotower("recommend", *options, "--user", "4", "--filter", "genres=Odd").answer["items"]
+    assert sorted(r["title"] for r in answer) == sorted(titles)
+    assert cli.main(["similar", *options, "--item", "[/b]\x1b[2J"]) == 2
+    errors = capsys.readouterr().err
+    assert "--item [/b]\\x1b[2J: " in errors and "\x1b" not in errors
+    assert cli.main(["recommend", *options, "--user", "[/b] stranger\x1b"]) == 0
+    assert "user [/b] stranger\\x1b has no history" in capsys.readouterr().out

@@ -57,7 +57,12 @@ def test_another_contract_is_refused_in_one_line(version, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "Invalid JSON"), ("[]", "Input should be an object"), ('{"contract_version": 2}', "model: Field required")],
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "Input should be an object"),
+        ("{}", "contract_version: Field required"),
+        ('{"contract_version": 2}', "model: Field required"),
+    ],
 )
 def test_a_damaged_contract_is_refused_in_one_line(content, words, tmp_path):
     _write(tmp_path, content)
@@ -69,7 +74,7 @@ def test_a_damaged_contract_is_refused_in_one_line(content, words, tmp_path):
 def test_a_folder_without_a_contract_is_refused_in_one_line(tmp_path):
     for read, name in ((read_servable, "servable.json"), (read_embedding, "embedding.json")):
         with pytest.raises(
-            UserError, match=f"has no assets.extra/{name}.*delete the folder and run the pipeline again"
+            UserError, match=f"assets.extra/{name} is missing; delete the folder and run the pipeline again"
         ):
             read(str(tmp_path))
 

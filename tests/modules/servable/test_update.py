@@ -1,8 +1,11 @@
 """Updates of a pushed servable against numpy: what is added is found, what is removed is gone."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import SearchParameters
 from modules.servable import catalogue as catalogues
+from modules.servable import replay
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
 from modules.servable.update import UPDATE_PATH, NewItems, Update, update
@@ -208,3 +212,88 @@ def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_pat
         NewItems.read(str(tmp_path / "new.parquet"), "id", _PLAN)
     with pytest.raises(UserError, match="nothing has been pushed yet"):
         update(str(tmp_path / "none"), NewItems({}), ["i1"], FEATURES, _SERVING, Index(), COLUMNS.item)
+
+
+def test_of_two_updates_at_once_none_is_lost(pushed):
+    """Threads stand for processes: the lock excludes both."""
+    gone = ["i3", "i11", "i200"]
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(lambda item: pushed.update(remove=[item]), gone))
+    assert sorted(outcome.catalogue_size for outcome in outcomes) == [_KNOWN - 3, _KNOWN - 2, _KNOWN - 1]
+    # Each was made from the one before.
+    first, second, third = sorted(outcomes, key=lambda outcome: outcome.version)
+    assert [o.updated_version for o in (first, second, third)] == [7, first.version, second.version]
+    path = pushed.destination / str(third.version)
+    ids = (path / read_servable(str(path)).item_ids).read_text().split()
+    assert len(ids) == _KNOWN - 3 and not set(gone) & set(ids)
+    assert {p.name for p in pushed.destination.iterdir()} == {"7", *(str(o.version) for o in outcomes)}
+
+
+def test_a_version_that_was_pushed_meanwhile_without_the_lock_is_not_overtaken(pushed, monkeypatch):
+    replayed = replay.replay
+
+    def slow(path: str) -> dict:
+        shutil.copytree(pushed.destination / "7", pushed.destination / "8")
+        return replayed(path)
+
+    monkeypatch.setattr(replay, "replay", slow)
+    with pytest.raises(UserError, match="a newer version than 7 was pushed meanwhile; update again"):
+        pushed.update(remove=["i3"])
+    assert {p.name for p in pushed.destination.iterdir()} == {"7", "8"}
+
+
+def test_versions_rise_when_the_clock_was_set_back(pushed, monkeypatch):
+    real = time.time
+    first = pushed.update(remove=["i3"])
+    monkeypatch.setattr(time, "time", lambda: real() - 400 * 24 * 3600)
+    assert pushed.update(remove=["i5"]).version == first.version + 1
+
+
+def test_a_version_that_is_no_servable_any_more_is_named(pushed):
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as error:
+            pushed.update(remove=["i3"])
+        assert "\n" not in str(error.value)
+        assert [p.name for p in pushed.destination.iterdir()] == ["7"]
+
+    path = pushed.destination / "7"
+    # This version has no manifest: TensorFlow finds what is wrong.
+    variables = path / "variables" / "variables.data-00000-of-00001"
+    whole = variables.read_bytes()
+    variables.write_bytes(whole[: len(whole) // 2])
+    refused("7 does not load, a file of it may be damaged")
+    variables.write_bytes(whole)
+    (path / "saved_model.pb").write_bytes(b"\xff" * 100)
+    refused("7 does not load, a file of it may be damaged")
+    described = path / "assets.extra" / "servable.json"
+    for content, words in (
+        (b"{}", "contract_version: Field required"),
+        (b"\xff\xfe", "servable.json"),
+        (b"[1", "Invalid JSON"),
+    ):
+        described.write_bytes(content)
+        refused(words)
+    described.unlink()
+    refused("servable.json is missing")
+
+
+@pytest.mark.parametrize("column", ["string", "binary"])
+def test_ids_that_are_not_utf_8_are_refused(tmp_path, column):
+    ids = pa.array([b"caf\xe9"], pa.binary())
+    if column == "string":
+        # Parquet's writers do not look, and neither do its readers.
+        ids = pa.Array.from_buffers(pa.string(), 1, ids.buffers())
+    pq.write_table(pa.table({"id": ids, "title": ["x"], "genres": [["a"]]}), tmp_path / "new.parquet")
+    with pytest.raises(UserError, match=r"new\.parquet: b'caf.xe9' in column 'id' is not UTF-8"):
+        NewItems.read(str(tmp_path / "new.parquet"), "id", _PLAN)
+
+
+def test_a_torn_second_file_is_named(tmp_path):
+    pq.write_table(pa.table({"id": ["i590"], "title": ["x"], "genres": [["a"]]}), tmp_path / "new-1.parquet")
+    for content, words in ((b"PAR1 torn", "cannot be read"), (b"", "cannot be read")):
+        (tmp_path / "new-2.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=f"new-2.parquet: {words}"):
+            NewItems.read(str(tmp_path / "new-*.parquet"), "id", _PLAN)
+    pq.write_table(pa.table({"id": ["i591"], "title": ["x"]}), tmp_path / "new-2.parquet")
+    with pytest.raises(UserError, match=r"new-2\.parquet: has no column 'genres'"):
+        NewItems.read(str(tmp_path / "new-*.parquet"), "id", _PLAN)
