@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.baseline_resolver.versions import newest_version
 from components.interaction_example_gen import columns, rows, tables
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
+from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
 

@@ -17,7 +17,7 @@ from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, path_utils, proto_utils
 
-from components.baseline_resolver.versions import VERSION_PROPERTY
+from components.baseline_resolver.executor import VERSION_PROPERTY
 from components.evaluator import summary
 from modules import evaluation
 from modules.servable import contract

@@ -17,10 +17,9 @@ import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel
 
-from components.baseline_resolver import versions
 from components.interaction_example_gen import columns, rows
 from components.interaction_example_gen.tables import Column, Plan
-from components.pusher import publishing
+from modules import push_destination as destinations
 from modules.errors import UserError
 from modules.features import Features
 from modules.retrieval.brute_force import BruteForce
@@ -111,11 +110,11 @@ def update(
         UserError: Nothing has been pushed, the version cannot be updated, an item to be removed is unknown or one to be
             added is known, the result could not be served (`catalogue.check`), or it misses the recall target.
     """
-    if versions.is_remote(push_destination):
+    if destinations.is_remote(push_destination):
         raise UserError(f"{push_destination}: only a local push destination can be updated; run the pipeline instead")
     # Before the lock, which would make the folder.
-    versions.newest_version(push_destination)
-    with publishing.exclusive(push_destination):
+    destinations.newest_version(push_destination)
+    with destinations.exclusive(push_destination):
         return _update(push_destination, new, remove, features, serving, index, item_column)
 
 
@@ -129,7 +128,7 @@ def _update(
     item_column: str,
 ) -> Update:
     started = time.monotonic()
-    newest = versions.newest_version(push_destination)
+    newest = destinations.newest_version(push_destination)
     path = os.path.join(push_destination, newest)
     contract = read_servable(path)
     _check_updatable(contract, newest, features, serving)
@@ -161,20 +160,20 @@ def _update(
         )
 
     try:
-        with publishing.staging(push_destination) as staging:
+        with destinations.staging(push_destination) as staging:
             staged = os.path.join(staging, newest)
             with tempfile.TemporaryDirectory() as assets:
                 result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
                 new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
                 signatures.save(result, staged, new_contract, requests)
-            stamp = versions.read_stamp(path)
+            stamp = destinations.read_stamp(path)
             if stamp:
-                _write(os.path.join(staged, versions.STAMP), stamp)
+                _write(os.path.join(staged, destinations.STAMP_PATH), stamp)
             failures = replay.replay(staged)["failures"]
             if failures:
                 raise UserError(f"the updated version does not answer as it should: {failures[0]}; run the pipeline")
             outcome = Update(
-                version=publishing.next_version(push_destination),
+                version=destinations.next_version(push_destination),
                 updated_version=int(newest),
                 added=len(new.examples),
                 removed=len(removed),
@@ -185,9 +184,9 @@ def _update(
             )
             _write(os.path.join(staged, UPDATE_PATH), outcome.model_dump_json(indent=2))
             # On a file system without locks, and for who copies a folder by hand, the lock is none.
-            if versions.newest_version(push_destination) != newest:
+            if destinations.newest_version(push_destination) != newest:
                 raise UserError(f"{push_destination}: a newer version than {newest} was pushed meanwhile; update again")
-            publishing.publish(staged, push_destination, outcome.version)
+            destinations.publish(staged, push_destination, outcome.version)
     except OSError as error:
         raise UserError(f"push to {push_destination}: {error.strerror}; make room, or correct its rights") from None
     except tf.errors.OpError as error:

@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 from known_towers import COLUMNS, FEATURES, World, save_servable
 
-from components.baseline_resolver import versions
 from components.interaction_example_gen.tables import Column, Plan
+from modules import push_destination
 from modules.errors import UserError
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.scann import Scann, train_scann
@@ -84,7 +84,7 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
         world, towers, destination / "served" / "7", _SERVING, index, catalogue, layer=layer, strategy=strategy,
         partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
     )  # fmt: skip
-    (destination / "served" / "7" / versions.STAMP).write_text("stamp")
+    (destination / "served" / "7" / push_destination.STAMP_PATH).write_text("stamp")
 
 
 @pytest.fixture
@@ -125,10 +125,10 @@ def test_items_are_added_and_removed(pushed, tmp_path):
     assert (outcome.updated_version, outcome.added, outcome.removed) == (7, 20, len(gone))
     assert outcome.catalogue_size == 600 - len(gone) and outcome.recall == 1.0
 
-    assert versions.versions(str(pushed.destination)) == [7, outcome.version], "whole, and nothing beside it"
+    assert push_destination.versions(str(pushed.destination)) == [7, outcome.version], "whole, and nothing beside it"
     assert {p.name for p in pushed.destination.iterdir()} == {"7", str(outcome.version)}
     path = pushed.destination / str(outcome.version)
-    assert versions.read_stamp(str(path)) == "stamp"
+    assert push_destination.read_stamp(str(path)) == "stamp"
     assert Update.model_validate_json((path / UPDATE_PATH).read_text()) == outcome
     ids = (path / read_servable(str(path)).item_ids).read_text().split()
     old = [i for i in world.catalogue().item_ids if int(i[1:]) < _KNOWN and int(i[1:]) not in gone]
