@@ -25,12 +25,12 @@ def hits(ranking: Sequence[Item], relevant: Iterable[Item], width: int) -> np.nd
         width: Largest cut-off.
     """
     left = set(relevant)
-    found = np.zeros(width, bool)
+    places = np.zeros(width, bool)
     for place, item in enumerate(ranking[:width]):
         if item in left:
             left.remove(item)
-            found[place] = True
-    return found
+            places[place] = True
+    return places
 
 
 def recall(hits: np.ndarray, relevant: np.ndarray) -> np.ndarray:

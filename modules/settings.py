@@ -140,7 +140,7 @@ class Index(Settings):
 
 
 class Serving(Settings):
-    """What a request gets back (modules/servable.py)."""
+    """What a request gets back (modules/servable)."""
 
     k: int = Field(100, ge=1)
     """Number of items in an answer."""

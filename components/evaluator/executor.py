@@ -54,14 +54,14 @@ class Executor(stock.Executor):
         super().Do(input_dict, output_dict, exec_properties)
 
         uri = artifact_utils.get_single_uri(output_dict[keys.EVALUATION_KEY])
-        found = summary.Summary(
+        outcome = summary.Summary(
             metrics=_without_nan(evaluation.read_metrics(uri)),
             baseline_metrics=_without_nan(evaluation.read_metrics(uri, baseline=True)),
             failures=evaluation.validation_failures(uri),
             baseline_version=version,
             baseline_note=note,
         )
-        io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), found.to_json())
+        io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), outcome.to_json())
 
     def WhyNotComparable(self, input_dict: dict[str, list[types.Artifact]], exec_properties: dict[str, Any]) -> str:
         """Why the baseline cannot be compared with, in words; "" when it can.

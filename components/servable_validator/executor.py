@@ -87,10 +87,10 @@ class Executor(base_executor.BaseExecutor):
         if report.target_met:
             return []
         chosen, target = report.chosen, report.recall_target
-        found = f"recall@{report.recall_k} of {chosen.layer}/{chosen.strategy} is {chosen.recall:.4f} on eval queries"
+        reached = f"recall@{report.recall_k} of {chosen.layer}/{chosen.strategy} is {chosen.recall:.4f} on eval queries"
         if chosen.recall >= target:
-            return [f"{found}, but index.recall_target {target} was not reached on validation queries"]
-        return [f"{found}, {target - chosen.recall:.4f} below index.recall_target {target}"]
+            return [f"{reached}, but index.recall_target {target} was not reached on validation queries"]
+        return [f"{reached}, {target - chosen.recall:.4f} below index.recall_target {target}"]
 
     def Replay(self, path: str, timeout_seconds: int) -> dict[str, Any]:
         """What `replay.replay` finds, in a process of its own; a crash or a hang is a failure, too."""

@@ -144,6 +144,6 @@ class Scann(InOrder):
             settings["pre_reorder_num_neighbors"] = self._depth(tf.maximum(fetch, parameters.reorder), spare)
         if self._strategy == "tree":
             settings["leaves_to_search"] = parameters.partitions_to_search
-        found = scann_ops.searcher_from_module(self._state).search_batched(queries, **settings)
+        nearest = scann_ops.searcher_from_module(self._state).search_batched(queries, **settings)
         # Queries with fewer results than others of their batch are padded with row 0 and a distance of NaN.
-        return found.distances, tf.where(tf.math.is_nan(found.distances), NO_ROW, found.indices)
+        return nearest.distances, tf.where(tf.math.is_nan(nearest.distances), NO_ROW, nearest.indices)

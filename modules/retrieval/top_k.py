@@ -145,19 +145,20 @@ class TopK(tf.Module, abc.ABC):
                 return scores, rows
             again = few
         else:
-            found = tf.math.count_nonzero(rows != NO_ROW, axis=1, dtype=tf.int32)
-            again = few | (found < tf.minimum(k, exist))
+            returned = tf.math.count_nonzero(rows != NO_ROW, axis=1, dtype=tf.int32)
+            again = few | (returned < tf.minimum(k, exist))
         chosen = tf.reshape(tf.where(again), [-1])
 
         def exact() -> tuple[tf.Tensor, tf.Tensor]:
             some, without = tf.gather(queries, chosen), tf.gather(excluded, chosen)
             if allowed is None:
-                found = best(*self._exhaustive(some, k, spare), k, without)
+                best_scores, best_rows = best(*self._exhaustive(some, k, spare), k, without)
             else:
-                found = best(*self._among_allowed(some, chosen, k, spare, allowed), k, without)
+                best_scores, best_rows = best(*self._among_allowed(some, chosen, k, spare, allowed), k, without)
             where = chosen[:, tf.newaxis]
-            return tf.tensor_scatter_nd_update(scores, where, found[0]), tf.tensor_scatter_nd_update(
-                rows, where, found[1]
+            return (
+                tf.tensor_scatter_nd_update(scores, where, best_scores),
+                tf.tensor_scatter_nd_update(rows, where, best_rows),
             )
 
         return tf.cond(tf.size(chosen) > 0, exact, lambda: (scores, rows))

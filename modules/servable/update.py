@@ -75,13 +75,13 @@ class NewItems:
             UserError: A file cannot be read, a row has no id or one that came before, or a value has the wrong type.
         """
         wanted: list[Column] = [*plan.items, *plan.returned]
-        found: dict[str, bytes] = {}
+        examples: dict[str, bytes] = {}
         for file, batch in rows.batches("items", path, [id_column, *(c.source for c in wanted)]):
             for item_id, example in _examples(batch, id_column, wanted, file):
-                if item_id in found:
+                if item_id in examples:
                     raise UserError(f"{file}: item {item_id!r} is there twice; keep one of its rows")
-                found[item_id] = example
-        return cls(found)
+                examples[item_id] = example
+        return cls(examples)
 
 
 def update(
@@ -107,8 +107,8 @@ def update(
     Nobody else publishes there meanwhile: of two updates at once the second one changes what the first has pushed.
 
     Raises:
-        UserError: Nothing has been pushed, the version cannot be updated, an item to be removed is unknown or one to be
-            added is known, the result could not be served (`catalogue.check`), or it misses the recall target.
+        UserError: Nothing has been pushed, the version cannot be updated, it lacks an item to be removed or has one to
+            be added, the result could not be served (`catalogue.check`), or it misses the recall target.
     """
     if destinations.is_remote(push_destination):
         raise UserError(f"{push_destination}: only a local push destination can be updated; run the pipeline instead")
@@ -225,7 +225,7 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
     ids = rows.ids(batch, id_column, file)
     # The id is an id, whatever encoding reads it: 12 and 12.0 are the same.
     cells[wanted[0].name] = [None if item_id is None else item_id.encode() for item_id in ids]
-    found = []
+    examples = []
     for number, item_id in enumerate(ids):
         if item_id is None:
             raise UserError(f"{file}: a row has no {id_column}; give every item an id")
@@ -243,8 +243,8 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
                 feature.float_list.value.append(value)
             if value is None or value in (b"", []):
                 del example.features.feature[name]
-        found.append((item_id, example.SerializeToString()))
-    return found
+        examples.append((item_id, example.SerializeToString()))
+    return examples
 
 
 def _embedded(
