@@ -144,7 +144,7 @@ class Index(Settings):
 
 
 class Serving(Settings):
-    """What a request gets back (modules/servable.py)."""
+    """What a request gets back (modules/servable)."""
 
     k: Answers = 100
     """Number of items in an answer."""

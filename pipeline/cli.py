@@ -417,7 +417,7 @@ def _update_index(options: argparse.Namespace) -> int:
             # It stands in for the items table, and is looked at as one.
             raise UserError(str(error).replace("tables.items.path", "--add")) from None
     with local_runner.captured_output(os.devnull):
-        from components.scann_index_builder import update
+        from modules.servable import update
 
         new = update.NewItems({})
         if plan is not None:

@@ -16,8 +16,7 @@ from typing import Any, TextIO
 
 from rich.text import Text
 
-from components.baseline_resolver import versions
-from modules import manifest
+from modules import manifest, push_destination
 from modules.errors import UserError
 from pipeline import terminal
 from pipeline.terminal import styled
@@ -279,9 +278,9 @@ def _damage(artifact: Any, *, thorough: bool = False) -> str:
     if damage or not artifact.get_int_custom_property("pushed"):
         return damage
     version = artifact.get_string_custom_property("pushed_destination")
-    if versions.standing(version, artifact.get_string_custom_property("pipeline_stamp")):
+    if push_destination.standing(version, artifact.get_string_custom_property("pipeline_stamp")):
         return ""
-    return versions.damage(version) or f"{version} is no longer there"
+    return push_destination.damage(version) or f"{version} is no longer there"
 
 
 def _manifest_of(uri: str) -> str:

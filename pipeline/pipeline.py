@@ -22,7 +22,6 @@ from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 
 from components.baseline_resolver.component import BaselineResolver
-from components.baseline_resolver.versions import latest_version
 from components.evaluator.component import Evaluator
 from components.example_validator.component import ExampleValidator
 from components.interaction_example_gen.component import InteractionExampleGen
@@ -32,6 +31,7 @@ from components.scann_index_builder.component import ScannIndexBuilder
 from components.servable_validator.component import ServableValidator
 from modules.evaluation import eval_config
 from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, WEIGHT, Columns
+from modules.push_destination import latest_version
 from pipeline import runs
 from pipeline.config import Config
 from pipeline.fingerprint import code

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.baseline_resolver.versions import newest_version
 from components.interaction_example_gen import columns, rows, tables
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
+from modules.push_destination import newest_version
+from modules.servable.contract import load, read_servable
 from pipeline.config import Config
 
 BATCH = 256
@@ -73,12 +74,9 @@ class Recommender:
         self._plan = tables.check_tables(
             config.tables, config.split, config.features, config.evaluation, config.serving
         )
-        # TensorFlow takes seconds to import; whoever asked for a model that is not there need not wait for it.
-        from modules import servable
-
         path = os.path.join(destination, newest)
-        self.description = servable.load_description(path)
-        self._model = servable.load(path)
+        self.contract = read_servable(path)
+        self._model = load(path)
         described = {f.column: f for f in config.features.query}
         wanted = self._model.signatures["serving_default"].structured_input_signature[1]
         self._wanted: dict[str, Feature] = {}
@@ -174,7 +172,7 @@ class Recommender:
             inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
         if filters:
             signature = "recommend_filtered"
-            known = self.description.filter_columns
+            known = self.contract.filter_columns
             for column in filters:
                 if column not in known:
                     raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
@@ -234,7 +232,7 @@ class Recommender:
 
     def check_k(self, k: int) -> None:
         """Refuses a k that the model has no answers for."""
-        most = self.description.k
+        most = self.contract.k
         if not 1 <= k <= most:
             raise UserError(f"--k {k}: version {self.version} answers with 1 to {most} items; "
                             "raise serving.k and run again for more")  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from components.baseline_resolver import versions
 from components.evaluator import summary as evaluation_summary
+from modules import push_destination
 from pipeline.config import Config
 from pipeline.runs import Artifact, Run, read_json
 from pipeline.terminal import styled
@@ -69,7 +69,7 @@ def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
     if artifact is None or not artifact.properties.get("pushed"):
         return None, False
     folder = str(artifact.properties["pushed_destination"])
-    standing = versions.standing(folder, str(artifact.properties.get("pipeline_stamp", "")))
+    standing = push_destination.standing(folder, str(artifact.properties.get("pipeline_stamp", "")))
     return standing or folder, not standing
 
 
@@ -126,7 +126,7 @@ def render(summary: dict[str, Any], console: Console) -> None:
 
 def _short(folder: str) -> str:
     """A folder as seen from here; an address stays as it is."""
-    return folder if versions.is_remote(folder) else os.path.relpath(folder)
+    return folder if push_destination.is_remote(folder) else os.path.relpath(folder)
 
 
 def _counts(data: dict[str, int]) -> str:

@@ -44,8 +44,9 @@ class BaselineResolver(base_component.BaseComponent):
             push_destination: The model's folder, whose children are versions; the Pusher's `push_destination`.
             pipeline_stamp: Fingerprint of the present configuration, data and code. Versions with this stamp are not
                 baselines: they are the same run's own earlier output.
-            baseline_version: What `versions.latest_version` finds now. TFX's cache sees parameters, not folders: with
-                this one the node runs again exactly when there is another baseline. "" looks when it runs.
+            baseline_version: What `push_destination.latest_version` finds now. TFX's cache sees parameters, not
+                folders: with this one the node runs again exactly when there is another baseline. "" looks when it
+                runs.
         """
         baseline = types.Channel(type=standard_artifacts.Model)
         super().__init__(

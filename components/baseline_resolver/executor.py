@@ -12,13 +12,15 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.baseline_resolver import versions
+from modules import push_destination
 
 PUSH_DESTINATION_KEY = "push_destination"
 PIPELINE_STAMP_KEY = "pipeline_stamp"
 BASELINE_VERSION_KEY = "baseline_version"
 BASELINE_KEY = "baseline"
 PRESENT_PROPERTY = "present"
+VERSION_PROPERTY = "version"
+"""Custom property of the baseline artifact: which version it holds."""
 
 
 class Executor(base_executor.BaseExecutor):
@@ -42,11 +44,11 @@ class Executor(base_executor.BaseExecutor):
         destination = exec_properties[PUSH_DESTINATION_KEY]
         version = exec_properties.get(BASELINE_VERSION_KEY) or ""
         # A version can be deleted between the pipeline's construction and its run.
-        if not version or not versions.is_complete(os.path.join(destination, version)):
-            version = versions.latest_version(destination, exec_properties[PIPELINE_STAMP_KEY])
+        if not version or not push_destination.is_complete(os.path.join(destination, version)):
+            version = push_destination.latest_version(destination, exec_properties[PIPELINE_STAMP_KEY])
 
         baseline.set_int_custom_property(PRESENT_PROPERTY, int(bool(version)))
-        baseline.set_string_custom_property(versions.VERSION_PROPERTY, version)
+        baseline.set_string_custom_property(VERSION_PROPERTY, version)
         if version:
             source = os.path.join(destination, version)
             logging.info("The baseline is %s.", source)
@@ -57,7 +59,7 @@ class Executor(base_executor.BaseExecutor):
 
 def _bring(source: str, target: str) -> None:
     """The artifact holds the model itself, so that lineage outlives the version in the push destination."""
-    if versions.is_remote(source) or versions.is_remote(target):
+    if push_destination.is_remote(source) or push_destination.is_remote(target):
         io_utils.copy_dir(source, target)
     else:
         shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)

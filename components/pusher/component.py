@@ -34,7 +34,7 @@ class Pusher(stock.Pusher):
             model: The servable, a Model.
             push_destination: Its base_directory is the model's folder, local or remote, whose children are versions.
             pipeline_stamp: Fingerprint of the configuration, data and code that made the model; the BaselineResolver
-                reads it from the pushed version (components/baseline_resolver/versions.py).
+                reads it from the pushed version (modules/push_destination.py).
             model_blessing: The Evaluator's blessing.
             infra_blessing: The ServableValidator's blessing.
         """

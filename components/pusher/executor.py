@@ -15,8 +15,7 @@ from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, proto_utils
 
-from components.baseline_resolver import versions
-from components.pusher import publishing
+from modules import push_destination
 from modules.errors import UserError
 
 PIPELINE_STAMP_KEY = "pipeline_stamp"
@@ -53,18 +52,18 @@ class Executor(stock.Executor):
         base = destination.filesystem.base_directory
         stamp = json.loads(exec_properties[keys.CUSTOM_CONFIG_KEY])[PIPELINE_STAMP_KEY]
         try:
-            with publishing.staging(base) as staging:
+            with push_destination.staging(base) as staging:
                 destination.filesystem.base_directory = staging
                 super().Do(
                     input_dict,
                     output_dict,
                     {**exec_properties, keys.PUSH_DESTINATION_KEY: proto_utils.proto_to_json(destination)},
                 )
-                [staged] = (os.path.join(staging, str(version)) for version in versions.versions(staging))
-                io_utils.write_string_file(os.path.join(staged, versions.STAMP), stamp)
+                [staged] = (os.path.join(staging, str(version)) for version in push_destination.versions(staging))
+                io_utils.write_string_file(os.path.join(staged, push_destination.STAMP_PATH), stamp)
                 # An update that is under way is pushed first: it changes the version before this one.
-                with publishing.exclusive(base):
-                    version = publishing.publish(staged, base)
+                with push_destination.exclusive(base):
+                    version = push_destination.publish(staged, base)
         except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
             raise UserError(_refused(base, error.message)) from None
         except OSError as error:

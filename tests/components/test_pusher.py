@@ -18,17 +18,11 @@ from tfx.proto import pusher_pb2
 from tfx.types import standard_artifacts, standard_component_specs
 from tfx.utils import json_utils, proto_utils
 
-from components.baseline_resolver.versions import (
-    is_complete,
-    latest_version,
-    newest_version,
-    read_stamp,
-    standing,
-    versions,
-)
-from components.pusher import executor, publishing
+from components.pusher import executor
 from components.pusher.component import Pusher
+from modules import push_destination
 from modules.errors import UserError
+from modules.push_destination import latest_version, read_stamp, versions
 
 FILES = {
     "saved_model.pb": b"graph",
@@ -234,56 +228,12 @@ def test_the_component_hands_the_stamp_to_its_executor(servable):
     assert pusher.executor_spec.executor_class is executor.Executor
 
 
-def test_a_damaged_version_is_no_version_and_says_which_file(push, destination):
-    old, new = (push(stamp=stamp).get_string_custom_property("pushed_version") for stamp in ("old", "new"))
-    assert is_complete(str(destination / new)) and newest_version(str(destination)) == new
-    (destination / new / "variables" / "variables.index").write_bytes(b"in")
-    assert not is_complete(str(destination / new))
-    assert latest_version(str(destination)) == old, "a baseline is whole"
-    with pytest.raises(UserError, match=f"version {new} .* is damaged: .*variables.index has 2 of 5 bytes"):
-        newest_version(str(destination))
-    os.unlink(destination / new / "saved_model.pb")
-    with pytest.raises(UserError, match="is damaged"):
-        newest_version(str(destination))
-    # What never was a version is passed over.
-    (destination / "99999999999").mkdir()
-    shutil.rmtree(destination / new)
-    assert newest_version(str(destination)) == old
-
-
-def test_where_a_pushed_model_stands(push, destination):
-    first = push(stamp="a").get_string_custom_property("pushed_destination")
-    second = push(stamp="b").get_string_custom_property("pushed_destination")
-    # An update keeps the stamp of what it was made from.
-    third = push(stamp="a").get_string_custom_property("pushed_destination")
-    assert [standing(first, "a"), standing(second, "b"), standing(third, "a")] == [first, second, third]
-    shutil.rmtree(first)
-    assert standing(first, "a") == third
-    assert standing(first, "") == ""
-    shutil.rmtree(second)
-    assert standing(second, "b") == ""
-    shutil.rmtree(third)
-    assert standing(third, "a") == standing(first, "a") == ""
-
-
-def test_versions_rise_when_the_clock_was_set_back(push, destination, monkeypatch):
-    first = push().get_string_custom_property("pushed_version")
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 400 * 24 * 3600)
-    second, third = (push().get_string_custom_property("pushed_version") for _ in range(2))
-    assert int(first) < int(second) < int(third)
-    assert latest_version(str(destination)) == third
-
-
 def test_a_push_waits_for_an_update_that_is_under_way(push, destination):
     first = push().get_string_custom_property("pushed_version")
-    with publishing.exclusive(str(destination)):
+    with push_destination.exclusive(str(destination)):
         thread = threading.Thread(target=push)
         thread.start()
         thread.join(1.0)
         assert thread.is_alive() and versions(str(destination)) == [int(first)]
     thread.join(60)
     assert len(versions(str(destination))) == 2
-    with publishing.exclusive(str(destination)):  # noqa: SIM117
-        with pytest.raises(UserError, match="try again"), publishing.exclusive(str(destination), wait_seconds=0):
-            pass

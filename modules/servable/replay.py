@@ -45,14 +45,14 @@ def replay(path: str) -> dict[str, Any]:
     from tensorflow_serving.apis import prediction_log_pb2
 
     with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "servable.json")) as file:
-        description = json.load(file)
-    if description["layer"] == "scann":
+        contract = json.load(file)
+    if any(op.startswith("Scann>") for op in contract["ops"]):
         from scann.scann_ops.py import scann_ops  # noqa: F401  (registers the ops)
     try:
         model = tf.saved_model.load(path)
     except Exception as error:
         return {"failures": [f"does not load: {_first_line(error)}"], "requests": 0, "latency_ms": None}
-    with tf.io.gfile.GFile(os.path.join(path, description["item_ids"])) as file:
+    with tf.io.gfile.GFile(os.path.join(path, contract["item_ids"])) as file:
         known = {line.rstrip("\n").encode() for line in file}
 
     warmup = os.path.join(path, "assets.extra", "tf_serving_warmup_requests")
@@ -72,7 +72,7 @@ def replay(path: str) -> dict[str, Any]:
             continue
         try:
             outputs = {key: value.numpy() for key, value in _call(model, name, inputs).items()}
-            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, description, known)]
+            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, contract, known)]
         except Exception as error:
             failures.append(f"{name}: does not answer: {_first_line(error)}")
     latency = None if failures or not singles else _latency(model, singles)
@@ -83,33 +83,33 @@ def faults(
     signature: str,
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    description: Mapping[str, Any],
+    contract: Mapping[str, Any],
     known: set[bytes],
 ) -> list[str]:
     """What is wrong with an answer, in words."""
-    batch, k = _batch(inputs), description["k"]
+    batch, k = _batch(inputs), contract["k"]
     expected: dict[str, tuple[Any, tuple[int, ...]]]
     if signature in (*RECOMMEND, "similar_items"):
-        columns = dict.fromkeys(description["return_columns"], (np.object_, (batch, k)))
+        columns = dict.fromkeys(contract["return_columns"], (np.object_, (batch, k)))
         expected = {"item_id": (np.object_, (batch, k)), "score": (np.float32, (batch, k)), **columns}
-        found = _contract_faults(outputs, expected)
-        return found or _ranking_faults(signature, inputs, outputs, description, known)
+        wrong = _contract_faults(outputs, expected)
+        return wrong or _ranking_faults(signature, inputs, outputs, contract, known)
     if signature == "evaluate":
-        at = (batch, description["evaluation_k"])
+        at = (batch, contract["evaluation_k"])
         expected = dict.fromkeys(("classes", "classes_with_seen", "popular"), (np.object_, at))
         expected |= dict.fromkeys(("scores", "head"), (np.float32, at))
-        found = _contract_faults(outputs, {**expected, "catalogue_size": (np.float32, (batch,))})
-        return found or [
+        wrong = _contract_faults(outputs, {**expected, "catalogue_size": (np.float32, (batch,))})
+        return wrong or [
             fault
             for name in ("classes", "classes_with_seen", "popular")
             for row in outputs[name]
             for fault in _list_faults(name, row, known)
         ]
-    expected = {"embedding": (np.float32, (batch, description["dimension"]))}
+    expected = {"embedding": (np.float32, (batch, contract["dimension"]))}
     if signature == "candidate_embedding":
         expected["popularity"] = (np.float32, (batch,))
-    found = _contract_faults(outputs, expected)
-    return found or ([] if np.isfinite(outputs["embedding"]).all() else ["embedding has values that are not finite"])
+    wrong = _contract_faults(outputs, expected)
+    return wrong or ([] if np.isfinite(outputs["embedding"]).all() else ["embedding has values that are not finite"])
 
 
 def _contract_faults(
@@ -118,53 +118,51 @@ def _contract_faults(
     """Names, dtypes and shapes."""
     if set(outputs) != set(expected):
         return [f"outputs are {sorted(outputs)}, expected {sorted(expected)}"]
-    found = []
+    wrong = []
     for name, (dtype, shape) in expected.items():
         output = outputs[name]
         if output.dtype != dtype or output.shape != shape:
             # numpy's word for strings of any length is object.
             is_, wanted = (str(np.dtype(d)).replace("object", "string") for d in (output.dtype, dtype))
-            found.append(f"{name} is {is_} {list(output.shape)}, expected {wanted} {list(shape)}")
-    return found
+            wrong.append(f"{name} is {is_} {list(output.shape)}, expected {wanted} {list(shape)}")
+    return wrong
 
 
 def _ranking_faults(
     signature: str,
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    description: Mapping[str, Any],
+    contract: Mapping[str, Any],
     known: set[bytes],
 ) -> list[str]:
-    found: list[str] = []
+    wrong: list[str] = []
     for number, (items, scores) in enumerate(zip(outputs["item_id"], outputs["score"], strict=True)):
-        found += _list_faults("item_id", items, known)
+        wrong += _list_faults("item_id", items, known)
         filled = items != b""
         if np.isnan(scores).any() or not np.isfinite(scores[filled]).all() or not np.isneginf(scores[~filled]).all():
-            found.append("score is not finite beside an item, or not -inf beside padding")
+            wrong.append("score is not finite beside an item, or not -inf beside padding")
         elif np.any(np.diff(scores[filled]) > _FLOAT_ERROR * np.maximum(1, np.abs(scores[filled][1:]))):
-            found.append("scores are not best first")
-        kept_out = _kept_out(signature, inputs, number, description)
+            wrong.append("scores are not best first")
+        kept_out = _kept_out(signature, inputs, number, contract)
         returned = sorted(kept_out & set(items[filled]))
         if returned:
-            found.append(f"item {returned[0].decode()!r} comes back although the request excludes it")
+            wrong.append(f"item {returned[0].decode()!r} comes back although the request excludes it")
         left = len(known - kept_out)
-        least = min(description["k"], left)
+        least = min(contract["k"], left)
         if signature == "similar_items" and inputs["item_id"][number] not in known:
             least = 0
         if signature != "recommend_filtered" and filled.sum() < least:
-            found.append(f"{filled.sum()} items come back, {least} exist")
-    return found
+            wrong.append(f"{filled.sum()} items come back, {least} exist")
+    return wrong
 
 
-def _kept_out(
-    signature: str, inputs: Mapping[str, np.ndarray], number: int, description: Mapping[str, Any]
-) -> set[bytes]:
+def _kept_out(signature: str, inputs: Mapping[str, np.ndarray], number: int, contract: Mapping[str, Any]) -> set[bytes]:
     """The items that may not come back for one request of a batch."""
     if signature == "similar_items":
         return {inputs["item_id"][number]}
     items: set[bytes] = set()
-    if description["exclude_history"] and description["history_column"]:
-        items |= set(inputs[description["history_column"]][number])
+    if contract["exclude_history"] and contract["history_column"]:
+        items |= set(inputs[contract["history_column"]][number])
     if "exclude" in inputs:
         items |= set(inputs["exclude"][number])
     return items - {b""}
@@ -173,16 +171,16 @@ def _kept_out(
 def _list_faults(name: str, items: np.ndarray, known: set[bytes]) -> list[str]:
     """Known ids, each once, padding last."""
     filled = [item for item in items if item != b""]
-    found = []
+    wrong = []
     if list(items[: len(filled)]) != filled:
-        found.append(f"{name} has padding before an item")
+        wrong.append(f"{name} has padding before an item")
     twice = len(filled) - len(set(filled))
     if twice:
-        found.append(f"{name} has {twice} items twice")
-    unknown = sorted(set(filled) - known)
-    if unknown:
-        found.append(f"{name} has {unknown[0].decode(errors='replace')!r}, which the catalogue does not know")
-    return found
+        wrong.append(f"{name} has {twice} items twice")
+    foreign = sorted(set(filled) - known)
+    if foreign:
+        wrong.append(f"{name} has {foreign[0].decode(errors='replace')!r}, which is not in the catalogue")
+    return wrong
 
 
 def _nothing(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

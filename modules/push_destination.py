@@ -1,7 +1,10 @@
-"""How a version gets into a push destination: made in a staging folder beside it, then numbered and renamed.
+"""The push destination: which versions it has, whose they are, and how a new one gets there.
 
-The Pusher and `twotower update-index` both publish this way. Imports no TFX, which takes longer to load than an update
-to make.
+Versions are folders with a number for a name, as TF Serving reads them. A new one is made in a staging folder beside
+them, then numbered and renamed: it is there whole or not at all. Pusher, BaselineResolver, `twotower update-index` and
+every command that asks a model come here.
+
+Imports nothing heavy: pipeline.py asks for the baseline before it knows whether any component will run.
 """
 
 from __future__ import annotations
@@ -18,12 +21,17 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from components.baseline_resolver import versions
 from modules import lock, manifest
 from modules.errors import UserError
 
 _PROGRESS = logging.getLogger("twotower.progress")
 
+STAMP_PATH = os.path.join("assets.extra", "pipeline_stamp")
+"""In each pushed version: fingerprint of what made it (configuration, data, code). TF Serving ignores the folder."""
+MANIFEST_PATH = os.path.join("assets.extra", "manifest.json")
+"""In each version of a local folder: its other files, by which damage is found (modules/manifest.py)."""
+
+_SAVED_MODEL = "saved_model.pb"
 # Not a number, so TF Serving passes it over; says whose it is and since when, so that the next push knows whether
 # anybody still works in it.
 _STAGING = ".staging-{host}-{process}-{seconds}-{unique}"
@@ -32,6 +40,106 @@ _STAGING_PATTERN = re.compile(r"\.staging-(?P<host>.*)-(?P<process>\d+)-(?P<seco
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 # An update holds the lock while it works, which takes minutes for the largest catalogues.
 _WAIT_SECONDS = 1800.0
+
+
+def versions(push_destination: str) -> list[int]:
+    """Every version number that is taken, rising; whether the model in it is whole or not. Empty without the folder."""
+    return sorted(int(name) for name in _names(push_destination) if name.isascii() and name.isdigit())
+
+
+def latest_version(push_destination: str, excluding_stamp: str = "") -> str:
+    """The newest version that can be loaded.
+
+    Args:
+        push_destination: The model's folder, local or remote.
+        excluding_stamp: Versions with this stamp do not count: a run is never compared with its own model, so that the
+            same run a second time finds the same baseline.
+
+    Returns:
+        Its folder name, "" when there is none.
+    """
+    for version in reversed(versions(push_destination)):
+        folder = os.path.join(push_destination, str(version))
+        if not is_complete(folder):
+            continue
+        if not excluding_stamp or read_stamp(folder) != excluding_stamp:
+            return str(version)
+    return ""
+
+
+def newest_version(push_destination: str) -> str:
+    """The newest version, for who asks the model that is served.
+
+    Returns:
+        Its folder name.
+
+    Raises:
+        UserError: Nothing has been pushed, or the newest version is damaged: an older one would answer something else.
+    """
+    for version in reversed(versions(push_destination)):
+        folder = os.path.join(push_destination, str(version))
+        what = damage(folder)
+        if what:
+            raise UserError(
+                f"version {version} in {push_destination} is damaged: {what}; delete its folder, "
+                "`twotower run` then pushes the model again"
+            )
+        if is_complete(folder):
+            return str(version)
+    raise UserError(f"no model in {push_destination}: nothing has been pushed yet; start with `twotower run`")
+
+
+def standing(folder: str, stamp: str) -> str:
+    """Where a model that was pushed is now.
+
+    Args:
+        folder: The version's folder that it was pushed to.
+        stamp: Its stamp, "" when it is not known.
+
+    Returns:
+        That folder while the version is there and whole, else the newest later one that was made from it by an update;
+        "" when there is neither.
+    """
+    if is_complete(folder):
+        return folder
+    base, _, version = folder.rpartition("/")
+    for later in reversed(versions(base)):
+        candidate = os.path.join(base, str(later))
+        if stamp and version.isdecimal() and later > int(version) and read_stamp(candidate) == stamp:
+            return candidate if is_complete(candidate) else ""
+    return ""
+
+
+def is_complete(folder: str) -> bool:
+    """Whether a version's folder holds a whole model: saved_model.pb is what appears last, and nothing is damaged."""
+    path = os.path.join(folder, _SAVED_MODEL)
+    there = _gfile().exists(path) if is_remote(folder) else os.path.isfile(path)
+    return there and not damage(folder)
+
+
+def damage(folder: str) -> str:
+    """What is wrong with a version that was whole when it was pushed, in words; "" for nothing that is known."""
+    return "" if is_remote(folder) else manifest.damage(folder, os.path.join(folder, MANIFEST_PATH))
+
+
+def read_stamp(folder: str) -> str:
+    """The stamp of a version, "" when it has none."""
+    path = os.path.join(folder, STAMP_PATH)
+    if is_remote(folder):
+        if not _gfile().exists(path):
+            return ""
+        with _gfile().GFile(path) as file:
+            return file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path needs TensorFlow's file systems (`gs://…`)."""
+    return "://" in path
 
 
 @contextlib.contextmanager
@@ -47,7 +155,7 @@ def exclusive(push_destination: str, wait_seconds: float = _WAIT_SECONDS) -> Ite
     Raises:
         UserError: The folder cannot be used, or is still locked after this time.
     """
-    if versions.is_remote(push_destination):
+    if is_remote(push_destination):
         yield
         return
     _make_folder(push_destination)
@@ -94,12 +202,12 @@ def publish(staged: str, push_destination: str, version: int | None = None) -> s
     Returns:
         The version's folder name.
     """
-    if not versions.is_remote(push_destination):
-        manifest.write(os.path.join(staged, versions.MANIFEST), manifest.of(staged))
+    if not is_remote(push_destination):
+        manifest.write(os.path.join(staged, MANIFEST_PATH), manifest.of(staged))
     while True:
         name = str(next_version(push_destination) if version is None else version)
         target = os.path.join(push_destination, name)
-        if versions.is_remote(push_destination):
+        if is_remote(push_destination):
             from tfx.utils import io_utils
 
             # An object store cannot rename a folder. TF Serving waits for saved_model.pb, so it comes last.
@@ -117,12 +225,12 @@ def publish(staged: str, push_destination: str, version: int | None = None) -> s
 
 def next_version(push_destination: str) -> int:
     """The time, as is usual, but always above every version there is: a clock can be set back."""
-    return max(int(time.time()), *(taken + 1 for taken in versions.versions(push_destination)), 0)
+    return max(int(time.time()), *(taken + 1 for taken in versions(push_destination)), 0)
 
 
 def _make_folder(folder: str, of: str = "") -> None:
     try:
-        if versions.is_remote(folder):
+        if is_remote(folder):
             _gfile().makedirs(folder)
         else:
             os.makedirs(folder, exist_ok=True)
@@ -135,7 +243,7 @@ def _make_folder(folder: str, of: str = "") -> None:
 
 
 def _remove_abandoned(base: str) -> None:
-    names = _gfile().listdir(base) if versions.is_remote(base) else os.listdir(base)
+    names = _gfile().listdir(base) if is_remote(base) else os.listdir(base)
     for name in names:
         match = _STAGING_PATTERN.fullmatch(name.rstrip("/"))
         if not match:
@@ -159,10 +267,21 @@ def _is_alive(process: int) -> bool:
 
 
 def _remove(folder: str) -> None:
-    if not versions.is_remote(folder):
+    if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
     elif _gfile().exists(folder):
         _gfile().rmtree(folder)
+
+
+def _names(folder: str) -> list[str]:
+    if is_remote(folder):
+        if not _gfile().isdir(folder):
+            return []
+        return [name.rstrip("/") for name in _gfile().listdir(folder)]
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _gfile() -> Any:
