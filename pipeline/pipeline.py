@@ -26,10 +26,10 @@ from components.baseline_resolver.versions import latest_version
 from components.evaluator.component import Evaluator
 from components.example_validator.component import ExampleValidator
 from components.interaction_example_gen.component import InteractionExampleGen
-from components.interaction_example_gen.tables import fingerprint as tables_fingerprint
 from components.pusher.component import Pusher
 from components.scann_index_builder.component import ScannIndexBuilder
 from components.servable_validator.component import ServableValidator
+from modules.data.tables import fingerprint as tables_fingerprint
 from modules.evaluation import eval_config
 from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, WEIGHT, Columns
 from pipeline import runs

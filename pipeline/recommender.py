@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.baseline_resolver.versions import latest_version
-from components.interaction_example_gen import columns, tables
+from modules.data import columns, tables
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from pipeline.config import Config

@@ -8,7 +8,7 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.interaction_example_gen import executor
-from components.interaction_example_gen import tables as table_files
+from modules.data import tables as table_files
 from modules.features import Features
 from modules.settings import Evaluation, Serving
 from modules.tables import Split, Tables

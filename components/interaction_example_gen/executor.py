@@ -21,10 +21,10 @@ from tfx.dsl.io import fileio
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
-from components.interaction_example_gen import columns, history, tables
-from components.interaction_example_gen.columns import Value
-from components.interaction_example_gen.history import SPLITS, Cutoffs, Interactions
-from components.interaction_example_gen.tables import Column, Part, Plan, Wanted
+from modules.data import columns, histories, tables
+from modules.data.columns import Value
+from modules.data.histories import SPLITS, Cutoffs, Interactions
+from modules.data.tables import Column, Part, Plan, Wanted
 from modules.errors import UserError
 from modules.features import CATALOGUE, RELEVANT, SLICE_PREFIX, WEIGHT
 from modules.settings import Slice
@@ -475,7 +475,7 @@ class _Join(beam.DoFn):
             yield _duplicate("users", settings.users.id, user)
         if not pieces:
             return
-        interactions = history.in_time_order(pieces)
+        interactions = histories.in_time_order(pieces)
 
         known = np.fromiter((item in catalogue for item in interactions.item), bool, len(interactions))
         unknown = int(len(known) - known.sum())
@@ -524,14 +524,14 @@ class _Rows(beam.DoFn):
     ) -> Iterator[Any]:
         user, attributes, interactions = element
         names, wanted = self._names, self._wanted
-        codes = history.assign(user, interactions, self._split, cutoffs)
+        codes = histories.assign(user, interactions, self._split, cutoffs)
         kept = np.bincount(codes, minlength=len(SPLITS))
         active = float(kept[0] + kept[1])
         slices = [(key, columns.ranges(boundaries)(active)) for key, boundaries in self._activity]
         about_user = (attributes or self._unknown) + _features([(names.user, user), *slices])
 
         written = [0] * len(SPLITS)
-        for row in history.rows(interactions, codes, wanted.max_length, wanted.evaluation_history):
+        for row in histories.rows(interactions, codes, wanted.max_length, wanted.evaluation_history):
             item = interactions.item[row.position]
             own: list[tuple[str, Value | Sequence[bytes]]] = [
                 (names.timestamp, row.timestamp),
@@ -602,7 +602,7 @@ def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) ->
 
 
 def _fraction_cutoffs(found: tuple[np.ndarray, np.ndarray] | None, split: TemporalSplit) -> Cutoffs | None:
-    return None if found is None else history.fraction_cutoffs(*found, split)
+    return None if found is None else histories.fraction_cutoffs(*found, split)
 
 
 def _by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[bytes, Interactions]]:

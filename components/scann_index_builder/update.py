@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from tensorflow_serving.apis import prediction_log_pb2
 
 from components.baseline_resolver import versions
-from components.interaction_example_gen import columns, tables
-from components.interaction_example_gen.tables import Column, MissingColumnError, Plan
 from components.scann_index_builder.tuning import SAMPLING_TOLERANCE
 from components.servable_validator import replay
 from modules import retrieval, servable
+from modules.data import columns, tables
+from modules.data.tables import Column, MissingColumnError, Plan
 from modules.errors import UserError
 from modules.features import Features
 from modules.retrieval import BruteForce, Effort, TopK, Tree

@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 from tfx.components.util import examples_utils
 from tfx.types import artifact_utils, standard_artifacts
 
-from components.interaction_example_gen import columns, executor, history, tables
+from components.interaction_example_gen import executor
 from components.interaction_example_gen.component import InteractionExampleGen
+from modules.data import columns, histories, tables
 from modules.errors import UserError
 from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, Features
 from modules.settings import Evaluation, Serving
@@ -421,7 +422,7 @@ def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str
     rng = np.random.default_rng(3)
     users = [*rng.integers(0, 5, 75), 5, 6, 6, 7, 7]
     rows = [
-        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=history.SPLITS[n % 3])
+        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=histories.SPLITS[n % 3])
         for n, user in enumerate(users)
     ]
     assert_as_the_oracle_says(rows, split, modes)
@@ -447,25 +448,25 @@ def test_no_row_sees_its_future_in_any_small_table(rows: Rows, split: Split) -> 
 def test_one_users_rows_equal_the_oracle(triples: list[tuple[str, int, int]], mode: Any, max_length: int) -> None:
     """Any assignment to splits, however it interleaves in time."""
     rows = [interaction("u", item, time, n) for n, (item, time, _) in enumerate(triples)]
-    names: list[str | None] = [history.SPLITS[code] for *_, code in triples]
-    ordered = history.in_time_order([piece(rows[:3], 0, triples), piece(rows[3:], 3, triples)])
+    names: list[str | None] = [histories.SPLITS[code] for *_, code in triples]
+    ordered = histories.in_time_order([piece(rows[:3], 0, triples), piece(rows[3:], 3, triples)])
     assert ordered.split is not None
     found = Counter(
         (
-            history.SPLITS[row.split],
+            histories.SPLITS[row.split],
             float(ordered.weight[row.position]),
             row.timestamp,
             tuple(item.decode() for item in row.history),
             row.history_age,
             tuple(item.decode() for item in row.relevant),
         )
-        for row in history.rows(ordered, ordered.split, max_length, mode)
+        for row in histories.rows(ordered, ordered.split, max_length, mode)
     )
     assert found == expected(rows, names, mode, max_length)
 
 
-def piece(rows: Rows, start: int, triples: list[tuple[str, int, int]]) -> history.Interactions:
-    return history.Interactions(
+def piece(rows: Rows, start: int, triples: list[tuple[str, int, int]]) -> histories.Interactions:
+    return histories.Interactions(
         timestamp=np.array([row["timestamp"] for row in rows], np.int64),
         order=np.arange(start, start + len(rows)),
         item=np.array([row["item_id"].encode() for row in rows], object),
@@ -485,7 +486,7 @@ def test_fraction_cutoffs_are_the_nearest_and_leave_no_split_empty(
 ) -> None:
     split = TemporalSplit(validation=shares[0], eval=shares[1])
     different, counts = np.unique(times, return_counts=True)
-    found = history.fraction_cutoffs(different, counts, split)
+    found = histories.fraction_cutoffs(different, counts, split)
     before = {cut: sum(t < cut for t in times) for cut in different.tolist()}
     best = brute_force_cuts(times, split)
     # Two cut-offs can be equally near up to rounding.
@@ -514,13 +515,13 @@ def test_time_histogram_beyond_its_limit_stays_within_its_steps(monkeypatch: pyt
     width = int(np.gcd.reduce(np.diff(steps)))
     assert width & (width - 1) == 0
     np.testing.assert_array_equal(steps, np.unique(times // width) * width)
-    assert history.fraction_cutoffs(steps, counts, TemporalSplit())[1] == pytest.approx(
+    assert histories.fraction_cutoffs(steps, counts, TemporalSplit())[1] == pytest.approx(
         np.quantile(times, 0.9), abs=2 * width
     )
 
 
-def _at(times: np.ndarray) -> history.Interactions:
-    return history.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)), None, None)
+def _at(times: np.ndarray) -> histories.Interactions:
+    return histories.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)), None, None)
 
 
 def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
@@ -551,14 +552,14 @@ def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
 def test_random_split_draws_by_seed_user_and_row() -> None:
     whole = _at(np.arange(5_000))
     draws = [
-        history.assign(user, whole, RandomSplit(seed=seed, validation=0.2, eval=0.1), None)
+        histories.assign(user, whole, RandomSplit(seed=seed, validation=0.2, eval=0.1), None)
         for user, seed in ((b"a", 1), (b"b", 1), (b"a", 2))
     ]
     for codes in draws:
         np.testing.assert_allclose(np.bincount(codes) / 5_000, [0.7, 0.2, 0.1], atol=0.02)
     assert not (draws[0] == draws[1]).all() and not (draws[0] == draws[2]).all()
     twice = _at(np.zeros(5_000, np.int64))
-    assert set(history.assign(b"a", twice, RandomSplit(), None)) == {0, 1, 2}
+    assert set(histories.assign(b"a", twice, RandomSplit(), None)) == {0, 1, 2}
 
 
 # CSV, types and names.

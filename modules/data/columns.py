@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.interaction_example_gen.tables import Column
+from modules.data.tables import Column
 from modules.settings import Slice
 
 Value = Union[bytes, list[bytes], float, int, None]
