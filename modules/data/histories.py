@@ -1,19 +1,23 @@
-"""One user's interactions in time: which split each belongs to, and what had happened before it. Pure numpy."""
+"""Point in time, in one place: which split an interaction belongs to, what was known when a query is asked, how old that is.
+
+ExampleGen, the Trainer, the Tuner and the commands that ask the model call it. Imports neither TensorFlow nor Beam.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from modules.features import EVAL, TRAIN, VALIDATION
+from modules.data.examples import EVAL, TRAIN, VALIDATION
 from modules.tables import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
 
 SPLITS = (TRAIN, VALIDATION, EVAL)
-"""Names by code: arrays of splits hold positions in here."""
+"""Names by code: arrays of splits hold positions in here. A split may see those before it."""
 _TRAIN, _VALIDATION, _EVAL = range(3)
 
 Cutoffs = tuple[int, int]
@@ -32,10 +36,10 @@ class Interactions:
     """Item ids, objects of type bytes."""
     weight: np.ndarray
     """float32."""
-    split: np.ndarray | None
+    split: np.ndarray | None = None
     """int8 positions in `SPLITS` if the table says which; else None."""
-    context: np.ndarray | None
-    """The row's own columns, already serialized, objects of type bytes; None when there are none."""
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The interactions' own columns by key, [N] each, as `examples.aligned` has them."""
 
     def __len__(self) -> int:
         return len(self.timestamp)
@@ -49,8 +53,24 @@ class Interactions:
             item=self.item[positions],
             weight=self.weight[positions],
             split=None if self.split is None else self.split[positions],
-            context=None if self.context is None else self.context[positions],
+            context={key: values[positions] for key, values in self.context.items()},
         )
+
+
+def by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[bytes, Interactions]]:
+    """(user id, their interactions) of many users' interactions, in the order of each user's first.
+
+    Args:
+        users: Whose each interaction is, [N] objects of type bytes.
+        interactions: [N].
+    """
+    if not len(users):
+        return
+    codes, names = pd.factorize(users)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))
+    for name, positions in zip(names, np.split(order, ends[:-1]), strict=True):
+        yield name, interactions.take(positions)
 
 
 def in_time_order(pieces: Sequence[Interactions]) -> Interactions:
@@ -65,9 +85,7 @@ def in_time_order(pieces: Sequence[Interactions]) -> Interactions:
             item=np.concatenate([p.item for p in pieces]),
             weight=np.concatenate([p.weight for p in pieces]),
             split=None if first.split is None else np.concatenate([p.split for p in pieces if p.split is not None]),
-            context=None
-            if first.context is None
-            else np.concatenate([p.context for p in pieces if p.context is not None]),
+            context={key: np.concatenate([p.context[key] for p in pieces]) for key in first.context},
         )
     )
     return whole.take(np.lexsort((whole.order, whole.timestamp)))
@@ -123,67 +141,90 @@ def fraction_cutoffs(times: np.ndarray, counts: np.ndarray, split: TemporalSplit
     return int(times[start_validation]), int(times[start_eval])
 
 
-class Row(NamedTuple):
-    """An example to be written."""
+def sequence(split: np.ndarray, max_length: int | None = None) -> np.ndarray:
+    """What a user's train example holds.
+
+    Args:
+        split: Positions in `SPLITS` of the user's interactions in time order, [N].
+        max_length: The newest so many are kept; None keeps all.
+
+    Returns:
+        Positions of the train and validation interactions, oldest first, [M] int64.
+    """
+    found = np.flatnonzero(split <= _VALIDATION)
+    return found if max_length is None else found[max(0, len(found) - max_length) :]
+
+
+class Query(NamedTuple):
+    """A question of one user at one time; nothing it knows is later than the asking."""
 
     split: int
     """Position in `SPLITS`."""
     position: int
-    """The interaction whose item, weight and context it carries."""
-    timestamp: int
-    history: Sequence[bytes]
-    """Oldest first."""
-    history_age: int | None
-    """Seconds from the newest item of the history to the row; None without a history."""
-    relevant: Sequence[bytes]
+    """The first of the interactions that are asked for, whose context the query carries."""
+    asked: int
+    """Seconds since 1970."""
+    history: np.ndarray
+    """Positions of all that is known when asked, oldest first, [H] int64."""
+    age: int | None
+    """Seconds from the newest of the history to the asking; None without a history."""
+    relevant: np.ndarray
+    """Positions of the different items that count as hits, in time order, [R] int64."""
 
 
-def rows(
-    interactions: Interactions, codes: np.ndarray, max_length: int | None, evaluation: Literal["train", "rolling"]
-) -> Iterator[Row]:
-    """One user's examples; nothing that a row carries is later than the row.
+def queries(
+    timestamp: np.ndarray, item: np.ndarray, split: np.ndarray, of: int, mode: Literal["train", "rolling"]
+) -> Iterator[Query]:
+    """One user's queries of one split.
 
-    - train: one per interaction; history = the train items before it, the newest `max_length`.
-    - validation: one per interaction; history = the train and validation items before it, the newest `max_length`.
-      (A train row does not see validation items, or a random split would show the model what it is stopped by.)
-    - eval, `train`: one for the user; history = all train and validation items, relevant = the different eval items,
-      both in time order, the rest from the first eval interaction.
-    - eval, `rolling`: one per interaction; history = all items before it, whatever their split.
+    - `train`: one, if the user has interactions in the split. The history is what belongs to the splits before it, relevant
+      are the different items of the split, and it is asked at the first of them, or with the newest of the history where
+      that is later.
+    - `rolling`: one per interaction of the split. The history is what comes before it of the split and those before it,
+      relevant is the interaction's item.
 
     Args:
-        interactions: In time order, [N].
-        codes: Their splits, [N].
-        max_length: None for no histories in train and validation rows.
-        evaluation: What an eval row's history is.
+        timestamp: Seconds since 1970, in time order, int64 [N].
+        item: Item ids of any type, [N].
+        split: Positions in `SPLITS`, [N].
+        of: Position in `SPLITS` of the split that asks.
+        mode: `evaluation.history`.
     """
-    items = interactions.item.tolist()
-    times = interactions.timestamp.tolist()
-    splits = codes.tolist()
-    seen: list[list[bytes]] = [[], [], []]
-    """Items so far that a row of each split may see."""
-    newest: list[int | None] = [None, None, None]
-    """When the last of them was taken up."""
+    visible = np.flatnonzero(split <= of)
+    places = np.flatnonzero(split[visible] == of)
+    if mode == "rolling":
+        for place in places.tolist():
+            yield _query(timestamp, of, int(visible[place]), visible[:place], visible[place : place + 1])
+    elif len(places):
+        targets = visible[places]
+        _, first = np.unique(item[targets], return_index=True)
+        yield _query(timestamp, of, int(targets[0]), visible[split[visible] < of], targets[np.sort(first)])
 
-    def age(code: int, time: int) -> int | None:
-        since = newest[code]
-        return None if since is None else time - since
 
-    evals: list[int] = []
-    for position, (item, time, code) in enumerate(zip(items, times, splits, strict=True)):
-        if code == _EVAL:
-            evals.append(position)
-            if evaluation == "rolling":
-                yield Row(code, position, time, tuple(seen[_EVAL]), age(_EVAL, time), (item,))
-        else:
-            yield Row(code, position, time, seen[code][-max_length:] if max_length else (), age(code, time), (item,))
-        # A split sees itself and those before it.
-        for later in range(code, len(SPLITS)):
-            seen[later].append(item)
-            newest[later] = time
-    if evals and evaluation == "train":
-        relevant = tuple(dict.fromkeys(items[position] for position in evals))
-        asked = max(times[evals[0]], newest[_VALIDATION] or 0)
-        yield Row(_EVAL, evals[0], asked, seen[_VALIDATION], age(_VALIDATION, asked), relevant)
+def _query(timestamp: np.ndarray, of: int, position: int, history: np.ndarray, relevant: np.ndarray) -> Query:
+    newest = int(timestamp[history[-1]]) if len(history) else None
+    asked = int(timestamp[position]) if newest is None else max(int(timestamp[position]), newest)
+    return Query(of, position, asked, history, age(newest, asked), relevant)
+
+
+def age(newest: int | None, asked: int) -> int | None:
+    """Seconds from the newest item of a history to the asking, never negative; None without a history."""
+    return None if newest is None else max(0, asked - newest)
+
+
+def ages(times: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The age of what came before each place of some sequences, as `age` of a query that asks for that place.
+
+    Args:
+        times: Seconds since 1970 of sequences one after another, each in time order, int64 [T].
+        starts: Where each sequence begins, [U]; one that is empty begins where the next does.
+
+    Returns:
+        float32 [T]; NaN at the first place of a sequence, which has no history.
+    """
+    found = np.maximum(np.diff(times, prepend=times[:1]), 0).astype(np.float32)
+    found[starts[starts < len(times)]] = np.nan
+    return found
 
 
 def _uniform(user: bytes, interactions: Interactions, split: RandomSplit) -> np.ndarray:
