@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from modules.data import columns, histories, tables
 from modules.data.histories import Interactions
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
+from modules.tables import Interactions as InteractionsTable
 from pipeline.config import Config
 
 BATCH = 256
@@ -107,13 +108,15 @@ class Recommender:
         if user is not None:
             found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
-                return Request({**found, **(values or {})}, *self._histories({user}).get(user, ([], None)))
+                return Request(
+                    {**found, **(values or {})}, *read_histories(self._interactions, {user}).get(user, ([], None))
+                )
         return Request({**found, **(values or {})}, list(history or []))
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
         wanted = None if users is None else set(users)
-        attributes, histories = self._attributes(wanted), self._histories(wanted)
+        attributes, histories = self._attributes(wanted), read_histories(self._interactions, wanted)
         everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
         for user in everyone:
             values = {**attributes.get(user, {}), self._interactions.user: user}
@@ -269,23 +272,31 @@ class Recommender:
                     found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
         return found
 
-    def _histories(self, users: set[str] | None) -> dict[str, tuple[list[str], int]]:
-        """Items by user, oldest first, and the time of the last, as the pipeline's examples have them."""
-        names = self._interactions
-        asked = None if users is None else {user.encode() for user in users}
-        found: dict[bytes, list[Interactions]] = {}
-        start = 0
-        for batch in _batches("interactions", names.path, [names.user, names.item, names.timestamp]):
-            who, what = (np.array(columns.ids(batch.column(c)), object) for c in (names.user, names.item))
-            times, timeless, _ = columns.seconds(batch.column(names.timestamp))
-            rows = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
-            start += batch.num_rows
-            wanted = np.array([user is not None if asked is None else user in asked for user in who], bool)
-            wanted &= ~timeless & np.array([item is not None for item in what], bool)
-            for user, piece in histories.by_user(who[wanted], rows.take(wanted)):
-                found.setdefault(user, []).append(piece)
-        ordered = {user.decode(): histories.in_time_order(pieces) for user, pieces in found.items()}
-        return {user: (_decoded(of.item), int(of.timestamp[-1])) for user, of in ordered.items()}
+
+def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> dict[str, tuple[list[str], int]]:
+    """What the interactions table knows, by user: the items, oldest first, and the time of the newest.
+
+    Args:
+        table: Where it is, and what its columns are called.
+        users: Whose; None for everybody's, in the order of the table.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    asked = None if users is None else {user.encode() for user in users}
+    found: dict[bytes, list[Interactions]] = {}
+    start = 0
+    for batch in _batches("interactions", table.path, [table.user, table.item, table.timestamp]):
+        who, what = (np.array(columns.ids(batch.column(c)), object) for c in (table.user, table.item))
+        times, timeless, _ = columns.seconds(batch.column(table.timestamp))
+        rows = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
+        start += batch.num_rows
+        wanted = np.array([user is not None if asked is None else user in asked for user in who], bool)
+        wanted &= ~timeless & np.array([item is not None for item in what], bool)
+        for user, piece in histories.by_user(who[wanted], rows.take(wanted)):
+            found.setdefault(user, []).append(piece)
+    ordered = {user.decode(): histories.in_time_order(pieces) for user, pieces in found.items()}
+    return {user: (_decoded(of.item), int(of.timestamp[-1])) for user, of in ordered.items()}
 
 
 def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
