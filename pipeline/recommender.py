@@ -108,9 +108,8 @@ class Recommender:
         if user is not None:
             found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
-                return Request(
-                    {**found, **(values or {})}, *read_histories(self._interactions, {user}).get(user, ([], None))
-                )
+                of_user = read_histories(self._interactions, {user})
+                return Request({**found, **(values or {})}, *of_user.get(user, ([], None)))
         return Request({**found, **(values or {})}, list(history or []))
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:

@@ -87,11 +87,9 @@ def test_other_test_items_leave_the_model_as_it_is_to_the_bit(both: tuple[Fitted
 def test_the_sequences_hold_what_may_be_learned_and_nothing_else(both: tuple[Fitted, Fitted]) -> None:
     asked, _ = both
     rows = asked.table[asked.table["split"] != "eval"].sort_values("timestamp", kind="stable")
-    held = rows["split"] == "validation"
+    rows = rows.assign(item=rows["item_id"].astype(str), held=(rows["split"] == "validation").astype(int))
     may = {
-        str(user): list(
-            zip(group["item_id"].astype(str), group["timestamp"], held[group.index].astype(int), strict=True)
-        )
+        str(user): list(zip(group["item"], group["timestamp"], group["held"], strict=True))
         for user, group in rows.groupby("user_id")
     }
     files = glob.glob(f"{asked.folder}/runs/**/examples/*/Split-train/*.gz", recursive=True)

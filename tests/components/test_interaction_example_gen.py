@@ -533,7 +533,7 @@ def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rows=rows_of_users, split=splits)
 def test_no_query_sees_its_future_in_any_small_table(rows: Rows, split: Split) -> None:
     assume(len({row["timestamp"] for row in rows}) > 2)

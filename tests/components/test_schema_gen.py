@@ -161,6 +161,7 @@ def test_every_split_is_held_to_its_part_of_a_curated_schema(made: Any) -> None:
         assert clause in str(refused.value) or clause.replace("validation, ", "") in str(refused.value), clause
 
 
+@pytest.mark.slow
 def test_what_a_split_happens_to_lack_is_not_required_of_it(tmp_path: Path) -> None:
     """Eval's users have no attributes, its interactions no device, validation has values that nobody else has."""
 
@@ -179,6 +180,7 @@ def test_what_a_split_happens_to_lack_is_not_required_of_it(tmp_path: Path) -> N
     validate(statistics, schema, config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_shipped_schema_fits_movielens_100k(tmp_path: Path) -> None:
     from pipeline.datasets import movielens_100k
 
