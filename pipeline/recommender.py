@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.interaction_example_gen import columns, rows, tables
+from modules.data import columns, histories, rows, tables
+from modules.data.histories import Interactions
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
+from modules.tables import Interactions as InteractionsTable
 from pipeline.config import Config
 
 BATCH = 256
@@ -104,7 +106,8 @@ class Recommender:
         if user is not None:
             found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
-                return Request({**found, **(values or {})}, *self._histories({user}).get(user, ([], None)))
+                of_user = read_histories(self._interactions, {user})
+                return Request({**found, **(values or {})}, *of_user.get(user, ([], None)))
         return Request({**found, **(values or {})}, list(history or []))
 
     def given(self, column: str, texts: Sequence[str]) -> Any:
@@ -141,7 +144,7 @@ class Recommender:
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
         wanted = None if users is None else set(users)
-        attributes, histories = self._attributes(wanted), self._histories(wanted)
+        attributes, histories = self._attributes(wanted), read_histories(self._interactions, wanted)
         everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
         for user in everyone:
             values = {**attributes.get(user, {}), self._interactions.user: user}
@@ -290,9 +293,7 @@ class Recommender:
         return int(time.time()) if self._now is None else self._now
 
     def _age(self, request: Request) -> int | None:
-        if request.newest is None:
-            return None
-        return max(0, self._asked(request, self._interactions.timestamp) - request.newest)
+        return histories.age(request.newest, self._asked(request, self._interactions.timestamp))
 
     def _attributes(self, users: set[str] | None) -> dict[str, dict[str, Any]]:
         """What the users table says, by user and column; everybody's for None."""
@@ -307,20 +308,31 @@ class Recommender:
                     found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
         return found
 
-    def _histories(self, users: set[str] | None) -> dict[str, tuple[list[str], int]]:
-        """Items by user, oldest first, and the time of the last; equal times keep the table's order."""
-        names = self._interactions
-        found: dict[str, list[tuple[int, str]]] = {}
-        for file, batch in rows.batches("interactions", names.path, [names.user, names.item, names.timestamp]):
-            who, what = (rows.ids(batch, c, file) for c in (names.user, names.item))
-            when, _, _ = columns.seconds(batch.column(names.timestamp))
-            for user, item, time_ in zip(who, what, when.tolist(), strict=True):
-                if user is not None and item is not None and (users is None or user in users):
-                    found.setdefault(user, []).append((time_, item))
-        for pairs in found.values():
-            # The sort is stable, so equal times stay in the order in which they were read.
-            pairs.sort(key=lambda pair: pair[0])
-        return {user: ([item for _, item in pairs], pairs[-1][0]) for user, pairs in found.items()}
+
+def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> dict[str, tuple[list[str], int]]:
+    """What the interactions table knows, by user: the items, oldest first, and the time of the newest.
+
+    Args:
+        table: Where it is, and what its columns are called.
+        users: Whose; None for everybody's, in the order of the table.
+
+    Raises:
+        UserError: A file is missing or cannot be read.
+    """
+    found: dict[str, list[Interactions]] = {}
+    start = 0
+    for file, batch in rows.batches("interactions", table.path, [table.user, table.item, table.timestamp]):
+        who, what = (np.array(rows.ids(batch, c, file), object) for c in (table.user, table.item))
+        times, timeless, _ = columns.seconds(batch.column(table.timestamp))
+        taken = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
+        start += batch.num_rows
+        wanted = np.array([user is not None and (users is None or user in users) for user in who], bool)
+        wanted &= ~timeless & np.array([item is not None for item in what], bool)
+        for user, piece in histories.by_user(who[wanted], taken.take(wanted)):
+            found.setdefault(user, []).append(piece)
+    ordered = {user: histories.in_time_order(pieces) for user, pieces in found.items()}
+    return {user: (of.item.tolist(), int(of.timestamp[-1])) for user, of in ordered.items()}
+
 
 
 def seconds(text: str, where: str) -> int:
@@ -341,6 +353,7 @@ def seconds(text: str, where: str) -> int:
         return found
     except (ValueError, OverflowError):
         raise UserError(f"{where}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
+
 
 
 def _strings(value: Any) -> list[str | bytes]:

@@ -21,8 +21,9 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from modules.data.examples import CATALOGUE, EVAL, VALIDATION
 from modules.errors import UserError
-from modules.features import CATALOGUE, EVAL, VALIDATION, Columns, Features
+from modules.features import Columns, Features
 from modules.preprocessing import requests_from_examples
 from modules.retrieval import plot, tuning
 from modules.retrieval.tuning import QuerySample

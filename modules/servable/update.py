@@ -18,7 +18,7 @@ import tensorflow as tf
 from pydantic import BaseModel
 
 from components.interaction_example_gen import columns, rows
-from components.interaction_example_gen.tables import Column, Plan
+from modules.data.tables import Column, Plan
 from modules import push_destination as destinations
 from modules.errors import UserError
 from modules.features import Features

@@ -84,23 +84,23 @@ def test_other_test_items_leave_the_model_as_it_is_to_the_bit(both: tuple[Fitted
             assert np.array_equal(value, changed.weights[name]), name
 
 
-def test_no_train_rows_history_holds_what_is_not_before_it(both: tuple[Fitted, Fitted]) -> None:
+def test_the_sequences_hold_what_may_be_learned_and_nothing_else(both: tuple[Fitted, Fitted]) -> None:
     asked, _ = both
-    rows = asked.table[asked.table["split"] == "train"].sort_values("timestamp", kind="stable")
-    taken = {
-        str(user): list(zip(group["timestamp"], group["item_id"].astype(str), strict=True))
+    rows = asked.table[asked.table["split"] != "eval"].sort_values("timestamp", kind="stable")
+    rows = rows.assign(item=rows["item_id"].astype(str), held=(rows["split"] == "validation").astype(int))
+    may = {
+        str(user): list(zip(group["item"], group["timestamp"], group["held"], strict=True))
         for user, group in rows.groupby("user_id")
     }
     files = glob.glob(f"{asked.folder}/runs/**/examples/*/Split-train/*.gz", recursive=True)
-    seen = 0
+    found = {}
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         feature = tf.train.Example.FromString(record).features.feature
-        user, time = feature["user_id"].bytes_list.value[0].decode(), feature["timestamp"].int64_list.value[0]
-        history = [item.decode() for item in feature["history"].bytes_list.value]
-        before = [item for when, item in taken[user] if when < time]
-        assert history == before[-12:]
-        seen += 1
-    assert seen == len(rows)
+        items = [item.decode() for item in feature["sequence_item_id"].bytes_list.value]
+        times, of_validation = (feature[f"sequence_{key}"].int64_list.value for key in ("timestamp", "is_validation"))
+        (user,) = feature["user_id"].bytes_list.value
+        found[user.decode()] = list(zip(items, times, of_validation, strict=True))
+    assert found == may
 
 
 def test_the_judge_and_the_pipelines_evaluator_agree(

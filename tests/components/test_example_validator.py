@@ -19,9 +19,10 @@ from components.example_validator import executor
 from components.example_validator.component import ExampleValidator
 from modules import schema as schemas
 from modules.errors import UserError
-from modules.features import Bucketized, Features, Hash, History, Normalized, Timestamp, Vocabulary
+from modules.features import Bucketized, Columns, Features, Hash, History, Normalized, Timestamp, Vocabulary
 
 ROWS = 200
+COLUMNS = Columns(user="user_id", item="item_id", timestamp="timestamp")
 FEATURES = Features(
     query=(
         Vocabulary(column="gender"),
@@ -33,20 +34,35 @@ FEATURES = Features(
 
 
 def table():
+    """Statistics of queries are made from it, and what other splits have of the same columns."""
     return pd.DataFrame(
         {
+            "user_id": [f"user {i}" for i in range(ROWS)],
             "gender": ["F", "M"] * (ROWS // 2),
             "age": np.arange(ROWS, dtype=np.float32) % 60 + 18,
             "timestamp": np.arange(ROWS) + 1_600_000_000,
-            "item_id": [f"item {i}" for i in range(ROWS)],
         }
     )
+
+
+def sequences():
+    """Train's; one interaction is enough for a list."""
+    lists = {"item_id": "item", "timestamp": 1_600_000_000, "interaction_weight": np.float32(1), "is_validation": 0}
+    return table().drop(columns="timestamp").assign(**{f"sequence_{key}": value for key, value in lists.items()})
+
+
+def items():
+    return pd.DataFrame({"item_id": [f"item {i}" for i in range(ROWS)]})
 
 
 @pytest.fixture(scope="session")
 def agreed():
     """The schema that a person has curated."""
-    schema = tfdv.infer_schema(tfdv.generate_statistics_from_dataframe(table()))
+    schema = schema_pb2.Schema()
+    for frame in (sequences(), table()[["timestamp"]], items()):
+        part = tfdv.infer_schema(tfdv.generate_statistics_from_dataframe(frame))
+        schema.feature.extend(part.feature)
+        schema.string_domain.extend(part.string_domain)
     tfdv.get_feature(schema, "age").float_domain.CopyFrom(schema_pb2.FloatDomain(min=0, max=120, disallow_nan=True))
     tfdv.set_domain(schema, "timestamp", schema_pb2.IntDomain(min=0, max=4102444800))
     return schema
@@ -76,7 +92,8 @@ def validate(tmp_path, agreed):
             {keys.ANOMALIES_KEY: [anomalies]},
             {
                 keys.EXCLUDE_SPLITS_KEY: json_utils.dumps(list(exclude)),
-                executor.FEATURES_KEY: features.model_dump_json() if features else None,
+                executor.FEATURES_KEY: features.model_dump_json(),
+                executor.COLUMNS_KEY: COLUMNS.model_dump_json(),
             },
         )
         return anomalies
@@ -93,9 +110,9 @@ def refusal(validate, *arguments, **named):
 
 
 def test_data_as_agreed_passes(validate):
-    anomalies = validate({"train": table(), "eval": table()})
-    assert artifact_utils.decode_split_names(anomalies.split_names) == ["train", "eval"]
-    assert anomalies.get_json_value_custom_property("blessed") == {"train": 1, "eval": 1}
+    anomalies = validate({"train": sequences(), "eval": table(), "catalogue": items()})
+    assert artifact_utils.decode_split_names(anomalies.split_names) == ["train", "eval", "catalogue"]
+    assert anomalies.get_json_value_custom_property("blessed") == {"train": 1, "eval": 1, "catalogue": 1}
 
 
 def spoiled(**columns):
@@ -126,22 +143,22 @@ def spoiled(**columns):
     ids=["value", "low", "high", "text", "early", "late", "whole", "type", "sparse", "gone", "new"],
 )
 def test_an_anomaly_stops_the_run_in_words(validate, bad, words):
-    message = refusal(validate, {"train": table(), "eval": bad})
+    message = refusal(validate, {"train": sequences(), "eval": bad})
     assert message == f"anomalies in eval: {words}; correct the tables or the schema"
 
 
 def test_all_anomalies_come_in_one_line_grouped_by_split(validate):
     bad = spoiled(gender=["X"] * ROWS)
     worse = bad.assign(age=np.float32([-3] * ROWS))
-    message = refusal(validate, {"train": bad, "validation": table(), "eval": worse})
+    message = refusal(validate, {"train": sequences(), "validation": bad, "eval": worse})
     assert message == (
-        'anomalies in train, eval: gender: expected one of F, M; got "X" (about 100 % of values). '
+        'anomalies in validation, eval: gender: expected one of F, M; got "X" (about 100 % of values). '
         "anomalies in eval: age: expected at least 0; got -3; correct the tables or the schema"
     )
 
 
 def test_an_empty_split_is_an_anomaly(validate):
-    assert refusal(validate, {"train": table(), "eval": table()[:0]}) == (
+    assert refusal(validate, {"train": sequences(), "eval": table()[:0]}) == (
         "anomalies in eval: no examples; correct the tables or the schema"
     )
 
@@ -150,12 +167,33 @@ def test_a_long_list_of_allowed_values_is_cut(validate, agreed):
     schema = schema_pb2.Schema()
     schema.CopyFrom(agreed)
     tfdv.set_domain(schema, "gender", schema_pb2.StringDomain(name="many", value=[f"v{i}" for i in range(30)]))
-    message = refusal(validate, {"train": table()}, schema=schema)
+    message = refusal(validate, {"train": sequences()}, schema=schema)
     assert "gender: expected one of v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, … (30 values); got " in message
 
 
 def test_excluded_splits_are_not_looked_at(validate):
-    validate({"train": table(), "catalogue": table()[["item_id"]]}, exclude=["catalogue"])
+    validate({"train": sequences(), "catalogue": table()}, exclude=["catalogue"])
+
+
+def test_a_feature_in_a_split_where_it_does_not_belong_is_an_anomaly(validate):
+    message = refusal(
+        validate, {"train": sequences().assign(timestamp=1_600_000_000), "catalogue": items().assign(gender="F")}
+    )
+    unexpected = "not expected, the schema does not have it; got a column"
+    assert message == (
+        f"anomalies in train: timestamp: {unexpected}. anomalies in catalogue: gender: {unexpected}; "
+        "correct the tables or the schema"
+    )
+
+
+def test_a_feature_that_only_the_schema_knows_is_missed_in_every_split(validate, agreed):
+    schema = schema_pb2.Schema()
+    schema.CopyFrom(agreed)
+    schema.feature.add(name="mood", type=schema_pb2.BYTES).presence.min_count = 1
+    assert refusal(validate, {"train": sequences(), "eval": table(), "catalogue": items()}, schema=schema) == (
+        "anomalies in train, eval, catalogue: mood: expected in the data; is in no example; "
+        "correct the tables or the schema"
+    )
 
 
 def test_a_schema_that_lacks_a_feature_or_has_it_as_something_else(validate):
@@ -163,10 +201,25 @@ def test_a_schema_that_lacks_a_feature_or_has_it_as_something_else(validate):
         query=(Vocabulary(column="age"), Normalized(column="income"), History()),
         candidate=(Vocabulary(column="item_id"),),
     )
-    assert refusal(validate, {"train": table()}, features=features) == (
+    assert refusal(validate, {"train": sequences()}, features=features) == (
         "schema: age: expected BYTES for its encoding vocabulary; is FLOAT; "
         "income: expected FLOAT for its encoding normalized; is not there; "
         "history: expected BYTES for its encoding history; is not there; correct the schema or the features"
+    )
+
+
+def test_the_schema_of_an_older_pipeline_is_refused_in_words(validate, agreed):
+    """Which had a row for each interaction."""
+    schema = schema_pb2.Schema()
+    schema.CopyFrom(agreed)
+    kept = [feature for feature in schema.feature if not feature.name.startswith("sequence_")]
+    del schema.feature[:]
+    schema.feature.extend(kept)
+    assert refusal(validate, {"train": sequences()}, schema=schema) == (
+        "schema: sequence_item_id: expected BYTES in the users' sequences; is not there; "
+        "sequence_timestamp: expected INT in the users' sequences; is not there; "
+        "sequence_interaction_weight: expected FLOAT in the users' sequences; is not there; "
+        "sequence_is_validation: expected INT in the users' sequences; is not there; correct the schema or the features"
     )
 
 
@@ -180,16 +233,15 @@ def test_a_schema_that_lacks_a_feature_or_has_it_as_something_else(validate):
         (Timestamp(column="a"), schema_pb2.INT),
     ],
 )
-def test_the_type_that_an_encoding_needs(feature, kind):
+def test_the_type_that_an_encoding_needs(agreed, feature, kind):
+    """In a query, and in the sequences where it is the interactions' own."""
     features = Features(query=(feature,), candidate=(Vocabulary(column="item_id"),))
     for other in (schema_pb2.BYTES, schema_pb2.FLOAT, schema_pb2.INT):
-        schema = schema_pb2.Schema(
-            feature=[
-                schema_pb2.Feature(name="a", type=other),
-                schema_pb2.Feature(name="item_id", type=schema_pb2.BYTES),
-            ]
-        )
-        assert bool(schemas.mismatches(schema, features)) == (other != kind)
+        for types_of in ({"a": other}, {"a": kind, "sequence_a": other}):
+            schema = schema_pb2.Schema()
+            schema.CopyFrom(agreed)
+            schema.feature.extend(schema_pb2.Feature(name=name, type=type_) for name, type_ in types_of.items())
+            assert bool(schemas.mismatches(schema, features, COLUMNS)) == (other != kind)
 
 
 def test_the_component_carries_features_and_code_as_parameters():
@@ -197,10 +249,12 @@ def test_the_component_carries_features_and_code_as_parameters():
         statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
         schema=types.Channel(type=standard_artifacts.Schema),
         features=FEATURES,
+        columns=COLUMNS,
         exclude_splits=["catalogue"],
         code="abc",
     )
     assert Features.model_validate_json(component.exec_properties["features"]) == FEATURES
+    assert Columns.model_validate_json(component.exec_properties["columns"]) == COLUMNS
     assert component.exec_properties["code"] == "abc"
     assert json_utils.loads(component.exec_properties["exclude_splits"]) == ["catalogue"]
     assert component.executor_spec.executor_class is executor.Executor

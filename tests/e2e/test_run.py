@@ -55,7 +55,7 @@ def test_the_same_run_again_executes_nothing(small: Small):
     [
         ("features.query.age.dimension=9", FROM_TRAINER),
         # The ExampleValidator checks the schema against the whole specification.
-        ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM | {"ExampleValidator"}),
+        ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM | {"SchemaGen", "ExampleValidator"}),
         ("serving.k=21", FROM_TRAINER - {"Trainer"}),
         ("evaluation.floors={ndcg@5: 0.01}", {"Evaluator", "Pusher"}),
         ("serving.latency_p99_ms=5000", {"ServableValidator", "Pusher"}),

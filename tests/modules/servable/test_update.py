@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 from known_towers import COLUMNS, FEATURES, World, save_servable
 
-from components.interaction_example_gen.tables import Column, Plan
 from modules import push_destination
+from modules.data.tables import Column, Plan
 from modules.errors import UserError
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.scann import Scann, train_scann

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from components.interaction_example_gen import columns, tables
+from modules.data import columns, tables
 from modules.errors import UserError
 
 
