@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from modules.data.examples import CATALOGUE, EVAL, HELD_OUT, SEQUENCE_PREFIX, TRAIN, VALIDATION, WEIGHT
-from modules.features import Columns, Features, dtype, is_of_history
+from modules.encodings.features import Columns, Features
 
 TYPES = {"string": schema_pb2.BYTES, "float32": schema_pb2.FLOAT, "int64": schema_pb2.INT}
 """By `features.dtype`."""
@@ -31,7 +31,7 @@ def of_split(schema: schema_pb2.Schema, split: str, features: Features, columns:
     A feature that the pipeline does not know belongs to every split.
     """
     candidate = {columns.item, *(feature.column for feature in features.candidate)}
-    asked = {columns.timestamp, *(feature.column for feature in features.query if is_of_history(feature))}
+    asked = {columns.timestamp, *(feature.column for feature in features.query if feature.of_history)}
     # What is a list of the sequence and not the item is of the interaction, and of the query that asks for it.
     lists = {known.name.removeprefix(SEQUENCE_PREFIX) for known in schema.feature if _is_list(known)}
     asked |= lists - candidate
@@ -84,7 +84,7 @@ def mismatches(schema: schema_pb2.Schema, features: Features, columns: Columns) 
 def _expected(features: Features, columns: Columns) -> list[tuple[str, int, str]]:
     """(Key, type, reason) of what a schema must have."""
     encoded = [
-        (feature.column, TYPES[dtype(feature)], f"for its encoding {feature.encoding}")
+        (feature.column, TYPES[feature.dtype], f"for its encoding {feature.encoding}")
         for feature in (*features.query, *features.candidate)
     ]
     lists = {columns.item: "string", columns.timestamp: "int64", WEIGHT: "float32", HELD_OUT: "int64"}

@@ -22,21 +22,13 @@ import tf_keras
 from tensorflow.python.framework import config as framework_config
 
 from modules import linear, lock
+from modules.data.examples import LABEL, TIME, USER, WEIGHT
+from modules.encodings.features import Columns, Features
+from modules.encodings.history_age import HistoryAge
+from modules.encodings.log1p import Log1p
+from modules.encodings.normalized import Normalized
+from modules.encodings.vocabulary import Vocabulary
 from modules.errors import UserError
-from modules.features import (
-    LABEL,
-    READING,
-    SEED,
-    TIME,
-    USER,
-    WEIGHT,
-    Columns,
-    Features,
-    HistoryAge,
-    Log1p,
-    Normalized,
-    Vocabulary,
-)
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
 from modules.servable import embedding
 from modules.settings import Model, Training

@@ -11,21 +11,15 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
-from modules.features import (
-    READING,
-    SEED,
-    Bucketized,
-    Columns,
-    Feature,
-    Features,
-    Hash,
-    History,
-    HistoryAge,
-    Text,
-    Timestamp,
-    Vocabulary,
-    is_of_history,
-)
+from modules.encodings.base import Encoding
+from modules.encodings.bucketized import Bucketized
+from modules.encodings.features import Columns, Features
+from modules.encodings.hash import Hash
+from modules.encodings.history import History
+from modules.encodings.history_age import HistoryAge
+from modules.encodings.text import Text
+from modules.encodings.timestamp import Timestamp
+from modules.encodings.vocabulary import Vocabulary
 from modules.linear import Factors
 from modules.settings import Model, Training
 from modules.unknown_items import ContentMap
@@ -335,7 +329,7 @@ class QueryTower(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        features: Sequence[Feature],
+        features: Sequence[Encoding],
         model: Model,
         cardinalities: Mapping[str, int],
         item_ids: tf_keras.layers.Embedding | None,
@@ -355,7 +349,7 @@ class QueryTower(tf_keras.layers.Layer):
         self.dimension = model.dimension
         self.linear_rank = 0 if linear is None else linear.history.shape[1]
         self._width = model.dimension if model.normalize else model.dimension - 1
-        others = [f for f in features if not is_of_history(f)]
+        others = [f for f in features if not f.of_history]
         self._terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._layers = _residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
@@ -492,7 +486,7 @@ class CandidateTower(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        features: Sequence[Feature],
+        features: Sequence[Encoding],
         columns: Columns,
         model: Model,
         cardinalities: Mapping[str, int],
@@ -585,7 +579,7 @@ class CandidateTower(tf_keras.layers.Layer):
 class FeatureTerms(tf_keras.layers.Layer):
     """Σ over features of (embedding or number) · matrix: [B, width]; a missing value adds nothing."""
 
-    def __init__(self, features: Sequence[Feature], width: int, cardinalities: Mapping[str, int], seed: int) -> None:
+    def __init__(self, features: Sequence[Encoding], width: int, cardinalities: Mapping[str, int], seed: int) -> None:
         super().__init__(name="terms")
         self._features = tuple(features)
         self._width = width
@@ -619,7 +613,7 @@ class FeatureTerms(tf_keras.layers.Layer):
             total += term
         return total
 
-    def _encode(self, feature: Feature, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _encode(self, feature: Encoding, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         column = feature.column
         if isinstance(feature, Timestamp):
             bucket = self._mean_embedding(column, inputs[feature.bucket_key])
@@ -668,7 +662,7 @@ def _finish(vectors: tf.Tensor, last: tf.Tensor | None) -> tf.Tensor:
     return tf.math.l2_normalize(vectors, axis=1) if last is None else tf.concat([vectors, last], axis=1)
 
 
-def is_item_id(feature: Feature, columns: Columns) -> bool:
+def is_item_id(feature: Encoding, columns: Columns) -> bool:
     return isinstance(feature, Vocabulary) and feature.column == columns.item
 
 
@@ -691,7 +685,7 @@ def _scaled_probability(frequency: np.ndarray) -> np.ndarray:
     return np.maximum(frequency, 0.5).astype(np.float32) / max(float(frequency.max(initial=0.0)), 1.0)
 
 
-def query_inputs(features: Sequence[Feature]) -> dict[str, tuple[list[int], tf.DType]]:
+def query_inputs(features: Sequence[Encoding]) -> dict[str, tuple[list[int], tf.DType]]:
     """Keys of transformed features, with the shape of a batch of one and the dtype."""
     inputs: dict[str, tuple[list[int], tf.DType]] = {}
     for feature in features:

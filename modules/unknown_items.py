@@ -9,7 +9,12 @@ import scipy.sparse
 import tensorflow as tf
 import tf_keras
 
-from modules.features import Bucketized, Feature, Hash, Text, Timestamp, Vocabulary
+from modules.encodings.base import Encoding
+from modules.encodings.bucketized import Bucketized
+from modules.encodings.hash import Hash
+from modules.encodings.text import Text
+from modules.encodings.timestamp import Timestamp
+from modules.encodings.vocabulary import Vocabulary
 
 # The penalty counts as this many items without content would.
 _RIDGE = 10.0
@@ -29,7 +34,7 @@ class ContentMap(tf_keras.layers.Layer):
         intercept: [D] vector of an item until `fit` has been called.
     """
 
-    def __init__(self, features: Sequence[Feature], cardinalities: Mapping[str, int], intercept: np.ndarray) -> None:
+    def __init__(self, features: Sequence[Encoding], cardinalities: Mapping[str, int], intercept: np.ndarray) -> None:
         super().__init__(name="content_map")
         # Key of the transformed examples → rows of its table; ids have one each, numbers one a column.
         self._rows: dict[str, int] = {}

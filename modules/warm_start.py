@@ -13,7 +13,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from modules.features import ITEM_VOCABULARY, Columns, Features, Text, Vocabulary, is_of_history
+from modules.encodings.features import Columns, Features
+from modules.encodings.items import ITEM_VOCABULARY
+from modules.encodings.text import Text
+from modules.encodings.vocabulary import Vocabulary
 from modules.preprocessing import vocabulary_name
 from modules.servable.contract import OldContractError, read_servable
 from modules.servable.embedding import read_variables
@@ -95,7 +98,7 @@ class _Named(NamedTuple):
 def _named(features: Features, columns: Columns, model: TwoTower) -> Iterator[_Named]:
     for tower, of_tower in (("query_tower", features.query), ("candidate_tower", features.candidate)):
         # As the towers number their terms: all features but the history and the candidate's own id.
-        others = [f for f in of_tower if not is_of_history(f)]
+        others = [f for f in of_tower if not f.of_history]
         if tower == "candidate_tower":
             others = [f for f in others if not is_item_id(f, columns)]
         for variable in getattr(model, tower).variables:

@@ -32,8 +32,8 @@ from components.servable_validator.component import ServableValidator
 from modules import schema as schemas
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.data.tables import fingerprint as tables_fingerprint
+from modules.encodings.features import Columns
 from modules.evaluation import eval_config
-from modules.features import Columns
 from modules.push_destination import latest_version
 from pipeline import runs
 from pipeline.config import Config

@@ -17,11 +17,14 @@ import pyarrow.parquet as pq
 
 from modules.data import columns, histories, rows, tables
 from modules.data.histories import Interactions
+from modules.encodings.base import MISSING_TIMESTAMP, Encoding
+from modules.encodings.history import History
+from modules.encodings.history_age import HistoryAge
+from modules.encodings.timestamp import Timestamp
 from modules.errors import UserError
-from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
-from modules.tables import Interactions as InteractionsTable
+from modules.settings import Interactions as InteractionsTable
 from pipeline.config import Config
 
 BATCH = 256
@@ -81,10 +84,10 @@ class Recommender:
         self._model = load(path)
         described = {f.column: f for f in config.features.query}
         wanted = self._model.signatures["serving_default"].structured_input_signature[1]
-        self._wanted: dict[str, Feature] = {}
+        self._wanted: dict[str, Encoding] = {}
         for column, spec in wanted.items():
             feature = described.get(column)
-            if feature is None or (spec.dtype.name, spec.shape.rank) != (dtype(feature), 2 if is_list(feature) else 1):
+            if feature is None or (spec.dtype.name, spec.shape.rank) != (feature.dtype, 2 if feature.is_list else 1):
                 raise UserError(
                     f"version {self.version} asks for {column!r}, which the configuration does not describe"
                     f"{'' if feature is None else ' in the same way'}; use the configuration it was made with, "
@@ -131,7 +134,7 @@ class Recommender:
             raise UserError(
                 f"{where}: the model asks for {', '.join(known) or 'no features'}; correct the column's name"
             )
-        if is_list(feature):
+        if feature.is_list:
             separator = getattr(feature, "separator", None)
             parts = [part.strip() for text in texts for part in (text.split(separator) if separator else [text])]
             return [part for part in parts if part]
@@ -139,7 +142,7 @@ class Recommender:
             raise UserError(f"--feature {column} is given {len(texts)} times; the column holds one value, keep one")
         if isinstance(feature, Timestamp):
             return seconds(texts[0], where)
-        return _number(where, texts[0]) if dtype(feature) == "float32" else texts[0]
+        return _number(where, texts[0]) if feature.dtype == "float32" else texts[0]
 
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
@@ -267,9 +270,9 @@ class Recommender:
             for row in zip(ids, titles, scores, strict=True)
         ]
 
-    def _column(self, feature: Feature, requests: Sequence[Request]) -> np.ndarray:
+    def _column(self, feature: Encoding, requests: Sequence[Request]) -> np.ndarray:
         """One input of the signature, [B] or [B, L] padded with ""."""
-        if is_list(feature):
+        if feature.is_list:
             lists = [
                 list(r.history) if isinstance(feature, History) else _strings(r.values.get(feature.column))
                 for r in requests
@@ -281,7 +284,7 @@ class Recommender:
             return np.array([self._asked(r, feature.column) for r in requests] or [MISSING_TIMESTAMP], np.int64)
         if isinstance(feature, HistoryAge):
             values = [self._age(r) if v is None else v for v, r in zip(values, requests, strict=True)]
-        if dtype(feature) == "float32":
+        if feature.dtype == "float32":
             return np.array([math.nan if v is None else float(v) for v in values], np.float32)
         return np.array(["" if v is None else _string(v) for v in values], object)
 
@@ -334,7 +337,6 @@ def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> d
     return {user: (of.item.tolist(), int(of.timestamp[-1])) for user, of in ordered.items()}
 
 
-
 def seconds(text: str, where: str) -> int:
     """A time that a person gives, in seconds since 1970; one without a zone is UTC.
 
@@ -353,7 +355,6 @@ def seconds(text: str, where: str) -> int:
         return found
     except (ValueError, OverflowError):
         raise UserError(f"{where}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
-
 
 
 def _strings(value: Any) -> list[str | bytes]:

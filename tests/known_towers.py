@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from modules.features import Columns, Features
+from modules.encodings.features import Columns, Features
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.top_k import TopK
 from modules.servable import embedding, signatures, warmup

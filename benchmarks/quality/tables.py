@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 
 from modules.data import columns
 from modules.data import tables as files
+from modules.encodings.hash import Hash
+from modules.encodings.text import Text
+from modules.encodings.vocabulary import Vocabulary
 from modules.errors import UserError
-from modules.features import Hash, Text, Vocabulary
 from pipeline.config import Config
 
 _WORD = re.compile(r"[^\W_]+")

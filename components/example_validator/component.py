@@ -10,7 +10,7 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import json_utils
 
 from components.example_validator import executor
-from modules.features import Columns, Features
+from modules.encodings.features import Columns, Features
 
 _CODE_KEY = "code"
 

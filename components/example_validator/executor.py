@@ -18,8 +18,8 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, json_utils
 
 from modules import schema as schemas
+from modules.encodings.features import Columns, Features
 from modules.errors import UserError
-from modules.features import Columns, Features
 
 FEATURES_KEY, COLUMNS_KEY = "features", "columns"
 

@@ -9,9 +9,8 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from components.interaction_example_gen import executor
 from modules.data import tables as table_files
-from modules.features import Features
-from modules.settings import Evaluation, Serving
-from modules.tables import Split, Tables
+from modules.encodings.features import Features
+from modules.settings import Evaluation, Serving, Split, Tables
 
 
 class InteractionExampleGenSpec(ComponentSpec):

@@ -36,8 +36,7 @@ from modules.data.examples import (
 from modules.data.histories import SPLITS, Cutoffs, Interactions
 from modules.data.tables import Column, Part, Plan, Wanted
 from modules.errors import UserError
-from modules.settings import Slice
-from modules.tables import ColumnSplit, LeaveLastOutSplit, Split, Tables, TemporalSplit
+from modules.settings import ColumnSplit, LeaveLastOutSplit, Slice, Split, Tables, TemporalSplit
 
 EXAMPLES_KEY = standard_component_specs.EXAMPLES_KEY
 TABLES_KEY = "tables"

@@ -8,7 +8,7 @@ from tfx.types import artifact, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.scann_index_builder import executor
-from modules.features import Columns, Features
+from modules.encodings.features import Columns, Features
 from modules.settings import Evaluation, Index, Serving
 
 

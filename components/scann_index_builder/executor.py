@@ -22,8 +22,8 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from modules.data.examples import CATALOGUE, EVAL, VALIDATION
+from modules.encodings.features import Columns, Features
 from modules.errors import UserError
-from modules.features import Columns, Features
 from modules.preprocessing import requests_from_examples
 from modules.retrieval import plot, tuning
 from modules.retrieval.tuning import QuerySample

@@ -8,7 +8,7 @@ from tfx.types import component_spec, standard_artifacts
 from tfx.types import standard_component_specs as keys
 
 from components.schema_gen import executor
-from modules.features import Columns, Features
+from modules.encodings.features import Columns, Features
 
 
 class SchemaGenSpec(component_spec.ComponentSpec):

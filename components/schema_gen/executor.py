@@ -17,7 +17,7 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils
 
 from modules import schema as schemas
-from modules.features import Columns, Features, dtype
+from modules.encodings.features import Columns, Features
 
 FEATURES_KEY, COLUMNS_KEY, CODE_KEY = "features", "columns", "code"
 
@@ -73,7 +73,7 @@ def infer(
     for feature in (features.history, features.history_age):
         # The pipeline writes them: nobody need have a history.
         if feature is not None and feature.column not in {known.name for known in schema.feature}:
-            schema.feature.add(name=feature.column, type=schemas.TYPES[dtype(feature)])
+            schema.feature.add(name=feature.column, type=schemas.TYPES[feature.dtype])
     for split, here in seen.items():
         for name in {known.name for known in schemas.of_split(schema, split, features, columns).feature} - here:
             next(known for known in schema.feature if known.name == name).ClearField("presence")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from modules.data.examples import EVAL, TRAIN, VALIDATION
-from modules.tables import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
+from modules.settings import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
 
 SPLITS = (TRAIN, VALIDATION, EVAL)
 """Names by code: arrays of splits hold positions in here. A split may see those before it."""

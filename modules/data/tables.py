@@ -15,21 +15,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from modules.errors import UserError
 from modules.data.examples import WEIGHT
-from modules.features import (
-    Feature,
-    Features,
-    History,
-    Settings,
-    Text,
-    Timestamp,
-    dtype,
-    is_list,
-    is_of_history,
-)
-from modules.settings import Evaluation, Serving, Slice
-from modules.tables import ColumnSplit, Split, Tables
+from modules.encodings.base import Encoding
+from modules.encodings.features import Features
+from modules.encodings.history import History
+from modules.encodings.text import Text
+from modules.encodings.timestamp import Timestamp
+from modules.errors import UserError
+from modules.settings import ColumnSplit, Evaluation, Serving, Slice, Split, Tables
+from modules.settings.base import Settings
 
 ACTIVITY = "activity"
 """The one slice that is not a column: the number of the user's interactions in the training period."""
@@ -90,7 +84,7 @@ def wanted(tables: Tables, features: Features, evaluation: Evaluation, serving: 
     history = features.history
     returned = [*serving.return_columns, *serving.filter_columns, *([tables.items.title] if tables.items.title else [])]
     return Wanted(
-        query=tuple(_column(f) for f in features.query if not is_of_history(f)),
+        query=tuple(_column(f) for f in features.query if not f.of_history),
         candidate=tuple(_column(f) for f in features.candidate),
         returned=tuple(dict.fromkeys(returned)),
         history=history.column if history else None,
@@ -306,13 +300,13 @@ def open_file(path: str) -> IO[bytes]:
     return pa.CompressedInputStream(stream, "gzip") if path.lower().endswith(".gz") else stream
 
 
-def _column(feature: Feature) -> Column:
+def _column(feature: Encoding) -> Column:
     separator = None if isinstance(feature, (Text, Timestamp, History)) else getattr(feature, "separator", None)
     return Column(
         name=feature.column,
         source=feature.column,
-        kind=dtype(feature),
-        multivalued=is_list(feature),
+        kind=feature.dtype,
+        multivalued=feature.is_list,
         separator=separator,
     )
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from modules.encodings.features import Features
 from modules.errors import UserError
-from modules.features import Features
 from modules.retrieval.top_k import Partitions
 from modules.servable.contract import EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
 from modules.settings import Serving

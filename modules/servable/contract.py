@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from modules.encodings.features import Features
 from modules.errors import UserError
-from modules.features import Features
 from modules.towers.layout import VectorLayout
 
 CONTRACT_VERSION = 2
@@ -31,6 +31,9 @@ EMBEDDING_PATH = os.path.join("assets.extra", "embedding.json")
 QUERY_EMBEDDING, CANDIDATE_EMBEDDING = "query_embedding", "candidate_embedding"
 ITEM_ID, SCORE = "item_id", "score"
 EXCLUDE, FILTER_PREFIX = "exclude", "filter_"
+"""Inputs beside the query's columns: items to leave out, and `filter_genres` for a filter column."""
+EXAMPLES = "examples"
+"""Input of `evaluate`, serialized examples; TFMA would take a column of that name for it."""
 ITEM_IDS_FILE = "catalogue_item_ids.txt"
 
 # Of a version in a push destination; whoever deletes it gets the one before, and a run makes it again.

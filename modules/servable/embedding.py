@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from modules.features import Features
+from modules.encodings.features import Features
 from modules.preprocessing import column_from_examples, requests_from_examples
 from modules.servable.contract import (
     CANDIDATE_EMBEDDING,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from modules.features import Features
+from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
 from modules.retrieval.top_k import NO_ROW, TopK, best, variable
 from modules.servable import catalogue as catalogues

@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel
 
-from components.interaction_example_gen import columns, rows
-from modules.data.tables import Column, Plan
 from modules import push_destination as destinations
+from modules.data import columns, rows
+from modules.data.tables import Column, Plan
+from modules.encodings.features import Features
 from modules.errors import UserError
-from modules.features import Features
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import Partitions, SearchParameters, TopK, resolve_strategy

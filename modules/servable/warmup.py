@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-from modules.features import Features
+from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
 from modules.servable.catalogue import EmbeddedCatalogue
 from modules.servable.contract import CANDIDATE_EMBEDDING, EXCLUDE, FILTER_PREFIX, ITEM_ID, QUERY_EMBEDDING

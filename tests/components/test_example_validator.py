@@ -18,8 +18,14 @@ from tfx.utils import io_utils, json_utils
 from components.example_validator import executor
 from components.example_validator.component import ExampleValidator
 from modules import schema as schemas
+from modules.encodings.bucketized import Bucketized
+from modules.encodings.features import Columns, Features
+from modules.encodings.hash import Hash
+from modules.encodings.history import History
+from modules.encodings.normalized import Normalized
+from modules.encodings.timestamp import Timestamp
+from modules.encodings.vocabulary import Vocabulary
 from modules.errors import UserError
-from modules.features import Bucketized, Columns, Features, Hash, History, Normalized, Timestamp, Vocabulary
 
 ROWS = 200
 COLUMNS = Columns(user="user_id", item="item_id", timestamp="timestamp")

@@ -33,10 +33,18 @@ from components.interaction_example_gen import executor
 from components.interaction_example_gen.component import InteractionExampleGen
 from modules.data import columns, histories, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
+from modules.encodings.features import Features
 from modules.errors import UserError
-from modules.features import Features
-from modules.settings import Evaluation, Serving
-from modules.tables import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, Tables, TemporalSplit
+from modules.settings import (
+    ColumnSplit,
+    Evaluation,
+    LeaveLastOutSplit,
+    RandomSplit,
+    Serving,
+    Split,
+    Tables,
+    TemporalSplit,
+)
 from pipeline.datasets import movielens_100k
 
 # With an image named, which the in-memory runner never asks for, TFX does not pack a copy of itself for remote workers.

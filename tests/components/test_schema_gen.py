@@ -29,8 +29,8 @@ from components.schema_gen import executor
 from components.schema_gen.component import SchemaGen
 from modules import schema as schemas
 from modules.data import tables
+from modules.encodings.features import Columns
 from modules.errors import UserError
-from modules.features import Columns
 from pipeline.config import Config, load
 
 BEAM_ARGS = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--sdk_container_image=unused"]

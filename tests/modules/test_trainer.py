@@ -23,8 +23,9 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
 from modules import linear, preprocessing, trainer, validation
+from modules.data.examples import LABEL, WEIGHT
+from modules.encodings.features import Columns, Features
 from modules.errors import UserError
-from modules.features import LABEL, WEIGHT, Columns, Features
 from modules.servable.contract import SERVABLE_PATH, read_embedding
 from modules.servable.embedding import read_variables
 from modules.settings import Model, Serving, Training

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from modules.features import Columns, Features, HistoryAge
+from modules.encodings.features import Columns, Features
+from modules.encodings.history_age import HistoryAge
 from modules.linear import Factors
 from modules.settings import Model, Training
 from modules.two_tower import COMPLETION, NEXT, TwoTower, closeness, hide, masked_softmax_loss

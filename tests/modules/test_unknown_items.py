@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 import tensorflow as tf
 
-from modules.features import Features
+from modules.encodings.features import Features
 from modules.unknown_items import ContentMap, ridge_regression
 
 FEATURES = Features.model_validate(

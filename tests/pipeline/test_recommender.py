@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modules.tables import Interactions
+from modules.settings import Interactions
 from pipeline.recommender import read_histories
 
 rows_of_users = st.lists(

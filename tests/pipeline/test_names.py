@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules import names
-from modules.features import Features
-from modules.settings import Evaluation, Serving
-from modules.tables import Tables
+from modules.encodings.features import Features
+from modules.settings import Evaluation, Serving, Tables
 
 
 def check(

@@ -12,25 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from modules.features import (
-    EXAMPLES,
-    EXCLUDE,
-    FILTER_PREFIX,
-    ITEM_ID,
-    LABEL,
-    READING,
-    RELEVANT,
-    SCORE,
-    SEED,
-    SLICE_PREFIX,
-    TIME,
-    USER,
-    WEIGHT,
-    Features,
-    is_of_history,
-)
-from modules.settings import Evaluation, Serving
-from modules.tables import Tables
+from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, SLICE_PREFIX, TIME, USER, WEIGHT
+from modules.encodings.features import Features
+from modules.servable.contract import EXAMPLES, EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
+from modules.settings import Evaluation, Serving, Tables
 
 IN_EXAMPLES, IN_ENCODED, IN_REQUESTS, IN_ANSWERS = (
     "the examples", "the transformed examples", "the inputs of the servable", "the outputs of the servable"
@@ -86,8 +71,12 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
     """All names; the same one more than once where several keys ask for the same thing."""
     for key in (RELEVANT, WEIGHT, EXAMPLES):
         yield Name(IN_EXAMPLES, key, "the pipeline's")
-    for key in (LABEL, USER, TIME, WEIGHT, READING, SEED):
+    for key in (LABEL, USER, RELEVANT):
         yield Name(IN_ENCODED, key, "the pipeline's")
+    for key in (tables.interactions.item, TIME, WEIGHT, HELD_OUT):
+        yield Name(IN_ENCODED, SEQUENCE_PREFIX + key, "the pipeline's")
+    for key in (WEIGHT, HELD_OUT, tables.interactions.item, tables.interactions.timestamp):
+        yield Name(IN_EXAMPLES, SEQUENCE_PREFIX + key, f"the sequence of {key!r}")
     for key in (EXAMPLES, EXCLUDE):
         yield Name(IN_REQUESTS, key, "the pipeline's")
     for key in (ITEM_ID, SCORE):
@@ -104,7 +93,7 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
         for number, feature in enumerate(getattr(features, side)):
             key = f"features.{side}.{number}.column"
             column = feature.column
-            if is_of_history(feature):
+            if feature.of_history:
                 holds = f"the {feature.encoding}"
             elif side == "candidate" and column == item:
                 holds = "the item's id"
@@ -114,6 +103,11 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
                 yield Name(space, column, holds, key)
             for encoded in feature.keys:
                 yield Name(IN_ENCODED, encoded, f"the encoding of {column!r}", key)
+            if side == "query" and not feature.of_history:
+                # Of each interaction, where the interactions table has the column.
+                yield Name(IN_EXAMPLES, SEQUENCE_PREFIX + column, f"the sequence of {column!r}", key)
+                for encoded in feature.keys:
+                    yield Name(IN_ENCODED, SEQUENCE_PREFIX + encoded, f"the sequence of {column!r}", key)
 
     shown = (
         ("serving.return_columns", serving.return_columns),

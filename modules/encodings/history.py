@@ -1,0 +1,54 @@
+"""The encoding `history`: the items that a user interacted with before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from modules.encodings.base import Encoded, Encoding
+from modules.settings.base import ColumnName
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_transform as tft
+
+    from modules.encodings.items import ItemIds
+
+
+class History(Encoding):
+    """The items of the user's interactions before the request, oldest first in examples and requests.
+
+    It has no column in the tables: InteractionExampleGen writes it. Transform writes all of it, oldest first, as a list
+    of item ids. A tower reads the newest `max_length`, **newest first**, int64 [B, max_length] padded with 0
+    (`newest_first`); everything in it is kept out of the answer.
+    """
+
+    encoding: Literal["history"] = "history"
+    of_history: ClassVar[bool] = True
+    column: ColumnName = "history"
+    max_length: int = Field(50, ge=1, le=10_000)
+
+    @property
+    def is_list(self) -> bool:
+        return True
+
+    @property
+    def encoded(self) -> Mapping[str, Encoded]:
+        return {self.column: Encoded((self.max_length,))}
+
+    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+        """The whole list, sparse; `newest_first` makes of it what `encoded` says."""
+        return (raw.with_values(items.ids(raw.values)),)
+
+    def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
+        return items.rows(tft_output)
+
+
+def newest_first(ids: tf.SparseTensor | tf.RaggedTensor, max_length: int) -> tf.Tensor:
+    """[B, max_length] the newest ids of lists [B, ?], the newest one first, padded with 0."""
+    import tensorflow as tf
+
+    ragged = tf.RaggedTensor.from_sparse(ids) if isinstance(ids, tf.SparseTensor) else ids
+    return ragged[:, ::-1].to_tensor(shape=[None, max_length])

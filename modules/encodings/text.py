@@ -1,0 +1,69 @@
+"""The encoding `text`: titles and the like, as words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from modules.encodings.base import Embedded, Encoded
+from modules.settings.base import MANY
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_transform as tft
+
+    from modules.encodings.items import ItemIds
+
+
+class Text(Embedded):
+    """Free text: lower-cased, split at everything that is not a letter or a digit, embeddings averaged.
+
+    Encodes to int64 [B, max_tokens] like `Vocabulary`, padded with 0.
+    """
+
+    encoding: Literal["text"] = "text"
+    max_tokens: int = Field(32, ge=1, le=10_000)
+    min_count: int = Field(2, ge=1, le=MANY)
+    """A word of fewer items, or of fewer users for a column of theirs, is out of vocabulary."""
+    max_size: int | None = Field(20_000, ge=1, le=MANY)
+    oov_buckets: int = Field(1, ge=1, le=100_000)
+
+    @property
+    def encoded(self) -> Mapping[str, Encoded]:
+        return {self.column: Encoded((self.max_tokens,))}
+
+    @property
+    def vocabulary(self) -> str:
+        return f"vocabulary_{self.column}"
+
+    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
+        import tensorflow_transform as tft
+
+        from modules.encodings.values import threshold
+
+        return tft.vocabulary(
+            self._tokens(raw),
+            vocab_filename=self.vocabulary,
+            frequency_threshold=threshold(self.min_count),
+            top_k=self.max_size,
+        )
+
+    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+        from modules.encodings.values import lookup
+
+        return (lookup(self._tokens(raw), learned, self.oov_buckets),)
+
+    def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
+        return 1 + tft_output.vocabulary_size_by_name(self.vocabulary) + self.oov_buckets
+
+    def _tokens(self, raw: tf.SparseTensor) -> tf.Tensor:
+        """[N, max_tokens], padded with ""."""
+        import tensorflow as tf
+
+        from modules.encodings.values import scalar
+
+        lowered = tf.strings.lower(scalar(raw, ""), encoding="utf-8")
+        words = tf.strings.regex_replace(lowered, r"[^\p{L}\p{N}]+", " ")
+        return tf.strings.split(words).to_tensor(default_value="", shape=[None, self.max_tokens])

@@ -1,0 +1,22 @@
+"""The section `serving`: what a request gets back."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from modules.settings.base import Answers, ColumnName, Distinct, Settings
+
+
+class Serving(Settings):
+    """What a request gets back (modules/servable)."""
+
+    k: Answers = 100
+    """Number of items in an answer."""
+    exclude_history: bool = True
+    """Never recommend an item of the request's own history."""
+    return_columns: Distinct[ColumnName] = ()
+    """Columns of the items table that come back beside each item, for instance its title."""
+    filter_columns: Distinct[ColumnName] = ()
+    """String columns of the items table that `recommend_filtered` can require values of."""
+    latency_p99_ms: float | None = Field(None, gt=0, le=1e9)
+    """The ServableValidator refuses a servable whose single requests take longer; None measures without a limit."""
