@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -13,9 +14,17 @@ _PACKAGES = ("components", "modules")
 def code(*names: str) -> str:
     """Hash of some modules' source and of all they import from this project, directly or not.
 
+    Importing `a.b.c` runs `a/__init__.py`, `a/b/__init__.py` and `a/b/c.py`, so all three count, with what they import.
+
     Args:
-        names: Dotted names, for instance `modules.trainer` or `components.pusher.executor`.
+        names: Dotted names of modules or packages, for instance `modules.trainer` or `components.pusher.executor`.
+
+    Raises:
+        ValueError: A name is no module of this project.
     """
+    for name in names:
+        if not _files(name, whole=True):
+            raise ValueError(f"{name} is no module of {', '.join(_PACKAGES)}")
     digest = hashlib.sha256()
     for path in sorted({file for name in names for file in _closure(name)}):
         digest.update(str(path.relative_to(_ROOT)).encode())
@@ -27,26 +36,45 @@ def _closure(name: str) -> set[Path]:
     found: set[Path] = set()
     open_names = [name]
     while open_names:
-        path = _file(open_names.pop())
-        if path is not None and path not in found:
-            found.add(path)
-            open_names += _imports(path)
+        for path in _files(open_names.pop()):
+            if path not in found:
+                found.add(path)
+                open_names += _imports(path)
     return found
 
 
-def _file(name: str) -> Path | None:
-    """The file of a module of this project; None for a package, a name inside a module, or somebody else's module."""
-    if name.partition(".")[0] not in _PACKAGES:
-        return None
-    path = _ROOT.joinpath(*name.split(".")).with_suffix(".py")
-    return path if path.exists() else None
+def _files(name: str, whole: bool = False) -> list[Path]:
+    """The files that importing a dotted name runs, as far as they are this project's.
+
+    Args:
+        name: A module, a package, or a name inside one of them, of which the files of its parents remain.
+        whole: Give nothing where the last part is not a module or package.
+    """
+    parts = name.split(".")
+    if parts[0] not in _PACKAGES:
+        return []
+    files = []
+    for length in range(1, len(parts) + 1):
+        place = _ROOT.joinpath(*parts[:length])
+        if place.is_dir():
+            files += [init] if (init := place / "__init__.py").exists() else []
+        elif place.with_suffix(".py").exists():
+            return [] if whole and length < len(parts) else [*files, place.with_suffix(".py")]
+        else:
+            return [] if whole else files
+    return files
 
 
-def _imports(path: Path) -> tuple[str, ...]:
-    names: list[str] = []
+def _imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, relative ones resolved."""
+    package = path.relative_to(_ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(names)
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the file's own package, each further one a parent's.
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            # What is imported may be a module of the package or a name inside of it.
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import click
 
 _EXCLUDE, _FILTER_PREFIX = "exclude", "filter_"
 """Inputs with limits of their own, as the pipeline's servables name them."""
@@ -50,26 +53,12 @@ def flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Gives a command a flag for each limit."""
-    group = parser.add_argument_group("limits of a request", "what is larger is refused before it takes memory")
-    for field in dataclasses.fields(Limits):
-        text = f"{field.metadata['help']} (default {field.default:,})"
-        group.add_argument(flag(field.name), type=_positive, default=field.default, metavar="N", help=text)
-
-
-def from_flags(options: argparse.Namespace) -> Limits:
-    """What the flags of `add_flags` say."""
-    return Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
-
-
-def _positive(text: str) -> int:
-    # argparse words what is no integer; Python's int() refuses more than 4,300 digits with a ValueError as well.
-    number = int(text)
-    # gRPC's size of a message is an int32.
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError(f"{text[:20]}: a limit is 1 to {2**31 - 1}")
-    return number
-
-
-_positive.__name__ = "whole number"
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a click command an option for each limit: what is larger is refused before it takes memory."""
+    for field in reversed(dataclasses.fields(Limits)):
+        # gRPC's size of a message is an int32.
+        command = click.option(
+            flag(field.name), type=click.IntRange(1, 2**31 - 1), default=field.default, show_default=True, metavar="N",
+            help=field.metadata["help"],
+        )(command)  # fmt: skip
+    return command

