@@ -76,12 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     local_runner.quiet_libraries()
     terminal.never_fail_to_write()
     given = sys.argv[1:] if arguments is None else arguments
-    ending = _Ending()
+    ending = Ending()
     try:
-        with ending:
-            # Not `twotower.main`, which would take an interruption's words away.
-            with twotower.make_context("twotower", [_text(argument) for argument in given]) as context:
-                return twotower.invoke(context)
+        # Not `twotower.main`, which would take an interruption's words away.
+        with ending, twotower.make_context("twotower", [_text(argument) for argument in given]) as context:
+            return twotower.invoke(context)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -113,7 +112,7 @@ def _refuse(words: str, given: Sequence[str]) -> int:
     return 2
 
 
-class _Ending:
+class Ending:
     """While it is entered, SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up behind it.
 
     A second signal ends the process at once.

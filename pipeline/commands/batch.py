@@ -20,7 +20,7 @@ def batch(common: Common, output: str, users: str | None, k: int, time: str | No
     from pipeline.recommender import seconds
 
     now = None if time is None else seconds(time, f"--time {time}")
-    chosen = None if users is None else _lines(users)
+    chosen = None if users is None else users_of(users)
     model = asking.recommender(common.load(), now)
     count = model.write_batch(output, k, chosen)
     common.answer(
@@ -30,7 +30,7 @@ def batch(common: Common, output: str, users: str | None, k: int, time: str | No
     return 0
 
 
-def _lines(path: str) -> list[str]:
+def users_of(path: str) -> list[str]:
     """The lines of a text file that are not empty, without a byte order mark."""
     try:
         with open(path, encoding="utf-8-sig") as file:

@@ -19,6 +19,7 @@ from e2e_runs import Outcome, twotower
 from ml_metadata.proto import metadata_store_pb2
 
 from pipeline import cli, runs
+from pipeline.commands import batch, options
 from pipeline.config import load
 
 
@@ -90,7 +91,7 @@ def test_a_list_of_users_that_is_not_utf_8(tables: Path, content: bytes):
 
 def test_a_byte_order_mark_is_no_part_of_a_users_id(tmp_path: Path):
     (tmp_path / "users.txt").write_bytes("3\r\n\r\né\n".encode("utf-8-sig"))
-    assert cli._lines(str(tmp_path / "users.txt"), "--users") == ["3", "é"]
+    assert batch.users_of(str(tmp_path / "users.txt")) == ["3", "é"]
 
 
 def test_an_argument_that_is_not_utf_8_in_a_process_of_its_own():
@@ -107,15 +108,14 @@ def test_a_signal_ends_a_command_and_what_is_half_done_is_cleaned_up(
     before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
     cleaned = []
 
-    def command(options: object) -> int:
+    def load(common: object) -> None:
         try:
             signal.raise_signal(number)
         finally:
             cleaned.append(signal.getsignal(number))
-        return 0
 
     try:
-        monkeypatch.setattr(cli, "_schema", command)
+        monkeypatch.setattr(options.Common, "load", load)
         assert cli.main(["schema", "--output", "x.pbtxt"]) == code
         assert cleaned == [signal.SIG_DFL], "a second signal ends the process at once"
         assert signal.getsignal(number) is signal.default_int_handler
@@ -128,7 +128,7 @@ def test_a_signal_ends_a_command_and_what_is_half_done_is_cleaned_up(
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with cli._Ending():
+        with cli.Ending():
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

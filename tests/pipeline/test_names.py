@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules import names
 from modules.encodings.features import Features
 from modules.settings import Evaluation, Serving, Tables
+from pipeline import names
 
 
 def check(
