@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "twotower"
         return _refuse(f"{error.format_message()}; `{where} --help` says what there is", given)
+    except click.ClickException as error:
+        # What commands of other folders raise, which have no type in common with the pipeline's.
+        return _refuse(error.format_message(), given)
     except UserError as error:
         return _refuse(str(error), given)
     except BrokenPipeError:

@@ -26,7 +26,7 @@ def twotower(*arguments: str) -> Outcome:
     """Runs one command with --json, as a shell would."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([arguments[0], "--json", *arguments[1:]])
+        code = cli.main([*arguments, "--json"])
     text = out.getvalue().strip()
     return Outcome(code, json.loads(text) if text else None, err.getvalue())
 

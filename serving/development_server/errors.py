@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import click
 import grpc
 
 LOG = logging.getLogger("twotower.serving")
@@ -27,6 +28,10 @@ _HTTP_STATUS = {
 # gRPC sends a message among the headers, of which clients take 8 KB; a byte that is not printable ASCII takes three.
 _MAX_ASCII, _MAX_OTHER = 1500, 500
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class StartError(click.ClickException):
+    """A person's mistake that keeps the server from starting, in one line; this folder's own type of it."""
 
 
 class ServingError(Exception):

@@ -15,7 +15,6 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from modules.errors import UserError
 from serving.development_server.errors import LOG, ServingError, invalid
 from serving.development_server.metrics import Metrics
 from serving.development_server.servable import Servable
@@ -290,18 +289,18 @@ def read_config(path: str) -> model_server_config_pb2.ModelServerConfig:
     """Reads a model config file.
 
     Raises:
-        UserError: It cannot be read, is not a ModelServerConfig, or names no model or a folder that is not there.
+        StartError: It cannot be read, is not a ModelServerConfig, or names no model or a folder that is not there.
     """
     try:
         with tf.io.gfile.GFile(path) as file:
             config = text_format.Parse(file.read(), model_server_config_pb2.ModelServerConfig())
         _check(config)
     except tf.errors.OpError as error:
-        raise UserError(f"--model-config-file {path}: {error.message}") from None
+        raise StartError(f"--model-config-file {path}: {error.message}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"--model-config-file {path}: not a ModelServerConfig: {error}") from None
+        raise StartError(f"--model-config-file {path}: not a ModelServerConfig: {error}") from None
     except ServingError as error:
-        raise UserError(f"--model-config-file {path}: {error.message}") from None
+        raise StartError(f"--model-config-file {path}: {error.message}") from None
     for model in config.model_config_list.config:
         check_folder(model.base_path, f"--model-config-file {path}: base_path")
     return config
@@ -317,10 +316,10 @@ def check_folder(path: str, option: str) -> None:
     """Refuses a base path that does not exist.
 
     Raises:
-        UserError: With the option that has it.
+        StartError: With the option that has it.
     """
     if not tf.io.gfile.isdir(path):
-        raise UserError(f"{option} {path}: no such folder; push a model first with `twotower run`")
+        raise StartError(f"{option} {path}: no such folder; push a model first with `twotower run`")
 
 
 def _check(config: model_server_config_pb2.ModelServerConfig) -> None:

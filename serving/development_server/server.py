@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 from tensorflow_serving.config import model_server_config_pb2
 
-from modules.errors import UserError
 from serving.development_server import grpc_services
 from serving.development_server.admission import Admission
 from serving.development_server.errors import LOG, ServingError
@@ -52,7 +51,7 @@ class Server:
         options: What to serve, and where.
 
     Raises:
-        UserError: A folder or file is missing, the configuration is wrong, or a port is taken.
+        StartError: A folder or file is missing, the configuration is wrong, or a port is taken.
     """
 
     def __init__(self, options: Options) -> None:
@@ -60,7 +59,7 @@ class Server:
         for name, port in (("grpc", options.grpc_port), ("rest", options.rest_port)):
             # gRPC would take a larger number modulo 65536.
             if not 0 <= port <= 65535:
-                raise UserError(f"--{name}-port {port}: ports are 0 to 65535")
+                raise StartError(f"--{name}-port {port}: ports are 0 to 65535")
         metrics = Metrics()
         self._config = _config(options)
         self._complaint = ""
@@ -72,12 +71,12 @@ class Server:
             self._rest = RestServer((options.host, options.rest_port), self.models, metrics, admission)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(_port_message("rest", options.rest_port, options.host, reason)) from None
+            raise StartError(_port_message("rest", options.rest_port, options.host, reason)) from None
         try:
             self._grpc, grpc_port = grpc_services.bind(self.models, metrics, admission, f"{host}:{options.grpc_port}")
         except RuntimeError:
             self._rest.server_close()
-            raise UserError(
+            raise StartError(
                 _port_message("grpc", options.grpc_port, options.host, "taken, or no address of this machine")
             ) from None
         self.models.reconfigure(self._config)
@@ -126,7 +125,7 @@ class Server:
                 self.models.reconfigure(config)
                 LOG.info("%s has been read again", self._options.model_config_file)
             self._config, self._complaint = config, ""
-        except (UserError, ServingError) as error:
+        except (StartError, ServingError) as error:
             if str(error) != self._complaint:
                 LOG.error("%s; the configuration stays as it was", error)
             self._complaint = str(error)
@@ -140,7 +139,7 @@ def serve(options: Options, announce: Callable[[Server], None]) -> None:
         announce: Called with the server once it listens.
 
     Raises:
-        UserError: As `Server`.
+        StartError: As `Server`.
     """
     logging.basicConfig(format="%(asctime)s %(message)s")
     LOG.setLevel(logging.INFO)

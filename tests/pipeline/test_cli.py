@@ -45,8 +45,9 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "words"),
     [
         (["recommend", "--k", "many"], "'many'"),
-        (["recommend", "--k", "9" * 5000], "argument --k"),
-        (["recommend", "--nosuch", "\x1b[31m"], "\\x1b[31m"),
+        (["recommend", "--k", "9" * 5000], "'--k'"),
+        (["recommend", "--nosuch", "\x1b[31m"], "--nosuch"),
+        (["\x1b[31m"], "\\x1b[31m"),
         (["recommend", "--user", ""], "anonymous"),
         (["recommend", "--filter", "genres=War", "--filter", "genres=Drama"], "--filter genres=War,Drama"),
         (["recommend", "--filter", "genres="], "has no value"),

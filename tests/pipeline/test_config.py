@@ -204,7 +204,7 @@ def test_an_alias_stands_for_what_is_written_there(tmp_path):
     """And a key that is replaced is replaced in one place."""
     path = tmp_path / "config.yaml"
     path.write_text(
-        Path(DEFAULT).read_text(encoding="utf-8") + "kubeflow: {resources: {Trainer: &big {cpu: 4}, Transform: *big}}\n"
+        Path(DEFAULT).read_text(encoding="utf-8") + "  resources: {Trainer: &big {cpu: 4}, Transform: *big}\n"
     )
     resources = load(str(path), ["kubeflow.resources.Trainer.cpu=8"]).kubeflow.resources
     assert (resources["Trainer"].cpu, resources["Transform"].cpu) == (8, 4)
@@ -212,7 +212,7 @@ def test_an_alias_stands_for_what_is_written_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("a\0b", "a\\x00b: embedded null byte"), (".", "Is a directory"), ("a\nb", "a\\nb: No such file")],
+    [("a\0b", "a\\x00b': has a NUL character"), (".", "Is a directory"), ("a\nb", "a\\nb: No such file")],
 )
 def test_a_path_that_is_no_file_is_one_line(capsys, path, words):
     assert cli.main(["run", "--config", path]) == 2

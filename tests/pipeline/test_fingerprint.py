@@ -47,9 +47,9 @@ def touch(path: Path) -> None:
 
 def test_a_direct_and_an_indirect_import_count(project):
     before = fingerprint.code("modules.trainer")
-    touch(project / "modules/two_tower.py")
+    touch(project / "modules/towers/two_tower.py")
     direct = fingerprint.code("modules.trainer")
-    touch(project / "modules/features.py")
+    touch(project / "modules/encodings/base.py")
     assert len({before, direct, fingerprint.code("modules.trainer")}) == 3
 
 
@@ -85,7 +85,7 @@ def test_a_name_without_a_file_is_refused_instead_of_hashed_as_nothing(packages,
 
 def test_what_is_not_imported_does_not_count(project):
     before = fingerprint.code("modules.preprocessing")
-    touch(project / "modules/two_tower.py")
+    touch(project / "modules/towers/two_tower.py")
     touch(project / "modules/evaluation.py")
     assert fingerprint.code("modules.preprocessing") == before
 
