@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from benchmarks.quality import metrics
 from benchmarks.quality.protocols import COLUMNS, TEST_SHARE, VALIDATION_SHARE, carve
 from benchmarks.quality.systems import SYSTEMS, Entry
+from benchmarks.quality.systems.base import ALL, COLD
 from benchmarks.quality.tables import Tables
-from benchmarks.quality.worker import ALL, COLD
 from modules.errors import UserError
 
 ANSWER = "recommendations.parquet"

@@ -21,10 +21,8 @@ import pandas as pd
 from benchmarks.quality import metrics
 from benchmarks.quality.protocols import VALIDATION_SHARE, Carved, carve
 from benchmarks.quality.systems import SYSTEMS
-from benchmarks.quality.systems.base import Data, Queries, Score, Settings, System, rank
+from benchmarks.quality.systems.base import ALL, COLD, Data, Queries, Score, Settings, System, rank
 
-ALL, COLD = "all", "cold"
-"""Rankings of the whole catalogue, and of the candidates alone."""
 _BATCH = 1000
 
 

@@ -14,6 +14,10 @@ import scipy.sparse as sp
 Settings = Mapping[str, Any]
 
 
+ALL, COLD = "all", "cold"
+"""Rankings of the whole catalogue, and of the candidates alone."""
+
+
 @dataclass(frozen=True)
 class Queries:
     """Who asks, Q of them."""

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.quality.metrics import DEPTH
-from benchmarks.quality.worker import ALL, COLD
+from benchmarks.quality.systems.base import ALL, COLD
 from pipeline import cli, local_runner
 from pipeline.config import Config, load
 from pipeline.recommender import BATCH, Recommender
