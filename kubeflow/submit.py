@@ -60,7 +60,7 @@ def submit(
         UserError: The configuration or a parameter is wrong, or the API refuses or cannot be reached.
     """
     if config.kubeflow.spec != "2.1":
-        raise UserError("kubeflow.spec: Kubeflow Pipelines takes 2.1; spec 2.0 is for Vertex AI (kubeflow/README.md)")
+        raise UserError("kubeflow.spec: Kubeflow Pipelines takes 2.1; spec 2.0 is for Vertex AI (docs/kubeflow.md)")
     if schedule is not None and timeout_seconds is not None:
         raise UserError("--wait: a schedule does not end; leave one of them out")
     if schedule is not None and len(schedule.split()) != 6:

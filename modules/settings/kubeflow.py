@@ -45,7 +45,7 @@ class Secret(Settings):
 
 
 class Kubeflow(Settings):
-    """Running the same pipeline on Kubeflow Pipelines or Vertex AI (kubeflow/README.md)."""
+    """Running the same pipeline on Kubeflow Pipelines or Vertex AI (docs/kubeflow.md)."""
 
     image: Line | None = None
     """The image of kubeflow/Dockerfile, as the cluster pulls it."""
@@ -59,7 +59,7 @@ class Kubeflow(Settings):
     """Instead of output.push: the model goes to <push>/<name>/<version>, on gs:// or on a volume."""
     checkpoints: Line | None = None
     """Where a training that was killed finds its last epoch again, on gs:// or on a volume; by default below the
-    pipeline root where stages open it themselves (kubeflow/README.md), else nowhere."""
+    pipeline root where stages open it themselves (docs/kubeflow.md), else nowhere."""
     retries: int = Field(2, ge=0, le=100)
     """How often a stage whose pod was evicted or failed is started again."""
     beam: Beam = Beam()
