@@ -23,7 +23,7 @@ from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.proto import config_pb2
 from tensorflow_model_analysis.utils import util
 
-from modules.features import RELEVANT, SLICE_PREFIX
+from modules.data.examples import RELEVANT, SLICE_PREFIX
 from modules.settings import Evaluation
 
 SIGNATURE = "evaluate"

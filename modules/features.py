@@ -6,19 +6,8 @@ from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Columns that the pipeline itself adds to every example; a table may not use these names.
-RELEVANT = "relevant_items"
-"""All items that count as hits for an example: in train its own item, in eval everything the user takes up later."""
-WEIGHT = "interaction_weight"
-"""The configured weight of an interaction, 1.0 when there is none."""
-SLICE_PREFIX = "slice_"
-"""Prefix of the string columns that the Evaluator slices by: `slice_gender`, `slice_age`, `slice_activity`."""
-LABEL = "label"
-"""Transformed example: the row's item as an index of the item vocabulary, [B] int64, 0 when it is not in there."""
-USER = "user_hash"
-"""Transformed example: whose row it is, [B] int64, a hash of the user id; 0 when it is missing. No tower reads it."""
-TIME = "interaction_time"
-"""Transformed example: when the row happened, [B] int64 seconds; 0 when it is missing. No tower reads it."""
+from modules.data.examples import LABEL, RELEVANT, SEQUENCE_PREFIX, SLICE_PREFIX, TIME, USER, WEIGHT
+
 ITEM_VOCABULARY = "items"
 """Name of the vocabulary over the item id column, with frequencies; the history and the label use it too."""
 
@@ -190,7 +179,7 @@ class Features(Settings):
             raise ValueError("history_age needs a history feature, whose age it is")
         # "examples" is the input of the servable's `evaluate`, which TFMA would confuse with a column of that name.
         own = (RELEVANT, WEIGHT, LABEL, USER, TIME, "examples")
-        reserved = [c for c in columns if c in own or c.startswith(SLICE_PREFIX)]
+        reserved = [c for c in columns if c in own or c.startswith((SLICE_PREFIX, SEQUENCE_PREFIX))]
         if reserved:
             raise ValueError(f"column {reserved[0]!r} has a name that the pipeline uses itself; rename it")
         return self
@@ -229,7 +218,3 @@ def dtype(feature: Feature) -> Literal["string", "float32", "int64"]:
 def is_list(feature: Feature) -> bool:
     """Whether a request gives [B, L] (padded with "") rather than [B]."""
     return isinstance(feature, History) or (isinstance(feature, (Vocabulary, Hash)) and feature.is_multivalued)
-
-
-TRAIN, VALIDATION, EVAL, CATALOGUE = "train", "validation", "eval", "catalogue"
-"""The splits of the examples: rows to fit, rows of the training period to stop early by, queries to judge by, items."""

@@ -174,8 +174,8 @@ class Evaluation(Settings):
 
     k: tuple[int, ...] = Field((10, 50, 100), min_length=1)
     history: Literal["train", "rolling"] = "train"
-    """train: one query per user, its history ends with the training period. rolling: one query per interaction, its
-    history holds everything before it."""
+    """train: one query per user, whose history is what the splits before have of the user. rolling: one query per
+    interaction, whose history is everything before it. Early stopping asks its queries in the same way."""
     slices: tuple[Slice, ...] = ()
     floors: dict[str, float] = Field(default_factory=dict)
     """Metric name → least value that ships, for instance `ndcg@10: 0.05`."""

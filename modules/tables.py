@@ -45,6 +45,8 @@ class Tables(Settings):
     """Interactions with an item that the items table lacks. Kept ones can be in a history, never an answer."""
     unknown_users: Literal["drop", "keep", "fail"] = "keep"
     """Interactions of a user that the users table lacks; kept ones have no attributes."""
+    max_sequence: int = Field(5_000, ge=1)
+    """Of a user with more train and validation interactions, the newest so many are learned from."""
 
 
 class _FractionSplit(Settings):

@@ -140,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     config = load(options.config, options.overrides)
     from components.baseline_resolver.versions import latest_version
-    from components.interaction_example_gen.tables import check_tables
+    from modules.data.tables import check_tables
 
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
@@ -325,7 +325,7 @@ def _update_index(options: argparse.Namespace) -> int:
     remove = _list(options.remove)
     if options.add is None and not remove:
         raise UserError("nothing to update: give --add FILE or --remove ID,ID,…")
-    from components.interaction_example_gen import tables
+    from modules.data import tables
 
     plan = None
     if options.add is not None:

@@ -15,7 +15,7 @@ import tfx.components  # noqa: F401
 # isort: split
 import tensorflow_data_validation as tfdv
 from ml_metadata.proto import metadata_store_pb2
-from tfx.components import SchemaGen, StatisticsGen, Trainer, Transform, Tuner
+from tfx.components import StatisticsGen, Trainer, Transform, Tuner
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base import base_node
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -26,12 +26,15 @@ from components.baseline_resolver.versions import latest_version
 from components.evaluator.component import Evaluator
 from components.example_validator.component import ExampleValidator
 from components.interaction_example_gen.component import InteractionExampleGen
-from components.interaction_example_gen.tables import fingerprint as tables_fingerprint
 from components.pusher.component import Pusher
 from components.scann_index_builder.component import ScannIndexBuilder
+from components.schema_gen.component import SchemaGen
 from components.servable_validator.component import ServableValidator
+from modules import schema as schemas
+from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
+from modules.data.tables import fingerprint as tables_fingerprint
 from modules.evaluation import eval_config
-from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, WEIGHT, Columns
+from modules.features import Columns
 from pipeline import runs
 from pipeline.config import Config
 from pipeline.fingerprint import code
@@ -92,7 +95,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         timestamp=config.tables.interactions.timestamp,
     )
 
-    # Tables → examples: joined, split, each row with the history that was known at its time.
+    # Tables → examples: joined, split; a sequence for each user, and queries with what was known when they are asked.
     example_gen = InteractionExampleGen(
         tables=config.tables,
         split=config.split,
@@ -104,29 +107,25 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
     )
     examples = example_gen.outputs["examples"]
 
-    # Statistics, schema, and a stop in words when the data are not what the schema says. What the pipeline itself adds
-    # for the Evaluator (slices, the items that count as hits) is none of the schema's business.
-    described = {f.column for f in (*config.features.query, *config.features.candidate)}
-    described |= {columns.user, columns.item, columns.timestamp, WEIGHT}
-    statistics_gen = StatisticsGen(
-        examples=examples, stats_options=tfdv.StatsOptions(feature_allowlist=sorted(described))
-    )
-    schema_gen = _schema_gen(site, statistics_gen)
+    # Statistics, schema, and a stop in words when the data are not what the schema says.
+    described = schemas.described(config.features, columns)
+    statistics_gen = StatisticsGen(examples=examples, stats_options=tfdv.StatsOptions(feature_allowlist=described))
+    schema_gen = _schema_gen(config, columns, site, statistics_gen)
     schema = schema_gen.outputs["schema"]
     example_validator = ExampleValidator(
         statistics=statistics_gen.outputs["statistics"],
         schema=schema,
         features=config.features.encodings,
-        exclude_splits=[CATALOGUE],
+        columns=columns,
         code=code("components.example_validator.executor"),
     )
 
-    # Vocabularies and normalizers, learned on the training period; the graph travels into the servable.
+    # Vocabularies and normalizers, learned on the sequences and the catalogue; the graph travels into the servable.
     transform = Transform(
         examples=examples,
         schema=schema,
         preprocessing_fn="modules.preprocessing.preprocessing_fn",
-        splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN, VALIDATION], transform=[TRAIN, VALIDATION, CATALOGUE]),
+        splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN, CATALOGUE], transform=[TRAIN, VALIDATION, CATALOGUE]),
         custom_config={
             "features": config.features.encodings.model_dump_json(),
             "columns": columns.model_dump_json(),
@@ -244,11 +243,14 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
     )
 
 
-def _schema_gen(site: Site, statistics_gen: StatisticsGen) -> base_node.BaseNode:
-    """The curated schema if the configuration names one, else the schema of this run's training data."""
+def _schema_gen(config: Config, columns: Columns, site: Site, statistics_gen: StatisticsGen) -> base_node.BaseNode:
+    """The curated schema if the configuration names one, else the schema of this run's data."""
     if site.schema_file is None:
         return SchemaGen(
-            statistics=statistics_gen.outputs["statistics"], infer_feature_shape=False, exclude_splits=[CATALOGUE]
+            statistics=statistics_gen.outputs["statistics"],
+            features=config.features.encodings,
+            columns=columns,
+            code=code("components.schema_gen.executor"),
         )
     return ImportSchemaGen(schema_file=site.schema_file)
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.baseline_resolver.versions import latest_version
-from components.interaction_example_gen import columns, tables
+from modules.data import columns, histories, tables
+from modules.data.histories import Interactions
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
 from pipeline.config import Config
@@ -253,9 +254,7 @@ class Recommender:
         return int(time.time()) if self._now is None else self._now
 
     def _age(self, request: Request) -> int | None:
-        if request.newest is None:
-            return None
-        return max(0, self._asked(request, self._interactions.timestamp) - request.newest)
+        return histories.age(request.newest, self._asked(request, self._interactions.timestamp))
 
     def _attributes(self, users: set[str] | None) -> dict[str, dict[str, Any]]:
         """What the users table says, by user and column; everybody's for None."""
@@ -271,19 +270,22 @@ class Recommender:
         return found
 
     def _histories(self, users: set[str] | None) -> dict[str, tuple[list[str], int]]:
-        """Items by user, oldest first, and the time of the last; equal times keep the table's order."""
+        """Items by user, oldest first, and the time of the last, as the pipeline's examples have them."""
         names = self._interactions
-        found: dict[str, list[tuple[int, str]]] = {}
+        asked = None if users is None else {user.encode() for user in users}
+        found: dict[bytes, list[Interactions]] = {}
+        start = 0
         for batch in _batches("interactions", names.path, [names.user, names.item, names.timestamp]):
-            who, what = (_decoded(columns.ids(batch.column(c))) for c in (names.user, names.item))
-            when, _, _ = columns.seconds(batch.column(names.timestamp))
-            for user, item, time_ in zip(who, what, when.tolist(), strict=True):
-                if users is None or user in users:
-                    found.setdefault(user, []).append((time_, item))
-        for pairs in found.values():
-            # The sort is stable, so equal times stay in the order in which they were read.
-            pairs.sort(key=lambda pair: pair[0])
-        return {user: ([item for _, item in pairs], pairs[-1][0]) for user, pairs in found.items()}
+            who, what = (np.array(columns.ids(batch.column(c)), object) for c in (names.user, names.item))
+            times, timeless, _ = columns.seconds(batch.column(names.timestamp))
+            rows = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
+            start += batch.num_rows
+            wanted = np.array([user is not None if asked is None else user in asked for user in who], bool)
+            wanted &= ~timeless & np.array([item is not None for item in what], bool)
+            for user, piece in histories.by_user(who[wanted], rows.take(wanted)):
+                found.setdefault(user, []).append(piece)
+        ordered = {user.decode(): histories.in_time_order(pieces) for user, pieces in found.items()}
+        return {user: (_decoded(of.item), int(of.timestamp[-1])) for user, of in ordered.items()}
 
 
 def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -293,7 +295,7 @@ def _batches(table: str, path: str, names: Sequence[str]) -> Iterator[pa.RecordB
                 yield batch
 
 
-def _decoded(values: Sequence[bytes | None]) -> list[str]:
+def _decoded(values: Sequence[bytes | None] | np.ndarray) -> list[str]:
     return ["" if value is None else value.decode() for value in values]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.evaluator import summary as evaluation_summary
+from modules.data.examples import EVAL, TRAIN, VALIDATION
 from pipeline.config import Config
 from pipeline.runs import Run, read_json
 
@@ -111,11 +113,9 @@ def render(summary: dict[str, Any], console: Console) -> None:
 
 def _counts(data: dict[str, int]) -> str:
     parts = [f"{data[k]:,} {k}" for k in ("interactions", "users", "items") if k in data]
-    rows = [
-        f"{data[k]:,} {k.removeprefix('rows_')}" for k in ("rows_train", "rows_validation", "rows_eval") if k in data
-    ]
-    dropped = [f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if ("unknown" in k or "dropped" in k) and v]
-    return ", ".join(parts) + (f" → {' + '.join(rows)} rows" if rows else "") + "".join(f"; {d}" for d in dropped)
+    splits = [f"{data[f'interactions_{s}']:,} {s}" for s in (TRAIN, VALIDATION, EVAL) if f"interactions_{s}" in data]
+    lost = [f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if v and re.search("unknown|dropped|cut", k)]
+    return ", ".join(parts) + (f" → {' + '.join(splits)}" if splits else "") + "".join(f"; {words}" for words in lost)
 
 
 def _index(index: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.interaction_example_gen import columns
-from components.interaction_example_gen import tables as files
+from modules.data import columns
+from modules.data import tables as files
 from modules.errors import UserError
 from modules.features import Hash, Text, Vocabulary
 from pipeline.config import Config

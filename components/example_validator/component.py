@@ -10,23 +10,24 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import json_utils
 
 from components.example_validator import executor
-from modules.features import Features
+from modules.features import Columns, Features
 
 _CODE_KEY = "code"
 
 
 class ExampleValidatorSpec(keys.ExampleValidatorSpec):
-    """The stock interface, the feature specification and the code's fingerprint."""
+    """The stock interface, what the features say of the splits, and the code's fingerprint."""
 
     PARAMETERS = {
         **keys.ExampleValidatorSpec.PARAMETERS,
-        executor.FEATURES_KEY: component_spec.ExecutionParameter(type=str, optional=True),
+        executor.FEATURES_KEY: component_spec.ExecutionParameter(type=str),
+        executor.COLUMNS_KEY: component_spec.ExecutionParameter(type=str),
         _CODE_KEY: component_spec.ExecutionParameter(type=str, optional=True),
     }
 
 
 class ExampleValidator(stock.ExampleValidator):
-    """Validates statistics against the schema, and the schema against the feature specification.
+    """Validates the statistics of each split against its part of the schema, and the schema against the features.
 
     Outputs:
       - `anomalies`: ExampleAnomalies, without any: the component fails when there are some.
@@ -39,8 +40,9 @@ class ExampleValidator(stock.ExampleValidator):
         self,
         statistics: types.BaseChannel,
         schema: types.BaseChannel,
+        features: Features,
+        columns: Columns,
         exclude_splits: list[str] | None = None,
-        features: Features | None = None,
         code: str = "",
     ):
         """Construct an ExampleValidator.
@@ -48,11 +50,15 @@ class ExampleValidator(stock.ExampleValidator):
         Args:
             statistics: ExampleStatistics.
             schema: Schema.
-            exclude_splits: Splits that the schema does not describe, such as the catalogue.
             features: What the towers read; the schema must have all of it.
+            columns: The columns of an interaction.
+            exclude_splits: Splits that are not looked at.
             code: Fingerprint of the executor's code, which TFX's cache does not see.
         """
-        parameters = {executor.FEATURES_KEY: features.model_dump_json()} if features else {}
+        parameters = {
+            executor.FEATURES_KEY: features.model_dump_json(),
+            executor.COLUMNS_KEY: columns.model_dump_json(),
+        }
         # Past the stock constructor, which knows only its own parameters.
         super(stock.ExampleValidator, self).__init__(
             spec=ExampleValidatorSpec(

@@ -1,8 +1,7 @@
-"""Runs the stock ExampleValidator and says in words what it found."""
+"""Validates each split as the stock ExampleValidator does, and says in words what it found."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +10,18 @@ from absl import logging
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
 from tfx import types
 from tfx.components.example_validator import executor as stock
-from tfx.dsl.io import fileio
+from tfx.components.example_validator import labels
+from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
-from tfx.utils import io_utils
+from tfx.utils import io_utils, json_utils
 
 from modules import schema as schemas
 from modules.errors import UserError
-from modules.features import Features
+from modules.features import Columns, Features
 
-FEATURES_KEY = "features"
+FEATURES_KEY, COLUMNS_KEY = "features", "columns"
 
 # Longer lists of allowed values are cut.
 _VALUES_SHOWN = 10
@@ -36,37 +36,58 @@ class Executor(stock.Executor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> execution_result_pb2.ExecutorOutput:
-        """Validates as the stock executor does, then fails if there are anomalies.
+        """Validates each split against its part of the schema, then fails if there are anomalies.
+
+        The stock executor expects the same features in every split.
 
         Args:
             input_dict: As for the stock executor.
             output_dict: As for the stock executor.
-            exec_properties: As for the stock executor, and `features`: modules.features.Features as JSON.
+            exec_properties: As for the stock executor, and JSON of `Features` and `Columns`.
 
         Raises:
             UserError: The schema does not describe the features, or the data is not what the schema says.
         """
+        self._log_startup(input_dict, output_dict, exec_properties)
         schema = io_utils.SchemaReader().read(
             io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict[keys.SCHEMA_KEY]))
         )
-        if exec_properties.get(FEATURES_KEY):
-            mismatches = schemas.mismatches(schema, Features.model_validate_json(exec_properties[FEATURES_KEY]))
-            if mismatches:
-                raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
+        features = Features.model_validate_json(exec_properties[FEATURES_KEY])
+        columns = Columns.model_validate_json(exec_properties[COLUMNS_KEY])
+        mismatches = schemas.mismatches(schema, features, columns)
+        if mismatches:
+            raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
 
-        result = super().Do(input_dict, output_dict, exec_properties)
-        found: dict[str, list[str]] = {}
+        statistics = artifact_utils.get_single_instance(input_dict[keys.STATISTICS_KEY])
         anomalies = artifact_utils.get_single_instance(output_dict[keys.ANOMALIES_KEY])
-        for split in artifact_utils.decode_split_names(anomalies.split_names):
-            for words in in_words(_read(anomalies, split), schema):
+        excluded = json_utils.loads(exec_properties.get(keys.EXCLUDE_SPLITS_KEY, "null")) or []
+        splits = [s for s in artifact_utils.decode_split_names(statistics.split_names) if s not in excluded]
+        anomalies.split_names = artifact_utils.encode_split_names(splits)
+        anomalies.span = statistics.span
+        blessed: dict[str, int] = {}
+        found: dict[str, list[str]] = {}
+        for split in splits:
+            result = self._Validate(
+                {
+                    keys.STATISTICS_KEY: stats_artifact_utils.load_statistics(statistics, split).proto(),
+                    keys.SCHEMA_KEY: schemas.of_split(schema, split, features, columns),
+                },
+                {labels.SCHEMA_DIFF_PATH: artifact_utils.get_split_uri([anomalies], split)},
+            )
+            clean = not result.anomaly_info and not result.HasField("dataset_anomaly_info")
+            blessed[split] = stock.BLESSED_VALUE if clean else stock.NOT_BLESSED_VALUE
+            for words in in_words(result, schema):
                 found.setdefault(words, []).append(split)
+        anomalies.set_json_value_custom_property(stock.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
         if found:
             by_splits: dict[str, list[str]] = {}
-            for words, splits in found.items():
-                by_splits.setdefault(", ".join(splits), []).append(words)
-            sentences = ". ".join(f"anomalies in {splits}: {'; '.join(words)}" for splits, words in by_splits.items())
+            for words, where in found.items():
+                by_splits.setdefault(", ".join(where), []).append(words)
+            sentences = ". ".join(f"anomalies in {where}: {'; '.join(words)}" for where, words in by_splits.items())
             raise UserError(f"{sentences}; correct the tables or the schema")
-        return result
+        output = execution_result_pb2.ExecutorOutput()
+        output.output_artifacts[keys.ANOMALIES_KEY].artifacts.append(anomalies.mlmd_artifact)
+        return output
 
 
 def in_words(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> list[str]:
@@ -98,12 +119,6 @@ def in_words(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> l
             else:
                 result.append(words)
     return result
-
-
-def _read(artifact: types.Artifact, split: str) -> anomalies_pb2.Anomalies:
-    path = os.path.join(artifact_utils.get_split_uri([artifact], split), stock.DEFAULT_FILE_NAME)
-    with fileio.open(path, "rb") as file:
-        return anomalies_pb2.Anomalies.FromString(file.read())
 
 
 def _clause(

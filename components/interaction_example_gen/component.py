@@ -8,7 +8,7 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from components.interaction_example_gen import executor
-from components.interaction_example_gen import tables as table_files
+from modules.data import tables as table_files
 from modules.features import Features
 from modules.settings import Evaluation, Serving
 from modules.tables import Split, Tables
@@ -31,9 +31,10 @@ class InteractionExampleGenSpec(ComponentSpec):
 
 
 class InteractionExampleGen(base_beam_component.BaseBeamComponent):
-    """Joins interactions, items and users, splits them, and gives each row the history that was known at its time.
+    """Joins interactions, items and users, and splits them: sequences of users, queries with what was known when asked.
 
-    The output `examples` has the splits `train`, `validation` and `eval` (queries) and `catalogue` (items).
+    The output `examples` has the splits `train` (sequences), `validation` and `eval` (queries) and `catalogue` (items);
+    modules/data/examples.py says what is in them.
     """
 
     SPEC_CLASS = InteractionExampleGenSpec
@@ -54,8 +55,8 @@ class InteractionExampleGen(base_beam_component.BaseBeamComponent):
         Args:
             tables: Where the tables are, and what their columns are called.
             split: How interactions become train, validation and eval.
-            features: Which columns, and the history's length.
-            evaluation: What an eval row's history is, and the slices.
+            features: Which columns.
+            evaluation: What a query's history is, and the slices.
             serving: Further columns of the catalogue.
             fingerprint: `tables.fingerprint(tables)`; part of the cache key only.
             code: Hash of the component's code; part of the cache key only.

@@ -11,7 +11,6 @@ import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import tensorflow as tf
 from pydantic import TypeAdapter
 from tfx import types
 from tfx.components.example_gen import write_split
@@ -21,12 +20,22 @@ from tfx.dsl.io import fileio
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
-from components.interaction_example_gen import columns, history, tables
-from components.interaction_example_gen.columns import Value
-from components.interaction_example_gen.history import SPLITS, Cutoffs, Interactions
-from components.interaction_example_gen.tables import Column, Part, Plan, Wanted
+from modules.data import columns, examples, histories, tables
+from modules.data.examples import (
+    CATALOGUE,
+    HELD_OUT,
+    RELEVANT,
+    SEQUENCE_PREFIX,
+    SLICE_PREFIX,
+    TRAIN,
+    VALIDATION,
+    VALUE_SEPARATOR,
+    WEIGHT,
+    Value,
+)
+from modules.data.histories import SPLITS, Cutoffs, Interactions
+from modules.data.tables import Column, Part, Plan, Wanted
 from modules.errors import UserError
-from modules.features import CATALOGUE, RELEVANT, SLICE_PREFIX, WEIGHT
 from modules.settings import Slice
 from modules.tables import ColumnSplit, LeaveLastOutSplit, Split, Tables, TemporalSplit
 
@@ -73,34 +82,34 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             UserError: The tables, or the place to write to, do not allow it. Nothing is left in the artifact's folder.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
-        examples = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
+        artifact = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
         settings = Tables.model_validate_json(exec_properties[TABLES_KEY])
         split: Split = TypeAdapter(Split).validate_json(exec_properties[SPLIT_KEY])
         wanted = Wanted.model_validate_json(exec_properties[WANTED_KEY])
 
         plan = tables.plan(settings, split, wanted)
-        report_file = os.path.join(examples.uri, _REPORT)
+        report_file = os.path.join(artifact.uri, _REPORT)
         try:
-            _check_writable(examples.uri)
+            _check_writable(artifact.uri)
             with self._make_beam_pipeline() as pipeline:
-                _generate(pipeline, settings, split, wanted, plan, examples.uri)
+                _generate(pipeline, settings, split, wanted, plan, artifact.uri)
             report = Report.load(report_file)
             report.raise_problems(settings, split)
         except Exception as error:
-            _empty(examples.uri)
+            _empty(artifact.uri)
             refused = next((words for words in _REFUSED_WRITES if words in str(error)), None)
             if refused is None or isinstance(error, UserError):
                 raise
             raise UserError(
-                f"cannot write to {examples.uri}: {refused}; free space, or set another output.root"
+                f"cannot write to {artifact.uri}: {refused}; free space, or set another output.root"
             ) from error
         fileio.remove(report_file)
 
-        examples.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
-        examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
-        examples_utils.set_file_format(examples, write_split.to_file_format_str(example_gen_pb2.FORMAT_TFRECORDS_GZIP))
+        artifact.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
+        examples_utils.set_payload_format(artifact, example_gen_pb2.FORMAT_TF_EXAMPLE)
+        examples_utils.set_file_format(artifact, write_split.to_file_format_str(example_gen_pb2.FORMAT_TFRECORDS_GZIP))
         for name, count in report.counts.items():
-            examples.set_int_custom_property(name, count)
+            artifact.set_int_custom_property(name, count)
 
 
 class Problem(NamedTuple):
@@ -116,7 +125,7 @@ class Report:
     """What the workers counted and found, added up."""
 
     def __init__(self, counts: dict[str, int], problems: dict[Problem, tuple[int, str]]) -> None:
-        self.counts = dict.fromkeys((*_COUNTS, *(f"rows_{split}" for split in (*SPLITS, CATALOGUE))), 0) | counts
+        self.counts = dict.fromkeys((*_COUNTS, *(f"examples_{split}" for split in (*SPLITS, CATALOGUE))), 0) | counts
         self._problems = problems
 
     @classmethod
@@ -148,12 +157,17 @@ class Report:
                 f"the other tables know; do {settings.interactions.item} and {settings.items.id} hold the same ids?"
             )
         for name in SPLITS:
-            if not counts[f"rows_{name}"]:
+            if not counts[f"interactions_{name}"]:
                 raise UserError(f"split: the {name} split of {kept:,} interactions is empty; {_fix_of(name, split)}")
+        if counts["cut_train_interactions"] == counts["interactions_train"]:
+            raise UserError(
+                f"tables.max_sequence is {settings.max_sequence}, which leaves validation interactions alone; raise it"
+            )
 
 
 _COUNTS = ("interactions", "users", "items", "unknown_items", "dropped_unknown_items", "unknown_users",
-           "dropped_unknown_users", *(f"interactions_{split}" for split in SPLITS))  # fmt: skip
+           "dropped_unknown_users", *(f"interactions_{split}" for split in SPLITS),
+           "cut_sequences", "cut_interactions", "cut_train_interactions")  # fmt: skip
 
 
 def _fix_of(empty: str, split: Split) -> str:
@@ -176,13 +190,13 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
         | "ListItems" >> _Parts("items", settings.items.path)
         | "ReadItems" >> beam.ParDo(_ReadItems(settings, plan)).with_outputs(_REPORT, main="rows")
     )
-    # One row per item, found by id: what the rows of interactions take over, and the catalogue's own example.
+    # One row per item: its id, by which interactions are known, and the catalogue's example.
     unique_items = (
         items.rows
         | "GroupItems" >> beam.GroupByKey()
         | "UniqueItems" >> beam.ParDo(_UniqueItems(settings)).with_outputs(_REPORT, CATALOGUE, main="rows")
     )
-    # The catalogue must fit into a worker's memory, as it has to in the server's.
+    # The catalogue's ids must fit into a worker's memory, as the whole of it has to in the server's.
     catalogue = beam.pvalue.AsDict(unique_items.rows)
 
     interactions = (
@@ -207,15 +221,14 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
         | "Join" >> beam.ParDo(_Join(settings), catalogue).with_outputs(_REPORT, main="rows")
     )
 
-    examples = joined.rows | "Rows" >> beam.ParDo(
-        _Rows(settings, split, wanted, plan), catalogue, _cutoffs(pipeline, joined.rows, split)
+    of_users = joined.rows | "Examples" >> beam.ParDo(
+        _Examples(settings, split, wanted, plan), _cutoffs(pipeline, joined.rows, split)
     ).with_outputs(_REPORT, *SPLITS)
-    reports += [joined[_REPORT], examples[_REPORT]]
+    reports += [joined[_REPORT], of_users[_REPORT]]
 
-    # A user's rows stay together, in time order: they compress to a quarter, and the Trainer shuffles all the same.
     for name in (*SPLITS, CATALOGUE):
         (
-            (unique_items if name == CATALOGUE else examples)[name]
+            (unique_items if name == CATALOGUE else of_users)[name]
             | f"Write[{name}]"
             >> beam.io.WriteToTFRecord(
                 os.path.join(uri, f"Split-{name}", write_split.DEFAULT_TF_RECORD_FILE_NAME), file_name_suffix=".gz"
@@ -298,10 +311,10 @@ class _Read(beam.DoFn):
                 example = f"{values[at]} in {example}"
             yield _problem(f"tables.{self.table}", what, example, fix, count)
 
-    def _encode(
+    def _cells(
         self, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
-    ) -> tuple[list[bytes], list[Any]]:
-        """Columns and slices of a batch as serialized features, one per row, and reports."""
+    ) -> tuple[dict[str, Sequence[Value]], list[Any]]:
+        """Columns and slices of a batch by key of the example, [N] each, and reports."""
         by_name: dict[str, Sequence[Value]] = {}
         problems: dict[str, list[Any]] = {}
         for column in wanted:
@@ -312,37 +325,39 @@ class _Read(beam.DoFn):
             # A column that is a feature as well is wrong once, not twice.
             if not problems.get(by.column):
                 problems[by.column] = list(self._wrong(by.column, wrong, _WORDS["float32"]))
-        rows = zip(*by_name.values(), strict=True) if by_name else [()] * batch.num_rows
-        encoded = [_features(zip(by_name, row, strict=True)) for row in rows]
-        return encoded, [problem for found in problems.values() for problem in found]
+        return by_name, [problem for found in problems.values() for problem in found]
+
+
+def _encoded(cells: dict[str, Sequence[Value]], rows: int) -> list[bytes]:
+    """Serialized features of each row, [N]."""
+    by_row = zip(*cells.values(), strict=True) if cells else [()] * rows
+    return [examples.features(zip(cells, row, strict=True)) for row in by_row]
 
 
 class _ReadItems(_Read):
-    """Yields (item id, (its features in any row, its features in the catalogue alone)), both serialized."""
+    """Yields (item id, its features and the columns of an answer, serialized)."""
 
     table = "items"
 
     def __init__(self, settings: Tables, plan: Plan) -> None:
         self._id = settings.items.id
         self._key = settings.interactions.item
-        self._items = [c for c in plan.items if c.name != self._key]
-        self._returned = plan.returned
-        self.columns = [self._id, *(c.source for c in (*self._items, *plan.returned))]
+        self._items = [c for c in (*plan.items, *plan.returned) if c.name != self._key]
+        self.columns = [self._id, *(c.source for c in self._items)]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         ids = columns.ids(batch.column(self._id))
         nameless = np.array([item is None for item in ids], bool)
         yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every item an id")
-        features, reports = self._encode(batch, self._items)
-        more, more_reports = self._encode(batch, self._returned)
-        yield from (*reports, *more_reports)
-        for item, taken, returned in zip(ids, features, more, strict=True):
+        cells, reports = self._cells(batch, self._items)
+        yield from reports
+        for item, encoded in zip(ids, _encoded({self._key: ids, **cells}, len(ids)), strict=True):
             if item is not None:
-                yield item, (_features([(self._key, item)]) + taken, returned)
+                yield item, encoded
 
 
 class _ReadUsers(_Read):
-    """Yields (user id, the user's features, serialized)."""
+    """Yields (user id, (the user's features, the user's slices)), serialized."""
 
     table = "users"
 
@@ -356,11 +371,12 @@ class _ReadUsers(_Read):
         ids = columns.ids(batch.column(self._id))
         nameless = np.array([user is None for user in ids], bool)
         yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every user an id")
-        features, reports = self._encode(batch, self._users, self._slices)
+        cells, reports = self._cells(batch, self._users, self._slices)
         yield from reports
-        for user, taken in zip(ids, features, strict=True):
+        slices = {key: cells.pop(key) for key in [SLICE_PREFIX + s.column for s in self._slices]}
+        for user, *about in zip(ids, _encoded(cells, len(ids)), _encoded(slices, len(ids)), strict=True):
             if user is not None:
-                yield user, taken
+                yield user, tuple(about)
 
 
 class _ReadInteractions(_Read):
@@ -372,6 +388,7 @@ class _ReadInteractions(_Read):
         self._names = settings.interactions
         self._split = split.column if isinstance(split, ColumnSplit) else None
         self._context, self._slices = plan.interactions, plan.interaction_slices
+        self._kinds = {column.name: column.kind for column in self._context}
         names = self._names
         extra = [name for name in (names.weight, self._split) if name is not None]
         context = [*(c.source for c in self._context), *(s.column for s in self._slices)]
@@ -423,11 +440,16 @@ class _ReadInteractions(_Read):
             )  # fmt: skip
             bad |= codes < 0
 
-        context = None
-        if self._context or self._slices:
-            encoded, reports = self._encode(batch, self._context, self._slices)
-            yield from reports
-            context = np.array(encoded, object)
+        cells, reports = self._cells(batch, self._context, self._slices)
+        yield from reports
+        context = {}
+        for key, values in cells.items():
+            joined = np.array([isinstance(cell, list) and _holds_separator(cell) for cell in values], bool)
+            yield from self._where(
+                joined, part, first_row, f"lists for {key!r} hold the character U+001F, which separates their values",
+                "remove it",
+            )  # fmt: skip
+            context[key] = examples.aligned(values, self._kinds.get(key, "string"))
         everything = Interactions(
             timestamp=times,
             # Files hold fewer rows than this.
@@ -437,27 +459,31 @@ class _ReadInteractions(_Read):
             split=codes,
             context=context,
         )
-        yield from _by_user(users[~bad], everything.take(~bad))
+        yield from histories.by_user(users[~bad], everything.take(~bad))
 
 
 _CODES = {name.encode(): code for code, name in enumerate(SPLITS)}
 
 
+def _holds_separator(values: Sequence[bytes]) -> bool:
+    return any(VALUE_SEPARATOR.encode() in value for value in values)
+
+
 class _UniqueItems(beam.DoFn):
-    """(item id, its rows) → (item id, its features), and to the catalogue its example."""
+    """(item id, its rows) → (item id, None), and to the catalogue its example."""
 
     def __init__(self, settings: Tables) -> None:
         self._id = settings.items.id
 
-    def process(self, element: tuple[bytes, Iterable[tuple[bytes, bytes]]]) -> Iterator[Any]:
+    def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[Any]:
         item, found = element
-        (features, returned), *others = found
+        features, *others = found
         if others:
             yield _duplicate("items", self._id, item)
-        yield item, features
-        yield beam.pvalue.TaggedOutput(CATALOGUE, _example(features, returned))
+        yield item, None
+        yield beam.pvalue.TaggedOutput(CATALOGUE, examples.example(features))
         yield _count("items")
-        yield _count(f"rows_{CATALOGUE}")
+        yield _count(f"examples_{CATALOGUE}")
 
 
 class _Join(beam.DoFn):
@@ -466,7 +492,7 @@ class _Join(beam.DoFn):
     def __init__(self, settings: Tables) -> None:
         self._settings = settings
 
-    def process(self, element: tuple[bytes, dict[str, Iterable[Any]]], catalogue: dict[bytes, bytes]) -> Iterator[Any]:
+    def process(self, element: tuple[bytes, dict[str, Iterable[Any]]], catalogue: dict[bytes, None]) -> Iterator[Any]:
         user, found = element
         settings = self._settings
         attributes, pieces = list(found["users"]), list(found["interactions"])
@@ -475,7 +501,7 @@ class _Join(beam.DoFn):
             yield _duplicate("users", settings.users.id, user)
         if not pieces:
             return
-        interactions = history.in_time_order(pieces)
+        interactions = histories.in_time_order(pieces)
 
         known = np.fromiter((item in catalogue for item in interactions.item), bool, len(interactions))
         unknown = int(len(known) - known.sum())
@@ -502,54 +528,87 @@ class _Join(beam.DoFn):
                 return
         if len(interactions):
             yield _count("users")
-            yield user, attributes[0] if attributes else b"", interactions
+            yield user, attributes[0] if attributes else None, interactions
 
 
-class _Rows(beam.DoFn):
+class _Examples(beam.DoFn):
     """(user id, attributes, interactions) → serialized examples, tagged with their split."""
 
     def __init__(self, settings: Tables, split: Split, wanted: Wanted, plan: Plan) -> None:
-        self._names = settings.interactions
+        self._names, self._max_sequence = settings.interactions, settings.max_sequence
         self._split = split
         self._wanted = wanted
+        self._context = [column.name for column in plan.interactions]
+        self._lists = {column.name for column in plan.interactions if column.multivalued}
+        self._lists |= {SLICE_PREFIX + s.column for s in plan.interaction_slices}
         self._activity = [(SLICE_PREFIX + s.column, s.boundaries or ()) for s in plan.activity_slices]
-        # A user without attributes, or none, is in the slice "unknown".
-        self._unknown = _features((SLICE_PREFIX + s.column, columns.UNKNOWN) for s in plan.user_slices)
+        # A user who is not in the users table is in the slice "unknown".
+        self._unknown = examples.features((SLICE_PREFIX + s.column, columns.UNKNOWN) for s in plan.user_slices)
 
     def process(
         self,
-        element: tuple[bytes, bytes, Interactions],
-        catalogue: dict[bytes, bytes],
+        element: tuple[bytes, tuple[bytes, bytes] | None, Interactions],
         cutoffs: Cutoffs | None,
     ) -> Iterator[Any]:
         user, attributes, interactions = element
-        names, wanted = self._names, self._wanted
-        codes = history.assign(user, interactions, self._split, cutoffs)
+        about, slices = attributes or (b"", self._unknown)
+        about += examples.features([(self._names.user, user)])
+        codes = histories.assign(user, interactions, self._split, cutoffs)
         kept = np.bincount(codes, minlength=len(SPLITS))
-        active = float(kept[0] + kept[1])
-        slices = [(key, columns.ranges(boundaries)(active)) for key, boundaries in self._activity]
-        about_user = (attributes or self._unknown) + _features([(names.user, user), *slices])
-
-        written = [0] * len(SPLITS)
-        for row in history.rows(interactions, codes, wanted.max_length, wanted.evaluation_history):
-            item = interactions.item[row.position]
-            own: list[tuple[str, Value | Sequence[bytes]]] = [
-                (names.timestamp, row.timestamp),
-                (WEIGHT, float(interactions.weight[row.position])),
-                (RELEVANT, row.relevant),
-            ]
-            if wanted.history is not None:
-                own.append((wanted.history, row.history))
-            if wanted.history_age is not None and row.history_age is not None:
-                own.append((wanted.history_age, float(row.history_age)))
-            context = b"" if interactions.context is None else interactions.context[row.position]
-            about_item = catalogue.get(item) or _features([(names.item, item)])
-            example = _example(about_user, about_item, context, _features(own))
-            yield beam.pvalue.TaggedOutput(SPLITS[row.split], example)
-            written[row.split] += 1
-        for name, count, rows in zip(SPLITS, kept.tolist(), written, strict=True):
+        for name, count in zip(SPLITS, kept.tolist(), strict=True):
             yield _count(f"interactions_{name}", count)
-            yield _count(f"rows_{name}", rows)
+
+        places = histories.sequence(codes)
+        active = float(len(places))
+        slices += examples.features((key, columns.ranges(boundaries)(active)) for key, boundaries in self._activity)
+        if len(places):
+            newest = histories.sequence(codes, self._max_sequence)
+            yield from _written(TRAIN, [examples.example(about, self._sequence(interactions, codes, newest))])
+            if len(newest) < len(places):
+                cut = codes[places[: len(places) - len(newest)]]
+                yield _count("cut_sequences")
+                yield _count("cut_interactions", len(cut))
+                yield _count("cut_train_interactions", np.count_nonzero(SPLITS.index(TRAIN) == cut))
+        for name in SPLITS[1:]:
+            asked = histories.queries(
+                interactions.timestamp, interactions.item, codes, SPLITS.index(name), self._wanted.evaluation_history
+            )
+            own = (self._query(interactions, query) for query in asked)
+            yield from _written(name, (examples.example(about, slices, found) for found in own))
+
+    def _sequence(self, interactions: Interactions, codes: np.ndarray, places: np.ndarray) -> bytes:
+        """Aligned lists of what belongs to each interaction."""
+        of = interactions.take(places)
+        lists = {
+            self._names.item: of.item,
+            self._names.timestamp: of.timestamp,
+            WEIGHT: of.weight,
+            HELD_OUT: (codes[places] == SPLITS.index(VALIDATION)).astype(np.int64),
+            **{name: of.context[name] for name in self._context},
+        }
+        return examples.features((SEQUENCE_PREFIX + key, values) for key, values in lists.items())
+
+    def _query(self, interactions: Interactions, query: histories.Query) -> bytes:
+        """What was known when it was asked, and what it asks for."""
+        wanted, at = self._wanted, query.position
+        own: list[tuple[str, Value | Sequence[bytes]]] = [
+            (self._names.timestamp, query.asked),
+            (RELEVANT, interactions.item[query.relevant].tolist()),
+            *((key, examples.cell(values[at], key in self._lists)) for key, values in interactions.context.items()),
+        ]
+        if wanted.history is not None:
+            own.append((wanted.history, interactions.item[query.history].tolist()))
+        if wanted.history_age is not None and query.age is not None:
+            own.append((wanted.history_age, float(query.age)))
+        return examples.features(own)
+
+
+def _written(split: str, found: Iterable[bytes]) -> Iterator[Any]:
+    count = 0
+    for example in found:
+        yield beam.pvalue.TaggedOutput(split, example)
+        count += 1
+    yield _count(f"examples_{split}", count)
 
 
 class _TimeHistogram(beam.CombineFn):
@@ -602,53 +661,7 @@ def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) ->
 
 
 def _fraction_cutoffs(found: tuple[np.ndarray, np.ndarray] | None, split: TemporalSplit) -> Cutoffs | None:
-    return None if found is None else history.fraction_cutoffs(*found, split)
-
-
-def _by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[bytes, Interactions]]:
-    if not len(users):
-        return
-    codes, names = pd.factorize(users)
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes))
-    for name, positions in zip(names, np.split(order, ends[:-1]), strict=True):
-        yield name, interactions.take(positions)
-
-
-def _features(cells: Iterable[tuple[str, Value | Sequence[bytes]]]) -> bytes:
-    """Serialized tf.train.Features; a missing value leaves its key out.
-
-    Concatenated, they are the union of their keys: concatenation of serialized messages merges them
-    (https://protobuf.dev/programming-guides/encoding/#last-one-wins). So what many rows share is encoded once.
-    """
-    message = tf.train.Features()
-    for key, cell in cells:
-        if cell is None or cell == b"":
-            continue
-        feature = message.feature[key]
-        if isinstance(cell, bytes):
-            feature.bytes_list.value.append(cell)
-        elif isinstance(cell, int):
-            feature.int64_list.value.append(cell)
-        elif isinstance(cell, float):
-            feature.float_list.value.append(cell)
-        elif cell:
-            feature.bytes_list.value.extend(cell)
-        else:
-            del message.feature[key]
-    # Map keys come in the order of their hashes otherwise; the same tables shall give the same bytes.
-    return message.SerializeToString(deterministic=True)
-
-
-def _example(*features: bytes) -> bytes:
-    """A serialized tf.train.Example of serialized features: field 1, its length, its bytes."""
-    body = b"".join(features)
-    length, varint = len(body), bytearray()
-    while length > 0x7F:
-        varint.append(length & 0x7F | 0x80)
-        length >>= 7
-    varint.append(length)
-    return b"\x0a" + varint + body
+    return None if found is None else histories.fraction_cutoffs(*found, split)
 
 
 def _count(name: str, count: int = 1) -> beam.pvalue.TaggedOutput:

@@ -24,8 +24,9 @@ from tfx.utils import io_utils, path_utils
 from components.scann_index_builder import plot, tuning
 from components.scann_index_builder.tuning import Queries
 from modules import servable
+from modules.data.examples import CATALOGUE, EVAL, VALIDATION
 from modules.errors import UserError
-from modules.features import CATALOGUE, EVAL, VALIDATION, Columns, Features
+from modules.features import Columns, Features
 from modules.preprocessing import requests_from_examples
 from modules.servable import Catalogue, Description, Servable
 from modules.settings import Evaluation, Index, Serving

@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from tensorflow_serving.apis import prediction_log_pb2
 
 from components.baseline_resolver import versions
-from components.interaction_example_gen import columns, tables
-from components.interaction_example_gen.tables import Column, MissingColumnError, Plan
 from components.scann_index_builder.tuning import SAMPLING_TOLERANCE
 from components.servable_validator import replay
 from modules import retrieval, servable
+from modules.data import columns, examples, tables
+from modules.data.tables import Column, MissingColumnError, Plan
 from modules.errors import UserError
 from modules.features import Features
 from modules.retrieval import BruteForce, Effort, TopK, Tree
@@ -218,21 +218,8 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
     for number, item_id in enumerate(ids):
         if item_id is None:
             raise UserError(f"{file}: a row has no {id_column}; give every item an id")
-        example = tf.train.Example()
-        for name, of_column in cells.items():
-            value = of_column[number]
-            feature = example.features.feature[name]
-            if isinstance(value, bytes):
-                feature.bytes_list.value.append(value)
-            elif isinstance(value, list):
-                feature.bytes_list.value.extend(value)
-            elif isinstance(value, int):
-                feature.int64_list.value.append(value)
-            elif value is not None:
-                feature.float_list.value.append(value)
-            if value is None or value in (b"", []):
-                del example.features.feature[name]
-        found.append((item_id.decode(), example.SerializeToString()))
+        row = examples.features((name, of_column[number]) for name, of_column in cells.items())
+        found.append((item_id.decode(), examples.example(row)))
     return found
 
 
@@ -246,13 +233,13 @@ def _embedded(
         chosen = tf.constant(records[start : start + _BATCH], tf.string)
         requests = servable.candidate_requests(chosen, features, item_column)
         vectors.append(loaded.signatures["candidate_embedding"](**requests)["embedding"].numpy())
-    examples = [tf.train.Example.FromString(record) for record in records]
+    parsed = [tf.train.Example.FromString(record) for record in records]
     return Catalogue(
         list(new.examples),
         np.concatenate(vectors),
         np.zeros(len(records), np.float32),
-        {c: [servable.joined(servable.values(e, c)) for e in examples] for c in serving.return_columns},
-        {c: [servable.values(e, c) for e in examples] for c in serving.filter_columns},
+        {c: [servable.joined(servable.values(e, c)) for e in parsed] for c in serving.return_columns},
+        {c: [servable.values(e, c) for e in parsed] for c in serving.filter_columns},
     )
 
 

@@ -15,9 +15,9 @@ import tensorflow as tf
 from known_towers import COLUMNS, FEATURES, World
 
 from components.baseline_resolver import versions
-from components.interaction_example_gen.tables import Column, Plan
 from components.scann_index_builder.update import UPDATE_PATH, NewItems, Update, _index, update
 from modules import retrieval, servable
+from modules.data.tables import Column, Plan
 from modules.errors import UserError
 from modules.retrieval import BruteForce, Effort
 from modules.servable import Description, Servable

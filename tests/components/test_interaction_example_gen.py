@@ -29,16 +29,19 @@ from hypothesis import strategies as st
 from tfx.components.util import examples_utils
 from tfx.types import artifact_utils, standard_artifacts
 
-from components.interaction_example_gen import columns, executor, history, tables
+from components.interaction_example_gen import executor
 from components.interaction_example_gen.component import InteractionExampleGen
+from modules.data import columns, histories, tables
+from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.errors import UserError
-from modules.features import CATALOGUE, EVAL, TRAIN, VALIDATION, Features
+from modules.features import Features
 from modules.settings import Evaluation, Serving
 from modules.tables import ColumnSplit, LeaveLastOutSplit, RandomSplit, Split, Tables, TemporalSplit
 from pipeline.datasets import movielens_100k
 
 # With an image named, which the in-memory runner never asks for, TFX does not pack a copy of itself for remote workers.
 BEAM_ARGS = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--sdk_container_image=unused"]
+# Of the towers; examples hold whole histories.
 MAX_LENGTH = 3
 
 Rows = list[dict[str, Any]]
@@ -126,8 +129,19 @@ class Output:
         return self.artifact.get_int_custom_property(name)
 
     def queries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in (TRAIN, VALIDATION, EVAL):
+        for name in (VALIDATION, EVAL):
             yield from ((name, row) for row in self.splits[name])
+
+    def sequences(self) -> dict[str, list[dict[str, Any]]]:
+        """By user, the interactions of the train example, each as a dict."""
+        found = {}
+        for example in self.splits[TRAIN]:
+            lists = {k.removeprefix("sequence_"): v for k, v in example.items() if k.startswith("sequence_")}
+            assert len({len(values) for values in lists.values()}) == 1, "lists are not aligned"
+            (user,) = example["user_id"]
+            assert user not in found
+            found[user] = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+        return found
 
 
 def run(
@@ -158,7 +172,7 @@ def run(
 
 
 def read_split(uri: str, name: str) -> Rows:
-    """Examples as dicts: a list of strings, or a number."""
+    """Examples as dicts: a list of strings, a number, or a list of whatever is in a sequence."""
     paths = tf.io.gfile.glob(os.path.join(uri, f"Split-{name}", "data_tfrecord-*.gz"))
     rows = []
     for record in tf.data.TFRecordDataset(paths, compression_type="GZIP").as_numpy_iterator():
@@ -167,7 +181,8 @@ def read_split(uri: str, name: str) -> Rows:
             kind = feature.WhichOneof("kind")
             values = list(getattr(feature, kind).value)
             assert values, f"{key} is empty instead of absent"
-            row[key] = [value.decode() for value in values] if kind == "bytes_list" else values[0]
+            texts = [value.decode() for value in values] if kind == "bytes_list" else values
+            row[key] = texts if kind == "bytes_list" or key.startswith("sequence_") else texts[0]
         rows.append(row)
     return rows
 
@@ -206,40 +221,49 @@ def interaction(user: str, item: str, time: int, n: int, **more: Any) -> dict[st
 # The oracle: every definition spelled out over plain lists, one row at a time.
 
 
-def expected(rows: Rows, labels: list[str | None], mode: str, max_length: int) -> Counter[tuple[Any, ...]]:
-    """(split, weight, timestamp, history, its age, relevant) of every example; rows labelled None were dropped."""
+def expected_sequences(rows: Rows, labels: list[str | None], max_sequence: int = 5_000) -> dict[str, list[Any]]:
+    """By user, (item, time, weight, held out) of train and validation rows, oldest first; None labels a dropped one."""
+    found: dict[str, list[Any]] = {}
+    for n in sorted(range(len(rows)), key=lambda n: (rows[n]["timestamp"], n)):
+        if labels[n] in (TRAIN, VALIDATION):
+            row = (rows[n]["item_id"], rows[n]["timestamp"], rows[n]["weight"], int(labels[n] == VALIDATION))
+            found.setdefault(rows[n]["user_id"], []).append(row)
+    return {user: sequence[-max_sequence:] for user, sequence in found.items()}
+
+
+def actual_sequences(output: Output) -> dict[str, list[Any]]:
+    keys = ("item_id", "timestamp", "interaction_weight", "is_validation")
+    return {user: [tuple(of[key] for key in keys) for of in rows] for user, rows in output.sequences().items()}
+
+
+def expected_queries(rows: Rows, labels: list[str | None], mode: str) -> Counter[tuple[Any, ...]]:
+    """(split, user, asked, history, its age, relevant) of every query; rows labelled None were dropped."""
     found: Counter[tuple[Any, ...]] = Counter()
     order = sorted(range(len(rows)), key=lambda n: (rows[n]["timestamp"], n))
-    for place, n in enumerate(order):
-        row, label = rows[n], labels[n]
-        if label is None or (label == EVAL and mode == "train"):
-            continue
-        visible = {TRAIN: {TRAIN}, VALIDATION: {TRAIN, VALIDATION}, EVAL: {TRAIN, VALIDATION, EVAL}}[label]
-        seen = [rows[m] for m in order[:place] if rows[m]["user_id"] == row["user_id"] and labels[m] in visible]
-        age = row["timestamp"] - seen[-1]["timestamp"] if seen else None
-        before = tuple(past["item_id"] for past in (seen if label == EVAL else seen[-max_length:]))
-        found[label, row["weight"], row["timestamp"], before, age, (row["item_id"],)] += 1
-    if mode == "train":
+    for split, before in ((VALIDATION, [TRAIN]), (EVAL, [TRAIN, VALIDATION])):
         for user in {row["user_id"] for row in rows}:
             own = [n for n in order if rows[n]["user_id"] == user]
-            judged = [n for n in own if labels[n] == EVAL]
-            trained = [n for n in own if labels[n] in (TRAIN, VALIDATION)]
-            if judged:
-                relevant = tuple(dict.fromkeys(rows[n]["item_id"] for n in judged))
-                time = max(rows[n]["timestamp"] for n in (judged[0], *trained))
-                before = tuple(rows[n]["item_id"] for n in trained)
-                age = time - rows[trained[-1]]["timestamp"] if trained else None
-                found[EVAL, rows[judged[0]]["weight"], time, before, age, relevant] += 1
+            asked_for = [n for n in own if labels[n] == split]
+            if mode == "rolling":
+                questions = [
+                    ([n], [m for m in own[: own.index(n)] if labels[m] in [*before, split]]) for n in asked_for
+                ]
+            else:
+                questions = [(asked_for, [m for m in own if labels[m] in before])] if asked_for else []
+            for targets, known in questions:
+                time = max(rows[n]["timestamp"] for n in (targets[0], *known))
+                history = tuple(rows[n]["item_id"] for n in known)
+                age = time - rows[known[-1]]["timestamp"] if known else None
+                found[split, user, time, history, age, tuple(dict.fromkeys(rows[n]["item_id"] for n in targets))] += 1
     return found
 
 
-def actual(output: Output) -> Counter[tuple[Any, ...]]:
-    def summary(name: str, row: dict[str, Any]) -> tuple[Any, ...]:
-        before = tuple(row.get("history", ()))
-        relevant = tuple(row["relevant_items"])
-        return name, row["interaction_weight"], row["timestamp"], before, row.get("history_age"), relevant
-
-    return Counter(summary(name, row) for name, row in output.queries())
+def actual_queries(output: Output) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (name, *row["user_id"], row["timestamp"], tuple(row.get("history", ())), row.get("history_age"),
+         tuple(row["relevant_items"]))
+        for name, row in output.queries()
+    )  # fmt: skip
 
 
 def labels_of(rows: Rows, split: Split) -> list[str | None]:
@@ -280,41 +304,113 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     return small_world().run(tmp_path_factory.mktemp("small"))
 
 
-def test_rows_carry_what_the_contract_says(output: Output) -> None:
+def test_examples_carry_what_the_contract_says(output: Output) -> None:
     """Worked out by hand. u1: i1 10, i3 15, i2 20, i4 20, i1 40; u2: i4 5, i1 7, i3 9 (i9 dropped); u3: i2 30."""
-    common = {
+    sequences = {row["user_id"][0]: row for row in output.splits[TRAIN]}
+    # Equal times keep the table's order; the last but one of u1 is validation's, the last is of eval and not here.
+    assert sequences["u1"] == {
+        "user_id": ["u1"], "age": 17.0, "city": ["Bonn"],
+        "sequence_item_id": ["i1", "i3", "i2", "i4"], "sequence_timestamp": [10, 15, 20, 20],
+        "sequence_interaction_weight": [1.0, 4.0, 3.0, 6.0], "sequence_is_validation": [0, 0, 0, 1],
+        "sequence_device": ["app"] * 4,
+    }  # fmt: skip
+    # u2 has no attributes, u3 is in no users table.
+    assert sequences["u2"]["sequence_item_id"] == ["i4", "i1"] and "age" not in sequences["u2"]
+    assert sequences["u3"] == {
+        "user_id": ["u3"], "sequence_item_id": ["i2"], "sequence_timestamp": [30], "sequence_is_validation": [0],
+        "sequence_interaction_weight": [8.0], "sequence_device": ["app"],
+    }  # fmt: skip
+    assert len(sequences) == len(output.splits[TRAIN]) == 3
+
+    queries = {(name, row["user_id"][0]): row for name, row in output.queries()}
+    about = {
         "user_id": ["u1"], "age": 17.0, "city": ["Bonn"], "device": ["app"],
         "slice_city": ["Bonn"], "slice_age": ["<18"], "slice_device": ["app"], "slice_activity": ["4+"],
     }  # fmt: skip
-    one = {"item_id": ["i1"], "title": ['One, "the" first'], "tags": ["a", "b"], "price": 1.5}
-    three = {"item_id": ["i3"], "title": ["Three\nlines"], "tags": ["b", "c"], "price": 3.0}
-    rows = {(name, row["interaction_weight"]): row for name, row in output.queries()}
-    assert rows[TRAIN, 1.0] == {
-        **common, **one, "timestamp": 10, "interaction_weight": 1.0, "relevant_items": ["i1"]
+    assert queries[VALIDATION, "u1"] == {
+        **about, "timestamp": 20, "relevant_items": ["i4"], "history": ["i1", "i3", "i2"], "history_age": 0.0,
     }  # fmt: skip
-    assert rows[TRAIN, 4.0] == {
-        **common, **three, "timestamp": 15, "interaction_weight": 4.0, "relevant_items": ["i3"], "history": ["i1"],
-        "history_age": 5.0,
+    # Longer than the tower reads.
+    assert queries[EVAL, "u1"] == {
+        **about, "timestamp": 40, "relevant_items": ["i1"], "history": ["i1", "i3", "i2", "i4"], "history_age": 20.0,
     }  # fmt: skip
-    # Equal times keep the table's order; an item without attributes leaves them out.
-    assert rows[TRAIN, 3.0] == {
-        **common, "item_id": ["i2"], "title": ["Two"], "timestamp": 20, "interaction_weight": 3.0,
-        "relevant_items": ["i2"], "history": ["i1", "i3"], "history_age": 5.0,
-    }  # fmt: skip
-    assert rows[VALIDATION, 6.0]["history"] == ["i1", "i3", "i2"]
-    assert rows[EVAL, 10.0] == {
-        **common, **one, "timestamp": 40, "interaction_weight": 10.0, "relevant_items": ["i1"],
-        "history": ["i1", "i3", "i2", "i4"], "history_age": 20.0,
-    }  # fmt: skip
-    unknown = {"slice_city": ["unknown"], "slice_age": ["unknown"], "slice_device": ["app"]}
-    assert rows[EVAL, 9.0] == {
-        **unknown, **three, "slice_activity": ["2-3"], "user_id": ["u2"], "device": ["app"], "timestamp": 9,
-        "interaction_weight": 9.0, "relevant_items": ["i3"], "history": ["i4", "i1"],
+    assert queries[EVAL, "u2"] == {
+        "slice_city": ["unknown"], "slice_age": ["unknown"], "slice_device": ["app"], "slice_activity": ["2-3"],
+        "user_id": ["u2"], "device": ["app"], "timestamp": 9, "relevant_items": ["i3"], "history": ["i4", "i1"],
         "history_age": 2.0,
     }  # fmt: skip
-    # u3 is in no users table: kept, without attributes.
-    assert rows[TRAIN, 8.0]["slice_city"] == ["unknown"] and "age" not in rows[TRAIN, 8.0]
-    assert rows[TRAIN, 8.0]["slice_activity"] == ["<2"]
+    assert len(queries) == 4
+
+
+def test_the_interactions_own_columns_stay_aligned(tmp_path: Path) -> None:
+    """Lists, numbers and times, each of them missing somewhere; in a query they are what they are in any example."""
+    own: Rows = [
+        {"seen_on": ["tv", "app"], "paid": 1.5, "opened": 100},
+        {"seen_on": None, "paid": None, "opened": None},
+        {"seen_on": ["tv"], "paid": 2.5, "opened": 300},
+        {"seen_on": [], "paid": None, "opened": 400},
+    ]
+    rows = [{**interaction("u1", f"i{n + 1}", 10 * n, n), **more} for n, more in enumerate(own)]
+    features = {
+        **ONLY_IDS,
+        "query": [
+            *ONLY_IDS["query"],
+            {"column": "seen_on", "encoding": "vocabulary", "multivalued": True},
+            {"column": "paid", "encoding": "normalized"},
+            {"column": "opened", "encoding": "timestamp"},
+        ],
+    }
+    slices = {"slices": [{"column": "seen_on"}]}
+    world = small_world(rows, users=None, features=features, evaluation=slices, split=LeaveLastOutSplit())
+    output = world.run(tmp_path)
+    (example,) = output.splits[TRAIN]
+    assert example["sequence_seen_on"] == ["tv\x1fapp", "", "tv"]
+    np.testing.assert_array_equal(example["sequence_paid"], [1.5, np.nan, 2.5])
+    assert example["sequence_opened"] == [100, -1, 300]
+    (validation,), (eval_,) = output.splits[VALIDATION], output.splits[EVAL]
+    assert (validation["seen_on"], validation["paid"], validation["opened"]) == (["tv"], 2.5, 300)
+    assert validation["slice_seen_on"] == ["tv"] and eval_["slice_seen_on"] == ["unknown"]
+    assert "seen_on" not in eval_ and "paid" not in eval_ and eval_["opened"] == 400
+    world.interactions[0]["seen_on"] = ["a\x1fb"]
+    message = r"1 lists for 'seen_on' hold the character U\+001F, .* row 1 of .*: remove it"
+    assert_refused(world, tmp_path / "refused", message)
+
+
+def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
+    rows = [interaction("long", f"i{n % 4 + 1}", n, n) for n in range(20)]
+    rows += [interaction("short", "i1", n, 20 + n) for n in range(5)]
+    world = small_world(rows, users=None, features=ONLY_IDS, evaluation={}, names={"max_sequence": 7})
+    output = world.run(tmp_path)
+    labels = labels_of(rows, world.split)
+    assert actual_sequences(output) == expected_sequences(rows, labels, 7)
+    # 19 of `long` are of train or validation, 7 of them kept. What is known in a query is whole.
+    assert (output.count("cut_sequences"), output.count("cut_interactions")) == (1, 12)
+    assert actual_queries(output) == expected_queries(rows, labels, "train")
+    world.names = {"max_sequence": 1}
+    message = r"tables\.max_sequence is 1, which leaves validation interactions alone; raise it"
+    assert_refused(world, tmp_path / "refused", message)
+
+
+def test_without_a_history_feature_queries_have_none(tmp_path: Path) -> None:
+    features = {**ONLY_IDS, "query": ONLY_IDS["query"][:1]}
+    output = small_world(features=features, evaluation={"history": "rolling"}).run(tmp_path)
+    assert all("history" not in row and "history_age" not in row for _, row in output.queries())
+    assert [row["relevant_items"] for row in output.splits[EVAL]] == [["i1"], ["i3"]]
+
+
+def test_the_bytes_of_train_grow_with_the_interactions_and_not_with_their_histories(tmp_path: Path) -> None:
+    """Each user's example stays below one line through the number of interactions, up to a thousand of them."""
+    lengths = [3, 10, 30, 100, 300, 1000]
+    rows = [
+        interaction(f"u{length}", f"i{n % 4 + 1}", 1_600_000_000 + n, n) for length in lengths for n in range(length)
+    ]
+    output = small_world(rows, users=None, evaluation={}, features=ONLY_IDS).run(tmp_path)
+    paths = tf.io.gfile.glob(os.path.join(output.artifact.uri, f"Split-{TRAIN}", "data_tfrecord-*.gz"))
+    records = list(tf.data.TFRecordDataset(paths, compression_type="GZIP").as_numpy_iterator())
+    size = {tf.train.Example.FromString(r).features.feature["user_id"].bytes_list.value[0]: len(r) for r in records}
+    # An id of two letters and its frame 4, a time 5, a weight 4, a flag 1.
+    for length in lengths:
+        assert size[f"u{length}".encode()] <= 200 + 14 * length
 
 
 def test_catalogue_holds_the_items_and_nothing_of_a_query(output: Output) -> None:
@@ -333,8 +429,9 @@ def test_artifact_is_what_stock_components_expect(output: Output) -> None:
     assert examples_utils.get_file_format(output.artifact) == "tfrecords_gzip"
     counts = {
         "interactions": 10, "users": 3, "items": 4, "unknown_items": 1, "dropped_unknown_items": 1, "unknown_users": 1,
-        "dropped_unknown_users": 0, "rows_train": 5, "rows_validation": 2, "rows_eval": 2, "rows_catalogue": 4,
-        "interactions_train": 5, "interactions_validation": 2, "interactions_eval": 2,
+        "dropped_unknown_users": 0, "examples_train": 3, "examples_validation": 2, "examples_eval": 2,
+        "examples_catalogue": 4, "interactions_train": 5, "interactions_validation": 2, "interactions_eval": 2,
+        "cut_sequences": 0, "cut_interactions": 0,
     }  # fmt: skip
     assert {name: output.count(name) for name in counts} == counts
 
@@ -344,11 +441,10 @@ def test_unknown_items_are_kept_and_unknown_users_dropped(tmp_path: Path) -> Non
     world = small_world(names={"unknown_items": "keep", "unknown_users": "drop", "items": {"id": "code"}})
     world.items = [{"code": row["item_id"], **{k: v for k, v in row.items() if k != "item_id"}} for row in world.items]
     kept = world.run(tmp_path)
-    rows = {row["interaction_weight"]: row for _, row in kept.queries()}
-    assert 8.0 not in rows
-    # u2's i9 is an answer of training without attributes, part of the history, and not in the catalogue.
-    assert rows[7.0]["item_id"] == ["i9"] and "title" not in rows[7.0]
-    assert rows[9.0]["history"] == ["i4", "i1", "i9"]
+    assert kept.sequences().keys() == {"u1", "u2"}
+    # u2's i9 is part of the sequence and of the history, and not in the catalogue.
+    assert [row["item_id"] for row in kept.sequences()["u2"]] == ["i4", "i1", "i9"]
+    assert [row["history"] for row in kept.splits[EVAL] if row["user_id"] == ["u2"]] == [["i4", "i1", "i9"]]
     assert sorted(row["item_id"][0] for row in kept.splits[CATALOGUE]) == ["i1", "i2", "i3", "i4"]
     assert all("code" not in row for row in kept.splits[CATALOGUE])
     assert (kept.count("unknown_items"), kept.count("dropped_unknown_items")) == (1, 0)
@@ -378,31 +474,40 @@ splits = st.sampled_from(
 )
 
 
-def assert_point_in_time(output: Output, rows: Rows) -> None:
-    """Nothing that a row carries is later than the row: what is in a history has happened by then."""
-    for _, example in output.queries():
+def assert_nothing_leaks(output: Output, rows: Rows, labels: list[str | None]) -> None:
+    """No query sees its future, none sees what it asks for, and no sequence holds an eval interaction."""
+    by_weight = {row["weight"]: (row, label) for row, label in zip(rows, labels, strict=True)}
+    for user, sequence in output.sequences().items():
+        for of in sequence:
+            row, label = by_weight[of["interaction_weight"]]
+            assert (row["user_id"], row["item_id"], row["timestamp"]) == (user, of["item_id"], of["timestamp"])
+            assert label == (VALIDATION if of["is_validation"] else TRAIN)
+        assert [of["timestamp"] for of in sequence] == sorted(of["timestamp"] for of in sequence)
+    for split, query in output.queries():
+        hidden = [EVAL] if split == VALIDATION else []
         past = Counter(
             row["item_id"]
-            for row in rows
-            if [row["user_id"]] == example["user_id"] and row["timestamp"] <= example["timestamp"]
+            for row, label in by_weight.values()
+            if [row["user_id"]] == query["user_id"] and row["timestamp"] <= query["timestamp"] and label not in hidden
         )
-        assert not Counter(example.get("history", ())) - past
+        assert not Counter(query.get("history", ())) - past
 
 
 def assert_as_the_oracle_says(rows: Rows, split: Split, modes: Sequence[str]) -> None:
-    """Runs the component on a table of ids, and compares every row with the definitions."""
+    """Runs the component on a table of ids, and compares every example with the definitions."""
     labels: list[str | None] = [] if isinstance(split, RandomSplit) else labels_of(rows, split)
     for mode in modes:
         world = small_world(rows, split=split, users=None, features=ONLY_IDS, evaluation={"history": mode})
         with tempfile.TemporaryDirectory() as folder:
             output = world.run(Path(folder))
-        if mode == "rolling":
-            # Rolling rows are one for one the interactions, so every interaction is in exactly one split.
-            found = {row["interaction_weight"]: name for name, row in output.queries()}
-            assert sorted(row["interaction_weight"] for _, row in output.queries()) == [row["weight"] for row in rows]
-            labels = labels or [found[row["weight"]] for row in rows]
-        assert actual(output) == expected(rows, labels, mode, MAX_LENGTH)
-        assert_point_in_time(output, rows)
+        if isinstance(split, RandomSplit) and not labels:
+            # What is in no sequence is eval's: the queries must ask for just that.
+            held = {of["interaction_weight"]: of["is_validation"] for s in output.sequences().values() for of in s}
+            names = {0: TRAIN, 1: VALIDATION, None: EVAL}
+            labels = [names[held.get(row["weight"])] for row in rows]
+        assert actual_sequences(output) == expected_sequences(rows, labels)
+        assert actual_queries(output) == expected_queries(rows, labels, mode)
+        assert_nothing_leaks(output, rows, labels)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +526,7 @@ def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str
     rng = np.random.default_rng(3)
     users = [*rng.integers(0, 5, 75), 5, 6, 6, 7, 7]
     rows = [
-        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=history.SPLITS[n % 3])
+        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=histories.SPLITS[n % 3])
         for n, user in enumerate(users)
     ]
     assert_as_the_oracle_says(rows, split, modes)
@@ -430,70 +535,12 @@ def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str
 @pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rows=rows_of_users, split=splits)
-def test_no_row_sees_its_future_in_any_small_table(rows: Rows, split: Split) -> None:
+def test_no_query_sees_its_future_in_any_small_table(rows: Rows, split: Split) -> None:
     assume(len({row["timestamp"] for row in rows}) > 2)
     try:
         assert_as_the_oracle_says(rows, split, ("rolling", "train"))
     except UserError as error:
         assert "split of" in str(error) and "is empty" in str(error)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    triples=st.lists(st.tuples(st.sampled_from("pqrs"), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=25),
-    mode=st.sampled_from(["train", "rolling"]),
-    max_length=st.integers(1, 6),
-)
-def test_one_users_rows_equal_the_oracle(triples: list[tuple[str, int, int]], mode: Any, max_length: int) -> None:
-    """Any assignment to splits, however it interleaves in time."""
-    rows = [interaction("u", item, time, n) for n, (item, time, _) in enumerate(triples)]
-    names: list[str | None] = [history.SPLITS[code] for *_, code in triples]
-    ordered = history.in_time_order([piece(rows[:3], 0, triples), piece(rows[3:], 3, triples)])
-    assert ordered.split is not None
-    found = Counter(
-        (
-            history.SPLITS[row.split],
-            float(ordered.weight[row.position]),
-            row.timestamp,
-            tuple(item.decode() for item in row.history),
-            row.history_age,
-            tuple(item.decode() for item in row.relevant),
-        )
-        for row in history.rows(ordered, ordered.split, max_length, mode)
-    )
-    assert found == expected(rows, names, mode, max_length)
-
-
-def piece(rows: Rows, start: int, triples: list[tuple[str, int, int]]) -> history.Interactions:
-    return history.Interactions(
-        timestamp=np.array([row["timestamp"] for row in rows], np.int64),
-        order=np.arange(start, start + len(rows)),
-        item=np.array([row["item_id"].encode() for row in rows], object),
-        weight=np.array([row["weight"] for row in rows], np.float32),
-        split=np.array([code for *_, code in triples[start : start + len(rows)]], np.int8),
-        context=None,
-    )
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    times=st.lists(st.integers(0, 30), min_size=3, max_size=60).filter(lambda times: len(set(times)) > 2),
-    shares=st.sampled_from([(0.1, 0.1), (0.3, 0.3), (0.05, 0.5), (0.45, 0.45)]),
-)
-def test_fraction_cutoffs_are_the_nearest_and_leave_no_split_empty(
-    times: list[int], shares: tuple[float, float]
-) -> None:
-    split = TemporalSplit(validation=shares[0], eval=shares[1])
-    different, counts = np.unique(times, return_counts=True)
-    found = history.fraction_cutoffs(different, counts, split)
-    before = {cut: sum(t < cut for t in times) for cut in different.tolist()}
-    best = brute_force_cuts(times, split)
-    # Two cut-offs can be equally near up to rounding.
-    for cut, oracle, share in zip(found, best, (1 - shares[0] - shares[1], 1 - shares[1]), strict=True):
-        if cut != oracle and found[1] == best[1]:
-            target = share * len(times)
-            assert abs(before[cut] - target) == pytest.approx(abs(before[oracle] - target))
-    assert different[0] < found[0] < found[1] <= different[-1]
 
 
 def test_time_histogram_beyond_its_limit_stays_within_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,13 +561,13 @@ def test_time_histogram_beyond_its_limit_stays_within_its_steps(monkeypatch: pyt
     width = int(np.gcd.reduce(np.diff(steps)))
     assert width & (width - 1) == 0
     np.testing.assert_array_equal(steps, np.unique(times // width) * width)
-    assert history.fraction_cutoffs(steps, counts, TemporalSplit())[1] == pytest.approx(
+    assert histories.fraction_cutoffs(steps, counts, TemporalSplit())[1] == pytest.approx(
         np.quantile(times, 0.9), abs=2 * width
     )
 
 
-def _at(times: np.ndarray) -> history.Interactions:
-    return history.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)), None, None)
+def _at(times: np.ndarray) -> histories.Interactions:
+    return histories.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)))
 
 
 def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
@@ -542,23 +589,15 @@ def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
     cut = world.run(tmp_path, world.settings(tmp_path))
 
     def membership(output: Output) -> Counter[tuple[Any, ...]]:
-        return Counter((name, *row["user_id"], *row["item_id"], row["timestamp"]) for name, row in output.queries())
+        found = Counter(
+            (VALIDATION if of["is_validation"] else TRAIN, user, of["item_id"], of["timestamp"])
+            for user, sequence in output.sequences().items()
+            for of in sequence
+        )
+        return found + Counter((EVAL, *q["user_id"], *q["relevant_items"], q["timestamp"]) for q in output.splits[EVAL])
 
     assert membership(whole) == membership(cut) and membership(cut).total() == 300
-    assert 0.04 < whole.count("rows_eval") / 300 < 0.16
-
-
-def test_random_split_draws_by_seed_user_and_row() -> None:
-    whole = _at(np.arange(5_000))
-    draws = [
-        history.assign(user, whole, RandomSplit(seed=seed, validation=0.2, eval=0.1), None)
-        for user, seed in ((b"a", 1), (b"b", 1), (b"a", 2))
-    ]
-    for codes in draws:
-        np.testing.assert_allclose(np.bincount(codes) / 5_000, [0.7, 0.2, 0.1], atol=0.02)
-    assert not (draws[0] == draws[1]).all() and not (draws[0] == draws[2]).all()
-    twice = _at(np.zeros(5_000, np.int64))
-    assert set(history.assign(b"a", twice, RandomSplit(), None)) == {0, 1, 2}
+    assert 0.04 < whole.count("interactions_eval") / 300 < 0.16
 
 
 # CSV, types and names.
@@ -611,15 +650,14 @@ def test_ids_and_times_of_any_type_mean_the_same(tmp_path: Path) -> None:
     )  # fmt: skip
     output = world.run(tmp_path, world.settings(tmp_path))
     for user in map(str, range(len(types))):
-        found = {row["timestamp"]: (split, row) for split, row in output.queries() if row["user_id"] == [user]}
-        assert [found[second][1]["item_id"] for second in seconds] == [["1"], ["2"], ["3"], ["4"]], user
-        assert found[seconds[3]] == (
-            EVAL,
+        sequence = output.sequences()[user]
+        assert [(of["item_id"], of["timestamp"]) for of in sequence] == list(zip("123", seconds, strict=False)), user
+        assert [query for query in output.splits[EVAL] if query["user_id"] == [user]] == [
             {
-                "user_id": [user], "item_id": ["4"], "timestamp": seconds[3], "interaction_weight": 1.0,
-                "relevant_items": ["4"], "history": ["1", "2", "3"], "history_age": float(seconds[3] - seconds[2]),
-            },
-        )  # fmt: skip
+                "user_id": [user], "timestamp": seconds[3], "relevant_items": ["4"], "history": ["1", "2", "3"],
+                "history_age": float(seconds[3] - seconds[2]),
+            }
+        ]  # fmt: skip
 
 
 def test_values_by_type() -> None:
@@ -706,7 +744,7 @@ def test_times_that_are_words_and_an_empty_split(tmp_path: Path) -> None:
         ({"interactions": 0}, RandomSplit(), r"tables\.interactions: .*interactions\.parquet has no rows"),
         ({"interactions_train": 0}, RandomSplit(), r"none of the 8 interactions has an item .* hold the same ids\?"),
         ({}, RandomSplit(), r"the validation split of 8 interactions is empty; .* raise split\.validation"),
-        ({"rows_train": 0}, RandomSplit(), r"the train split .* lower both fractions"),
+        ({"interactions_train": 0, "interactions_eval": 8}, RandomSplit(), r"the train split .* lower both fractions"),
         ({}, TemporalSplit(), r"the validation split .* needs three different times"),
         ({}, LeaveLastOutSplit(), r"no user has three interactions; choose another split\.strategy"),
         ({}, ColumnSplit(column="part"), r"write 'validation' into column 'part'"),
@@ -715,7 +753,7 @@ def test_times_that_are_words_and_an_empty_split(tmp_path: Path) -> None:
 def test_empty_tables_and_splits_name_their_fix(
     tmp_path: Path, counts: dict[str, int], split: Split, message: str
 ) -> None:
-    found = {"items": 4, "interactions": 8, "interactions_train": 8, "rows_train": 8, **counts}
+    found = {"items": 4, "interactions": 8, "interactions_train": 8, **counts}
     with pytest.raises(UserError, match=message):
         executor.Report(found, {}).raise_problems(small_world().settings(tmp_path), split)
 
@@ -768,6 +806,7 @@ def test_refused_writes_are_named(tmp_path: Path) -> None:
 
 
 def assert_refused(world: World, folder: Path, message: str) -> str:
+    folder.mkdir(exist_ok=True)
     with pytest.raises(UserError, match=message) as caught:
         world.run(folder)
     assert "\n" not in str(caught.value)
@@ -872,7 +911,7 @@ def test_fingerprint_follows_the_content_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_only_what_decides_the_examples_is_a_parameter(tmp_path: Path) -> None:
-    """Another embedding size, floor or k is no reason to run again; another history length is."""
+    """Another embedding size, floor, k or history length is no reason to run again; another slice is."""
     world = small_world()
 
     def parameter(features: dict[str, Any], evaluation: dict[str, Any], serving: dict[str, Any]) -> str:
@@ -884,9 +923,9 @@ def test_only_what_decides_the_examples_is_a_parameter(tmp_path: Path) -> None:
     first = parameter(FEATURES, EVALUATION, SERVING)
     wider = {key: [{**f} for f in value] for key, value in FEATURES.items()}
     wider["query"][0]["dimension"] = 7
-    assert parameter(wider, {**EVALUATION, "floors": {"mrr": 0.1}}, {**SERVING, "k": 500}) == first
     wider["query"][-2]["max_length"] = 8
-    assert parameter(wider, EVALUATION, SERVING) != first
+    assert parameter(wider, {**EVALUATION, "floors": {"mrr": 0.1}}, {**SERVING, "k": 500}) == first
+    assert parameter(FEATURES, {}, SERVING) != first
 
 
 class _FarAway(LocalFileSystem):
@@ -952,7 +991,7 @@ def test_movielens_100k(tmp_path: Path) -> None:
     assert (found.count("interactions"), found.count("items"), found.count("users")) == (100_000, 1_682, 943)
     assert found.count("unknown_items") == found.count("unknown_users") == 0
     total = sum(found.count(f"interactions_{name}") for name in (TRAIN, VALIDATION, EVAL))
-    assert (total, found.count("rows_eval")) == (100_000, 166)
+    assert (total, found.count("examples_eval")) == (100_000, 166)
     times = np.sort(pq.read_table(tmp_path / "interactions.parquet")["timestamp"].to_numpy())
     assert found.count("interactions_eval") == pytest.approx((times >= times[90_000]).sum(), abs=5)
     history_lengths = [len(row.get("history", ())) for row in found.splits[EVAL]]

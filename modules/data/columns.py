@@ -6,18 +6,16 @@ import datetime
 import decimal
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.interaction_example_gen.tables import Column
+from modules.data.examples import Value
+from modules.data.tables import Column
 from modules.settings import Slice
-
-Value = Union[bytes, list[bytes], float, int, None]
-"""One cell of an example; None when there is nothing to write."""
 
 UNKNOWN = b"unknown"
 """The slice of examples whose value is missing."""

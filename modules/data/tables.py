@@ -16,8 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from modules.errors import UserError
+from modules.data.examples import WEIGHT
 from modules.features import (
-    WEIGHT,
     Feature,
     Features,
     History,
@@ -66,7 +66,6 @@ class Wanted(Settings):
     """Key of the history; None when no feature reads it."""
     history_age: str | None
     """Key of its age; None when no feature reads it."""
-    max_length: int | None
     evaluation_history: Literal["train", "rolling"]
     slices: tuple[Slice, ...]
 
@@ -96,7 +95,6 @@ def wanted(tables: Tables, features: Features, evaluation: Evaluation, serving: 
         returned=tuple(dict.fromkeys(returned)),
         history=history.column if history else None,
         history_age=features.history_age.column if features.history_age else None,
-        max_length=history.max_length if history else None,
         evaluation_history=evaluation.history,
         slices=evaluation.slices,
     )

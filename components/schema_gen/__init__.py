@@ -1,0 +1,1 @@
+"""SchemaGen: the schema of examples whose splits hold different features, inferred from all of them."""
