@@ -9,8 +9,19 @@ from pydantic import Field, ValidationError, model_validator
 from modules.features import Settings
 
 
+RENAMED = {
+    "model.dropout": "model.mask_rate",
+    "model.id_dropout": "model.query_feature_dropout",
+    "model.linear_rank": "model.item_item_rank",
+    "model.linear_items": "model.item_item_items",
+    "model.trend": "model.popularity_lift",
+    "training.completion": "training.objective (masked_items, which was 1, or next_item, which was 0)",
+}
+"""Keys of older configurations → what they are called now, for the message that refuses them."""
+
+
 class Model(Settings):
-    """The two towers (modules/two_tower.py)."""
+    """The two towers (modules/towers)."""
 
     dimension: int = Field(256, ge=2)
     """Width of query and candidate vectors, and of the item id's embedding (instead of its feature's `dimension`)."""
@@ -20,24 +31,26 @@ class Model(Settings):
     """Hidden sizes of the dense layers on top of the candidate tower."""
     normalize: bool = False
     """L2-normalise both vectors (cosine instead of inner product); then a temperature below 1 is needed."""
-    dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
-    id_dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the other query features that are hidden in each training step, so that unknown users work."""
-    linear_rank: int = Field(256, ge=0)
-    """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
-    out. It needs a history."""
-    linear_items: int = Field(5_000, ge=2)
-    """The closed-form part covers this many of the most frequent items: its cost grows with their cube."""
-    trend: bool = True
-    """Lets validation choose how much counts what is taken up more now than in the long run."""
+    mask_rate: float = Field(0.3, ge=0, lt=1)
+    """Share of a history that is hidden in each training step; under `objective: masked_items` it is the target."""
+    query_feature_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of the other query features that are hidden in each training step, so that users without them work."""
+    item_item_rank: int = Field(256, ge=0)
+    """Dimensions of the low-rank item-item model that follow the learned ones (modules/item_item.py); 0 leaves it out.
+    It needs a history."""
+    item_item_items: int = Field(5_000, ge=2)
+    """The item-item model covers this many of the most frequent items: its cost grows with their cube."""
+    popularity_lift: bool = True
+    """Lets validation choose how much counts what is more popular now than in the long run."""
+    inactivity_gap: float = Field(86_400.0, gt=0)
+    """Seconds of inactivity after which a user counts half as coming back, half as in-session (`history_age`)."""
     diversity: float = Field(0.0, ge=0, le=1)
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""
 
 
 class Training(Settings):
-    """How the towers are fitted (modules/trainer.py)."""
+    """How the towers are fitted (modules/training)."""
 
     seed: int = 42
     epochs: int = Field(25, ge=1)
@@ -46,12 +59,12 @@ class Training(Settings):
     learning_rate: float = Field(1.5e-3, gt=0)
     weight_decay: float = Field(5.0, ge=0)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
-    completion: float = Field(1.0, ge=0, le=1)
-    """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
-    interaction's item from the history before it. Without a history feature all of it is the latter."""
+    objective: Literal["masked_items", "next_item"] = "masked_items"
+    """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest. next_item:
+    each interaction's item is to be found from the history before it; so it is always without a history feature."""
     locality: float = Field(0.5, ge=0)
-    """In completing a history the item d places away from a random one weighs (1 + d) ** −locality, as a target and as
-    part of the query; 0 treats the whole history alike."""
+    """Under masked_items the item d places away from a random one weighs (1 + d) ** −locality, as a target and as part
+    of the query; 0 treats the whole history alike."""
     user_exponent: float = Field(0.5, ge=0, le=1)
     """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. The smaller, the
     fewer steps an epoch has."""
@@ -88,8 +101,8 @@ class Tuner(Settings):
             "training.weight_decay": (2.0, 5.0, 10.0),
             "training.locality": (0.0, 0.5, 1.0),
             "training.user_exponent": (0.25, 0.5, 0.75),
-            "model.dropout": (0.2, 0.3, 0.5),
-            "model.id_dropout": (0.1, 0.3, 0.6),
+            "model.mask_rate": (0.2, 0.3, 0.5),
+            "model.query_feature_dropout": (0.1, 0.3, 0.6),
         }
     )
     """Key of `model` or `training` → values to try; the configured value is always among them."""
@@ -100,6 +113,8 @@ class Tuner(Settings):
             section, _, key = name.partition(".")
             kinds: dict[str, type[Settings]] = {"model": Model, "training": Training}
             kind = kinds.get(section)
+            if name in RENAMED:
+                raise ValueError(f"search: {name} is now {RENAMED[name]}")
             if kind is None or key not in kind.model_fields:
                 raise ValueError(f"search: {name!r} is no key of model or training")
             if not isinstance(getattr(kind(), key), (int, float)) or isinstance(getattr(kind(), key), bool):

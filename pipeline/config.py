@@ -285,7 +285,9 @@ def _in_words(error: ValidationError) -> str:
     mistakes = []
     for mistake in error.errors(include_url=False):
         path = ".".join(str(part) for part in mistake["loc"]) or "the file"
-        if mistake["type"] == "extra_forbidden":
+        if mistake["type"] == "extra_forbidden" and path in settings.RENAMED:
+            words = f"is now {settings.RENAMED[path]}; rename it"
+        elif mistake["type"] == "extra_forbidden":
             words = "unknown key; remove it or correct its name"
         elif mistake["type"] == "missing":
             words = "is missing"

@@ -55,6 +55,18 @@ def history_age_of(features: Sequence[Feature]) -> HistoryAge | None:
     return next((feature for feature in features if isinstance(feature, HistoryAge)), None)
 
 
+def newest_first(history: tf.RaggedTensor | tf.SparseTensor, max_length: int) -> tf.Tensor:
+    """Histories as a tower takes them, [B, max_length]: the newest item first, padded with 0.
+
+    Args:
+        history: Item ids, oldest first.
+        max_length: Older items are cut off.
+    """
+    if isinstance(history, tf.SparseTensor):
+        history = tf.RaggedTensor.from_sparse(history)
+    return history[:, ::-1].to_tensor(default_value=0, shape=[None, max_length])
+
+
 class FeatureTerms(tf_keras.layers.Layer):
     """Σ over features of (embedding or number) · matrix: [B, width]; a missing value adds nothing."""
 

@@ -16,21 +16,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules.data import histories
-from modules.features import (
-    HELD_OUT,
-    LABEL,
-    RELEVANT,
-    SEQUENCE_PREFIX,
-    TIME,
-    USER,
-    WEIGHT,
-    Columns,
-    Features,
-    HistoryAge,
-    Log1p,
-    Normalized,
-    Vocabulary,
-)
+from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, TRAIN, USER, VALIDATION, WEIGHT
+from modules.features import Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import cardinality, item_frequency
 from modules.settings import Model, Training
 from modules.towers.masking import closeness, mask_items, mask_next
@@ -347,22 +334,21 @@ def queries_of(
         sequences: `is_validation` says what is asked for.
         mode: `evaluation.history`.
     """
-    split = np.where(sequences.is_validation, histories.SPLITS.index("validation"), histories.SPLITS.index("train"))
-    users = np.flatnonzero(np.add.reduceat(sequences.is_validation, sequences.offsets[:-1])) if len(sequences) else []
-    users = np.random.default_rng(specification.training.seed).permutation(users)[:MAX_QUERIES]
+    train, validation = histories.SPLITS.index(TRAIN), histories.SPLITS.index(VALIDATION)
+    split = np.where(sequences.is_validation, validation, train)
+    asking = np.unique(sequences.owner[sequences.is_validation])
     place, of_user, ages = [], [], []
     seen: list[np.ndarray] = []
     relevant: list[np.ndarray] = []
-    for user in np.sort(users):
-        start, end = sequences.offsets[user], sequences.offsets[user + 1]
-        of_split = histories.SPLITS.index("validation")
-        own = slice(start, end)
-        for query in histories.queries(sequences.times[own], sequences.items[own], split[own], of_split, mode):
+    for user in np.sort(np.random.default_rng(specification.training.seed).permutation(asking)[:MAX_QUERIES]):
+        start = sequences.offsets[user]
+        own = slice(start, sequences.offsets[user + 1])
+        for query in histories.queries(sequences.times[own], sequences.items[own], split[own], validation, mode):
             place.append(start + query.position)
             of_user.append(user)
             ages.append(query.age or 0)
-            seen.append(sequences.items[start + np.asarray(query.history, np.int64)])
-            relevant.append(sequences.items[start + np.asarray(query.relevant, np.int64)])
+            seen.append(sequences.items[own][query.history])
+            relevant.append(sequences.items[own][query.relevant])
     features = {key: values[of_user] for key, values in sequences.features.items()}
     features |= {key: values[place] for key, values in sequences.context.items()}
     if specification.features.history_age is not None:
