@@ -3,16 +3,16 @@
 A query is one eval example. Its ranking is what the servable's `evaluate` signature answers: R items, best first, none
 of which is in the example's history. Its relevant items are `relevant_items` without those of the history, since an
 answer can never hold those; a query that has none left is skipped. Every metric is the mean over the queries of a slice
-(macro average), except coverage, which is about all of them together. `metric_names` in modules/settings.py lists the
-names; here are two more: `queries`, the number of queries that counted, and `ndcg_lift@k`, which the popularity gate
-looks at.
+(macro average), except coverage, which is about all of them together. modules/metrics.py has the formulas, and
+`metric_names` in modules/settings.py lists the names; here are two more: `queries`, the number of queries that counted,
+and `ndcg_lift@k`, which the popularity gate looks at.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from tensorflow_model_analysis.metrics import metric_types
 from tensorflow_model_analysis.proto import config_pb2
 from tensorflow_model_analysis.utils import util
 
+from modules import metrics
 from modules.data.examples import RELEVANT, SLICE_PREFIX
 from modules.settings import Evaluation
 
@@ -41,68 +42,9 @@ _LIFT = "ndcg_lift"
 _NEVER_ZERO = 1e-12
 
 
-# The metrics of one query. hits [R] is 1.0 where the ranking holds a relevant item; k [N] are the cut-offs.
-
-
-def hits(ranking: Sequence[bytes], relevant: Iterable[bytes]) -> np.ndarray:
-    """1.0 where an item of the ranking is relevant, [R]; an item that comes twice counts once."""
-    left = set(relevant)
-    result = np.zeros(len(ranking))
-    for rank, item in enumerate(ranking):
-        if item in left:
-            left.remove(item)
-            result[rank] = 1.0
-    return result
-
-
-def recall(hits: np.ndarray, relevant: int, k: np.ndarray) -> np.ndarray:
-    """recall@k = |top k ∩ relevant| / |relevant|, [N]."""
-    return _sum_of_first(hits, k) / relevant
-
-
-def precision(hits: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """precision@k = |top k ∩ relevant| / k, [N]; places that the ranking leaves empty count as misses."""
-    return _sum_of_first(hits, k) / k
-
-
-def hit_rate(hits: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """hit_rate@k = 1 when a relevant item is in the top k, else 0, [N]."""
-    return (_sum_of_first(hits, k) > 0).astype(float)
-
-
-def ndcg(hits: np.ndarray, relevant: int, k: np.ndarray) -> np.ndarray:
-    """ndcg@k = DCG@k / IDCG@k with DCG@k = Σ hits[i] / log2(i + 1) over places i = 1 … k, [N].
-
-    IDCG@k is the DCG of the best possible ranking: min(k, |relevant|) hits in the first places. Järvelin and
-    Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002, with binary gains.
-    """
-    ideal = np.minimum(k, relevant)
-    return _sum_of_first(hits * _discount(len(hits)), k) / _sum_of_first(_discount(int(ideal.max())), ideal)
-
-
-def mrr(hits: np.ndarray) -> float:
-    """mrr = 1 / place of the first relevant item, 0 when none is in the ranking (so it is MRR at R)."""
-    places = np.flatnonzero(hits)
-    return 1.0 / (places[0] + 1) if len(places) else 0.0
-
-
-def popular_share(head: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """popular_share@k = share of the top k that is among the catalogue's most popular 10 %, [N]; NaN for no items."""
-    count = np.minimum(k, len(head))
-    return np.divide(_sum_of_first(head, k), count, out=np.full(len(k), math.nan), where=count > 0)
-
-
-def _sum_of_first(values: np.ndarray, k: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(values)])[np.minimum(k, len(values))]
-
-
-def _discount(size: int) -> np.ndarray:
-    return 1.0 / np.log2(np.arange(2, size + 2))
-
-
 @dataclass(frozen=True)
-class Query:
-    """What one example adds to each of its slices."""
+class Measured:
+    """What one query adds to each of its slices."""
 
     values: np.ndarray
     """[M] float: `mean_names` in order; NaN where the query does not count."""
@@ -112,7 +54,7 @@ class Query:
 
 
 def mean_names(k: Sequence[int]) -> list[str]:
-    """The metrics that are means over queries, in the order of `Query.values`."""
+    """The metrics that are means over queries, in the order of `Measured.values`."""
     per_k = ("recall", "precision", "ndcg", "hit_rate", "popular_ndcg", "popular_recall", _LIFT,
              "recall_with_seen", "precision_with_seen", "popular_share")  # fmt: skip
     return ["mrr", *(f"{name}@{at}" for name in per_k for at in k)]
@@ -120,7 +62,7 @@ def mean_names(k: Sequence[int]) -> list[str]:
 
 def measure(
     outputs: dict[str, np.ndarray], relevant: Iterable[bytes], history: Iterable[bytes], k: Sequence[int]
-) -> Query:
+) -> Measured:
     """Measures one query.
 
     Args:
@@ -129,26 +71,38 @@ def measure(
         history: The items seen before.
         k: The cut-offs, rising.
     """
-    at = np.asarray(k)
     everything = {item for item in relevant if item}
     unseen = everything - set(history)
     ranking = _items(outputs["classes"])
 
-    nothing = np.full(len(at), math.nan)
-    reciprocal, new, popular, with_seen = math.nan, [nothing] * 4, [nothing] * 3, [nothing] * 2
+    def at_cutoffs(metric: Callable[..., np.ndarray], hits: np.ndarray, *relevant: np.ndarray) -> np.ndarray:
+        return np.concatenate([metric(hits[:, :at], *relevant) for at in k])
+
+    def hits(ranking: Sequence[bytes], relevant: set[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        return metrics.hits(ranking, relevant, max(*k, len(ranking)))[np.newaxis], np.array([len(relevant)])
+
+    nothing = np.full(len(k), math.nan)
+    reciprocal, new, popular, with_seen = np.array([math.nan]), [nothing] * 4, [nothing] * 3, [nothing] * 2
     if unseen:
-        ours = hits(ranking, unseen)
-        theirs = hits(_items(outputs["popular"]), unseen)
-        reciprocal = mrr(ours)
-        new = [recall(ours, len(unseen), at), precision(ours, at), ndcg(ours, len(unseen), at), hit_rate(ours, at)]
-        popular_ndcg = ndcg(theirs, len(unseen), at)
-        popular = [popular_ndcg, recall(theirs, len(unseen), at), new[2] - popular_ndcg]
+        ours, count = hits(ranking, unseen)
+        theirs, _ = hits(_items(outputs["popular"]), unseen)
+        reciprocal = metrics.mrr(ours)
+        ndcg = at_cutoffs(metrics.ndcg, ours, count)
+        new = [
+            at_cutoffs(metrics.recall, ours, count),
+            at_cutoffs(metrics.precision, ours),
+            ndcg,
+            at_cutoffs(metrics.hit_rate, ours),
+        ]
+        popular_ndcg = at_cutoffs(metrics.ndcg, theirs, count)
+        popular = [popular_ndcg, at_cutoffs(metrics.recall, theirs, count), ndcg - popular_ndcg]
     if everything:
-        all_hits = hits(_items(outputs["classes_with_seen"]), everything)
-        with_seen = [recall(all_hits, len(everything), at), precision(all_hits, at)]
-    share = popular_share(np.asarray(outputs["head"], float).ravel()[: len(ranking)], at)
-    return Query(
-        values=np.concatenate([[reciprocal], *new, *popular, *with_seen, share]),
+        all_hits, count = hits(_items(outputs["classes_with_seen"]), everything)
+        with_seen = [at_cutoffs(metrics.recall, all_hits, count), at_cutoffs(metrics.precision, all_hits)]
+    head = np.asarray(outputs["head"], float).reshape(1, -1)
+    share = at_cutoffs(metrics.popular_share, head, np.array([len(ranking)]))
+    return Measured(
+        values=np.concatenate([reciprocal, *new, *popular, *with_seen, share]),
         items=ranking,
         catalogue_size=float(np.asarray(outputs["catalogue_size"]).ravel()[0]),
     )
@@ -197,7 +151,7 @@ class _Measure(metric_types.Preprocessor):
         super().__init__(name=f"measure:{model}")
         self._k, self._history, self._model = k, history, model
 
-    def process(self, extracts: tfma.types.Extracts) -> Iterator[Query]:
+    def process(self, extracts: tfma.types.Extracts) -> Iterator[Measured]:
         standard = util.StandardExtracts(extracts)
         yield measure(
             standard.get_predictions(model_name=self._model),
@@ -231,7 +185,7 @@ class _Average(beam.CombineFn):
     def create_accumulator(self) -> _Sums:
         return _Sums(np.zeros(len(self._names)), np.zeros(len(self._names)))
 
-    def add_input(self, sums: _Sums, query: Query) -> _Sums:
+    def add_input(self, sums: _Sums, query: Measured) -> _Sums:
         counts = ~np.isnan(query.values)
         sums.totals += np.where(counts, query.values, 0.0)
         sums.counts += counts
@@ -255,10 +209,9 @@ class _Average(beam.CombineFn):
         # A slice without any query that counts has no mean.
         means = np.divide(sums.totals, sums.counts, out=np.full(len(self._names), math.nan), where=sums.counts > 0)
         result = {name: float(mean) or _NEVER_ZERO for name, mean in zip(self._names, means, strict=True)}
-        ranks = np.fromiter(sums.best_rank.values(), int, len(sums.best_rank))
         for at in self._k:
-            # coverage@k = |union of the top k of all queries| / |catalogue|
-            result[f"coverage@{at}"] = float((ranks < at).sum() / max(sums.catalogue_size, 1.0)) or _NEVER_ZERO
+            share = metrics.coverage(sums.best_rank.values(), at, sums.catalogue_size)
+            result[f"coverage@{at}"] = share or _NEVER_ZERO
         result[_QUERIES] = float(sums.counts[0])
         return {_key(name, self._model): value for name, value in result.items()}
 
@@ -321,13 +274,13 @@ def read_metrics(evaluation_uri: str, baseline: bool = False) -> dict[str, dict[
     wanted = {tfma.BASELINE_KEY} if baseline else {"", tfma.CANDIDATE_KEY}
     result: dict[str, dict[str, float]] = {}
     for of_slice in tfma.load_metrics(evaluation_uri):
-        metrics = {
+        values = {
             pair.key.name: _number(pair.value.double_value.value)
             for pair in of_slice.metric_keys_and_values
             if pair.key.model_name in wanted and not pair.key.is_diff
         }
-        if metrics:
-            result[_slice_name(of_slice.slice_key)] = metrics
+        if values:
+            result[_slice_name(of_slice.slice_key)] = values
     return dict(sorted(result.items(), key=lambda item: (item[0] != OVERALL, item[0])))
 
 

@@ -25,10 +25,12 @@ from modules import linear
 from modules.errors import UserError
 from modules.features import LABEL, TIME, USER, WEIGHT, Columns, Features, HistoryAge, Log1p, Normalized, Vocabulary
 from modules.preprocessing import Preprocessor, cardinality, item_frequency
+from modules.servable import embedding
 from modules.settings import Model, Training
+from modules.towers.layout import VectorLayout
 from modules.two_tower import COMPLETION, NEXT, TwoTower, is_item_id, query_inputs
 from modules.validation import Blend, Judge, Queries
-from modules.warm_start import SPECIFICATION, Start
+from modules.warm_start import Start, fitted_variables
 
 _PROGRESS = logging.getLogger("twotower.progress")
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
@@ -144,11 +146,6 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
-    # Items are alike by what was learned of them: not by popularity, trend or the closed form's axes.
-    learned = problem.model.dimension - (0 if problem.model.normalize else 1)
-    width = int(model.candidate_vectors(tf.constant([0])).shape[1])
-    module.similarity = tf.Variable((np.arange(width) < learned).astype(np.float32), trainable=False)
-    setattr(module, SPECIFICATION, tf.Variable(problem.features.model_dump_json(), trainable=False))
     module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -163,7 +160,9 @@ def export(model: TwoTower, problem: Problem, tft_output: tft.TFTransformOutput,
         "query_embedding": tf.function(query_embedding).get_concrete_function(**query.signature()),
         "candidate_embedding": tf.function(candidate_embedding).get_concrete_function(**candidate.signature()),
     }
-    tf.saved_model.save(module, directory, signatures)
+    layout = VectorLayout.of(problem.model, model.query_tower.linear_rank)
+    fitted = fitted_variables(problem.features, problem.columns, model)
+    embedding.save(module, signatures, directory, problem.features, layout, fitted)
 
 
 def read_rows(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> Rows:

@@ -254,10 +254,8 @@ def _similar(options: argparse.Namespace) -> int:
 
 
 def _check_k(k: int, recommender: Any) -> None:
-    if not 1 <= k <= recommender.servable["k"]:
-        raise UserError(
-            f"--k {k}: the model answers with 1 to {recommender.servable['k']} items; raise serving.k and run"
-        )
+    if not 1 <= k <= recommender.contract.k:
+        raise UserError(f"--k {k}: the model answers with 1 to {recommender.contract.k} items; raise serving.k and run")
 
 
 def _show(options: argparse.Namespace, answer: Sequence[Any], version: int, note: str) -> int:
@@ -335,7 +333,7 @@ def _update_index(options: argparse.Namespace) -> int:
             changed, config.split, tables.wanted(changed, config.features, config.evaluation, config.serving)
         )
     with local_runner.captured_output(os.devnull):
-        from components.scann_index_builder import update
+        from modules.servable import update
 
         new = update.NewItems({})
         if plan is not None:

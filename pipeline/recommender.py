@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,6 +18,7 @@ from modules.data import columns, histories, tables
 from modules.data.histories import Interactions
 from modules.errors import UserError
 from modules.features import MISSING_TIMESTAMP, Feature, History, HistoryAge, Timestamp, dtype, is_list
+from modules.servable.contract import load, read_servable
 from pipeline.config import Config
 
 BATCH = 256
@@ -74,15 +74,9 @@ class Recommender:
         self._plan = tables.check_tables(
             config.tables, config.split, config.features, config.evaluation, config.serving
         )
-        # TensorFlow takes seconds to import; whoever asked for a model that is not there need not wait for it.
-        import tensorflow as tf
-
         path = os.path.join(destination, newest)
-        with open(os.path.join(path, "assets.extra", "servable.json"), encoding="utf-8") as file:
-            self.servable = json.load(file)
-        if self.servable["layer"] == "scann":
-            import scann  # noqa: F401  (registers its TensorFlow ops)
-        self._model = tf.saved_model.load(path)
+        self.contract = read_servable(path)
+        self._model = load(path)
         self._features = {f.column: f for f in config.features.query}
         wanted = self._model.signatures["serving_default"].structured_input_signature[1]
         unknown = sorted(set(wanted) - set(self._features))
@@ -175,8 +169,8 @@ class Recommender:
         Raises:
             UserError: k is larger than the model's answers, or the file cannot be written.
         """
-        if not 1 <= k <= self.servable["k"]:
-            raise UserError(f"--k {k}: version {self.version} answers with 1 to {self.servable['k']} items; "
+        if not 1 <= k <= self.contract.k:
+            raise UserError(f"--k {k}: version {self.version} answers with 1 to {self.contract.k} items; "
                             "raise serving.k and run again for more")  # fmt: skip
         partial = f"{path}.partial"
         count = 0

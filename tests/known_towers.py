@@ -8,7 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from modules.features import Columns, Features
-from modules.servable import Catalogue
+from modules.servable import embedding
+from modules.servable.catalogue import EmbeddedCatalogue
+from modules.servable.contract import EmbeddingContract, ServableContract, read_embedding
+from modules.servable.embedding import Embedding
+from modules.settings import Serving
+from modules.towers.layout import Dimensions, VectorLayout
 
 COLUMNS = Columns(user="user_id", item="item_id", timestamp="timestamp")
 FEATURES = Features.model_validate(
@@ -22,6 +27,8 @@ FEATURES = Features.model_validate(
 )
 GENRES = ("Action", "Comedy", "Drama", "Très rare")
 DIMENSION = 8
+_ALL, _NONE = Dimensions(0, DIMENSION), Dimensions(DIMENSION, DIMENSION)
+LAYOUT = VectorLayout(learned=_ALL, item_item=_NONE, lift=_NONE, discount=_NONE, similarity=_ALL)
 
 
 class World:
@@ -54,8 +61,8 @@ class World:
         known = [self.item_vectors[self.items.index(i)] for i in history if i in self.items][-3:]
         return (vector + np.mean(known, axis=0) if known else vector).astype(np.float32)
 
-    def catalogue(self) -> Catalogue:
-        return Catalogue(
+    def catalogue(self) -> EmbeddedCatalogue:
+        return EmbeddedCatalogue(
             self.items,
             self.item_vectors,
             self.popularity,
@@ -76,13 +83,40 @@ class World:
         assets = path.parent / f"{path.name}-assets"
         assets.mkdir(parents=True)
         model = _Towers(self, assets)
-        tf.saved_model.save(
-            model, str(path), signatures={"query_embedding": model.query, "candidate_embedding": model.candidate}
-        )
+        signatures = {"query_embedding": model.query, "candidate_embedding": model.candidate}
+        embedding.save(model, signatures, str(path), FEATURES, LAYOUT, {"item vectors/all": model.item_vectors})
         for file in assets.iterdir():
             file.unlink()
         assets.rmdir()
         return str(path)
+
+
+def load_embedding(path: str) -> Embedding:
+    return Embedding(tf.saved_model.load(path), read_embedding(path))
+
+
+def contract(
+    embedding: EmbeddingContract, serving: Serving, catalogue_size: int, **changes: object
+) -> ServableContract:
+    """What a servable over these towers says of itself; by default one that searches exactly."""
+    values = {
+        "model": "films",
+        "k": serving.k,
+        "evaluation_k": 10,
+        "layer": "stock",
+        "strategy": "exact",
+        "partitions_to_search": 1,
+        "reorder": 1,
+        "catalogue_size": catalogue_size,
+        "dimension": DIMENSION,
+        "query_columns": ("user_id", "history"),
+        "history_column": "history",
+        "exclude_history": serving.exclude_history,
+        "return_columns": serving.return_columns,
+        "filter_columns": serving.filter_columns,
+        "embedding": embedding,
+    }
+    return ServableContract(**(values | changes))
 
 
 class _Towers(tf.Module):
@@ -91,7 +125,7 @@ class _Towers(tf.Module):
         self._users = _table(assets / "users.txt", world.users)
         self._items = _table(assets / "items.txt", world.items)
         self._user_vectors = tf.Variable(np.vstack([world.user_vectors, np.full((1, DIMENSION), 0.1, np.float32)]))
-        self._item_vectors = tf.Variable(np.vstack([world.item_vectors, np.zeros((1, DIMENSION), np.float32)]))
+        self.item_vectors = tf.Variable(np.vstack([world.item_vectors, np.zeros((1, DIMENSION), np.float32)]))
         self._popularity = tf.Variable(np.append(world.popularity, np.float32(0)))
         self._unknown = {"user": len(world.users), "item": len(world.items)}
 
@@ -105,7 +139,7 @@ class _Towers(tf.Module):
         # Most recent known items: the ragged rows keep their order, oldest first.
         rows = self._items.lookup(history)
         known = tf.ragged.boolean_mask(rows, rows >= 0)[:, -3:]
-        vectors = tf.reduce_mean(tf.gather(self._item_vectors, known), axis=1)
+        vectors = tf.reduce_mean(tf.gather(self.item_vectors, known), axis=1)
         mean = tf.where(tf.math.is_nan(vectors), 0.0, vectors)
         users = self._users.lookup(user_id)
         users = tf.where(users < 0, tf.cast(self._unknown["user"], tf.int64), users)
@@ -123,7 +157,7 @@ class _Towers(tf.Module):
         # The genres are read, as a real tower does, but do not matter.
         ignored = 0.0 * tf.cast(tf.shape(genres)[1], tf.float32)
         return {
-            "embedding": tf.gather(self._item_vectors, rows) + ignored,
+            "embedding": tf.gather(self.item_vectors, rows) + ignored,
             "popularity": tf.gather(self._popularity, rows),
         }
 

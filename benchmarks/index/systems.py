@@ -49,13 +49,13 @@ class _TensorFlow(System):
     def _trace(self, index: Any) -> None:
         import tensorflow as tf
 
-        from modules.retrieval import Effort as LayerEffort
+        from modules.retrieval.top_k import SearchParameters
 
         self._index = index
         number = tf.TensorSpec([], tf.int32)
         signature = [tf.TensorSpec([None, self.dimension]), tf.TensorSpec([None, None], tf.int32), number, number]
         self._search = tf.function(
-            lambda q, e, leaves, reorder: index.search(q, self.k, e, effort=LayerEffort(leaves, reorder))[1],
+            lambda q, e, leaves, reorder: index.search(q, self.k, e, parameters=SearchParameters(leaves, reorder))[1],
             input_signature=signature,
             autograph=False,
         ).get_concrete_function()
@@ -75,9 +75,9 @@ class _TensorFlow(System):
 
 class BruteForce(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
-        from modules import retrieval
+        from modules.retrieval import brute_force
 
-        self._trace(retrieval.BruteForce(vectors))
+        self._trace(brute_force.BruteForce(vectors))
 
     def efforts(self) -> Efforts:
         yield [(1, 1)]
@@ -94,7 +94,7 @@ def spherical() -> bool:
 
 
 def _train_tree(vectors: np.ndarray) -> Any:
-    from modules.retrieval import train_scann
+    from modules.retrieval.scann import train_scann
 
     return train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
 
@@ -110,9 +110,9 @@ def _tree_efforts(size: int, k: int) -> Efforts:
 
 class Stock(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
-        from modules import retrieval
+        from modules.retrieval.tree import Tree
 
-        self._trace(retrieval.Tree(vectors, _train_tree(vectors)))
+        self._trace(Tree(vectors, _train_tree(vectors).partitions))
 
     def efforts(self) -> Efforts:
         # It scores exactly at once: there is nothing to reorder.
@@ -121,9 +121,10 @@ class Stock(_TensorFlow):
 
 class ScannOp(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
-        from modules import retrieval
+        from modules.retrieval.scann import Scann
+        from modules.retrieval.top_k import SearchParameters
 
-        self._trace(retrieval.Scann(_train_tree(vectors), retrieval.Effort()))
+        self._trace(Scann(_train_tree(vectors), SearchParameters()))
 
     def efforts(self) -> Efforts:
         return _tree_efforts(self.size, self.k)
@@ -133,7 +134,7 @@ class ScannPybind(System):
     def build(self, vectors: np.ndarray) -> None:
         from scann.scann_ops.py import scann_ops_pybind
 
-        from modules.retrieval import hashing_settings, tree_settings
+        from modules.retrieval.scann import hashing_settings, tree_settings
 
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product")
         builder = builder.tree(**tree_settings(len(vectors), partitions(len(vectors))), spherical=spherical())

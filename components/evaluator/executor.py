@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from tfx.utils import io_utils, path_utils, proto_utils
 from components.baseline_resolver.versions import VERSION_PROPERTY
 from components.evaluator import summary
 from modules import evaluation
+from modules.servable import contract
 
 # Queries that a baseline must answer before it is compared with.
 _TRIAL_SIZE = 8
@@ -42,7 +42,7 @@ class Executor(stock.Executor):
             output_dict: As for the stock executor.
             exec_properties: As for the stock executor; eval_config is that of modules/evaluation.py.
         """
-        _register_ops(_servable(input_dict[keys.MODEL_KEY]))
+        contract.register(contract.custom_ops(_servable(input_dict[keys.MODEL_KEY])))
         version, note = "", "no baseline"
         if input_dict.get(keys.BASELINE_MODEL_KEY):
             note = self.WhyNotComparable(input_dict, exec_properties)
@@ -74,7 +74,7 @@ class Executor(stock.Executor):
             return "nothing has been pushed yet"
         pushed = f"version {_version(input_dict[keys.BASELINE_MODEL_KEY])} in the push destination"
         try:
-            _register_ops(path)
+            contract.register(contract.custom_ops(path))
             model = tf.saved_model.load(path)
             if evaluation.SIGNATURE not in model.signatures:
                 return f"{pushed} has no `{evaluation.SIGNATURE}` signature"
@@ -96,13 +96,6 @@ def _servable(artifacts: list[types.Artifact]) -> str:
 
 def _version(artifacts: list[types.Artifact]) -> str:
     return artifact_utils.get_single_instance(artifacts).get_string_custom_property(VERSION_PROPERTY)
-
-
-def _register_ops(servable: str) -> None:
-    """ScaNN's ops must be known before a servable of the `scann` layer is loaded; others do without the import."""
-    with fileio.open(os.path.join(servable, "saved_model.pb"), "rb") as file:
-        if b"Scann>" in file.read():
-            importlib.import_module("scann")
 
 
 def _some_queries(input_dict: dict[str, list[types.Artifact]]) -> list[bytes]:

@@ -13,7 +13,7 @@ from modules.settings import Evaluation, Index, Serving
 
 
 class IndexReport(artifact.Artifact):
-    """What was tried and chosen, recall, latency, size: `report.json` (tuning.py) and `frontier.svg` (plot.py)."""
+    """What was tried and chosen, recall, latency, size: `report.json` and `frontier.svg` (modules/retrieval)."""
 
     TYPE_NAME = "twotower.IndexReport"
 

@@ -21,14 +21,17 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.scann_index_builder import plot, tuning
-from components.scann_index_builder.tuning import Queries
-from modules import servable
 from modules.data.examples import CATALOGUE, EVAL, VALIDATION
 from modules.errors import UserError
 from modules.features import Columns, Features
 from modules.preprocessing import requests_from_examples
-from modules.servable import Catalogue, Description, Servable
+from modules.retrieval import plot, tuning
+from modules.retrieval.tuning import QuerySample
+from modules.servable import signatures, warmup
+from modules.servable.catalogue import EmbeddedCatalogue, check, joined, values
+from modules.servable.contract import ServableContract, read_embedding
+from modules.servable.embedding import Embedding, candidate_requests
+from modules.servable.signatures import ServableModule
 from modules.settings import Evaluation, Index, Serving
 
 MODEL_KEY, EXAMPLES_KEY = "model", "examples"
@@ -75,32 +78,33 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Args:
             input_dict: `model` (the Trainer's export) and `examples` (splits catalogue, validation and eval).
-            output_dict: `servable` (SavedModel under Format-Serving) and `report` (`tuning.Report` as JSON).
+            output_dict: `servable` (SavedModel under Format-Serving) and `report` (`tuning.IndexTuningReport` as JSON).
             exec_properties: JSON of the settings, the model's name, and a stamp of the code.
 
         Raises:
-            UserError: The catalogue cannot be served (`servable.check`), or a split has no examples.
+            UserError: The catalogue cannot be served (`catalogue.check`), a split has no examples, or the model was
+                exported under another contract.
         """
         settings = _Settings.of(exec_properties)
         model_path = path_utils.serving_model_path(artifact_utils.get_single_uri(input_dict[MODEL_KEY]))
         examples = input_dict[EXAMPLES_KEY]
         try:
             catalogue = self.EmbedCatalogue(examples, model_path, settings)
-            servable.check(catalogue, settings.features, settings.serving)
-            model = _load(model_path)
+            check(catalogue, settings.features, settings.serving)
+            embedding = _load(model_path)
             records = {split: _sample(examples, split) for split in (VALIDATION, EVAL)}
-            queries = {split: _queries(model, r, catalogue, settings) for split, r in records.items()}
-            index, effort, report = tuning.build_index(
+            queries = {split: _queries(embedding, r, catalogue, settings) for split, r in records.items()}
+            index, parameters, report = tuning.build_index(
                 catalogue.vectors, queries[VALIDATION], queries[EVAL], settings.index, settings.serving.k
             )
-            description = Description(
+            contract = ServableContract(
                 model=exec_properties[NAME_KEY],
                 k=settings.serving.k,
                 evaluation_k=max(settings.evaluation.k),
                 layer=report.chosen.layer,
                 strategy=report.chosen.strategy,
-                partitions_to_search=effort.partitions_to_search,
-                reorder=effort.reorder,
+                partitions_to_search=parameters.partitions_to_search,
+                reorder=parameters.reorder,
                 catalogue_size=len(catalogue.item_ids),
                 dimension=report.dimension,
                 query_columns=tuple(f.column for f in settings.features.query),
@@ -108,18 +112,18 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 exclude_history=settings.serving.exclude_history,
                 return_columns=settings.serving.return_columns,
                 filter_columns=settings.serving.filter_columns,
-                signatures={},
+                embedding=embedding.contract,
             )
             items = _sample(examples, CATALOGUE, at_most=32)
-            warmup = servable.warmup_requests(
+            requests = warmup.requests(
                 catalogue, settings.features, settings.serving, settings.columns.item, records[EVAL], items
             )
             path = path_utils.serving_model_dir(artifact_utils.get_single_uri(output_dict[SERVABLE_KEY]))
             with tempfile.TemporaryDirectory() as assets:
-                built = Servable(
-                    model, catalogue, index, settings.features, settings.serving, max(settings.evaluation.k), assets
+                servable = ServableModule(
+                    embedding, catalogue, index, settings.features, settings.serving, max(settings.evaluation.k), assets
                 )
-                servable.save(built, path, description, warmup)
+                signatures.save(servable, path, contract, requests)
         finally:
             # Runs of a whole pipeline share one process.
             _load.cache_clear()
@@ -132,7 +136,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         report_artifact.set_int_custom_property("target_met", int(report.target_met))
         logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
 
-    def EmbedCatalogue(self, examples: list[types.Artifact], model_path: str, settings: _Settings) -> Catalogue:
+    def EmbedCatalogue(self, examples: list[types.Artifact], model_path: str, settings: _Settings) -> EmbeddedCatalogue:
         """Every item of the catalogue split with its vector, in the order of popularity."""
         folder = os.path.join(self._get_tmp_dir(), "embedded_catalogue")
         embed = _Embed(model_path, settings.features, settings.columns.item, settings.serving)
@@ -162,7 +166,7 @@ class _Embed(beam.DoFn):
         self._serving = serving
 
     def setup(self) -> None:
-        self._model = _load(self._model_path)
+        self._embedding = _load(self._model_path)
 
     def schema(self) -> pa.Schema:
         return pa.schema(
@@ -172,37 +176,38 @@ class _Embed(beam.DoFn):
         )
 
     def process(self, batch: list[bytes]) -> Iterator[pa.Table]:
-        requests = servable.candidate_requests(tf.constant(batch, tf.string), self._features, self._item_column)
-        embedded = self._model.signatures["candidate_embedding"](**requests)
+        requests = candidate_requests(tf.constant(batch, tf.string), self._features, self._item_column)
+        embedded = self._embedding.candidate(**requests)
         examples = [tf.train.Example.FromString(record) for record in batch]
         columns: list[Any] = [
-            [servable.joined(servable.values(example, self._item_column)) for example in examples],
+            [joined(values(example, self._item_column)) for example in examples],
             [vector.tobytes() for vector in embedded["embedding"].numpy()],
             embedded["popularity"].numpy(),
         ]
-        columns += [[servable.joined(servable.values(e, c)) for e in examples] for c in self._serving.return_columns]
-        columns += [[servable.values(e, c) for e in examples] for c in self._serving.filter_columns]
+        columns += [[joined(values(e, c)) for e in examples] for c in self._serving.return_columns]
+        columns += [[values(e, c) for e in examples] for c in self._serving.filter_columns]
         schema = self.schema()
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         yield pa.Table.from_arrays(arrays, schema=schema)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model_path: str) -> Any:
+def _load(model_path: str) -> Embedding:
     """The embedding model, once per process: Beam's in-process runner and the rest of the executor share it."""
-    return tf.saved_model.load(model_path)
+    contract = read_embedding(model_path)
+    return Embedding(tf.saved_model.load(model_path), contract)
 
 
-def _read_catalogue(folder: str, serving: Serving) -> Catalogue:
+def _read_catalogue(folder: str, serving: Serving) -> EmbeddedCatalogue:
     tables = []
     for path in sorted(fileio.glob(os.path.join(folder, "items*"))):
         with fileio.open(path, "rb") as file:
             tables.append(pq.read_table(pa.BufferReader(file.read())))
     table = pa.concat_tables(tables) if tables else None
     if table is None or not len(table):
-        return Catalogue([], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), {}, {})
+        return EmbeddedCatalogue([], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), {}, {})
     vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(len(table), -1)
-    return Catalogue(
+    return EmbeddedCatalogue(
         table["item_id"].to_pylist(),
         vectors,
         table["popularity"].to_numpy(),
@@ -229,7 +234,9 @@ def _sample(examples: list[types.Artifact], split: str, at_most: int = _MAX_QUER
     return [records[number] for number in chosen]
 
 
-def _queries(model: Any, records: Sequence[bytes], catalogue: Catalogue, settings: _Settings) -> Queries:
+def _queries(
+    embedding: Embedding, records: Sequence[bytes], catalogue: EmbeddedCatalogue, settings: _Settings
+) -> QuerySample:
     """Query vectors of examples, and the rows of what each has seen."""
     rows = {item_id.encode(): row for row, item_id in enumerate(catalogue.item_ids)}
     history = settings.features.history
@@ -238,7 +245,7 @@ def _queries(model: Any, records: Sequence[bytes], catalogue: Catalogue, setting
     for start in range(0, len(records), _BATCH):
         examples = tf.constant(list(records[start : start + _BATCH]), tf.string)
         requests = requests_from_examples(examples, settings.features.query)
-        vectors.append(model.signatures["query_embedding"](**requests)["embedding"].numpy())
+        vectors.append(embedding.query(**requests).numpy())
         if history is not None and settings.serving.exclude_history:
             items = requests[history.column].numpy()
             seen += [list({rows[item] for item in of_query if item in rows}) for of_query in items]
@@ -247,4 +254,4 @@ def _queries(model: Any, records: Sequence[bytes], catalogue: Catalogue, setting
     excluded = np.full((len(seen), max(map(len, seen))), -1, np.int32)
     for number, of_query in enumerate(seen):
         excluded[number, : len(of_query)] = of_query
-    return Queries(np.concatenate(vectors), excluded)
+    return QuerySample(np.concatenate(vectors), excluded)

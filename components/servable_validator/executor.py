@@ -10,7 +10,6 @@ import sys
 import tempfile
 from typing import Any
 
-import tensorflow as tf
 from absl import logging
 from tfx import types
 from tfx.dsl.components.base import base_executor
@@ -18,9 +17,9 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.scann_index_builder import tuning
-from components.servable_validator import replay
-from modules import servable
+from modules.errors import UserError
+from modules.retrieval import tuning
+from modules.servable import catalogue, contract, replay
 
 SERVABLE_KEY, REPORT_KEY, BLESSING_KEY = "servable", "report", "blessing"
 LATENCY_KEY, TIMEOUT_KEY, CODE_KEY = "latency_p99_ms", "timeout_seconds", "code"
@@ -70,21 +69,21 @@ class Executor(base_executor.BaseExecutor):
             blessing.set_float_custom_property(f"latency_{name}_ms", value)
         logging.info("Servable %s: %s", path, "; ".join(reasons) or "blessed")
 
-    def ReadReport(self, uri: str) -> tuning.Report:
+    def ReadReport(self, uri: str) -> tuning.IndexTuningReport:
         with fileio.open(os.path.join(uri, tuning.REPORT_FILE)) as file:
-            return tuning.Report.model_validate_json(file.read())
+            return tuning.IndexTuningReport.model_validate_json(file.read())
 
     def CheckContract(self, path: str) -> list[str]:
-        """The servable says what it is, in a version that is understood here."""
+        """The servable says what it is under the contract of this code, and its catalogue is beside it."""
         try:
-            version = servable.load_description(path).contract_version
-        except (tf.errors.OpError, ValueError) as error:
-            return [f"{servable.DESCRIPTION_PATH} cannot be read: {str(error).splitlines()[0]}"]
-        if version != servable.CONTRACT_VERSION:
-            return [f"contract version {version}, expected {servable.CONTRACT_VERSION}"]
+            claimed, there = contract.read_servable(path).catalogue_size, catalogue.size(path)
+        except UserError as error:
+            return [str(error)]
+        if there != claimed:
+            return [f"{contract.SERVABLE_PATH} says {claimed} items, {catalogue.CATALOGUE_PATH} has {there}"]
         return []
 
-    def CheckRecall(self, report: tuning.Report) -> list[str]:
+    def CheckRecall(self, report: tuning.IndexTuningReport) -> list[str]:
         if report.target_met:
             return []
         chosen, target = report.chosen, report.recall_target

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from modules.errors import UserError
 from modules.features import ITEM_VOCABULARY, Columns, Features, Text, Vocabulary, is_of_history
 from modules.preprocessing import vocabulary_name
+from modules.servable.contract import OldContractError, read_servable
+from modules.servable.embedding import read_variables
 from modules.two_tower import TwoTower, is_item_id
 
-SPECIFICATION = "specification"
-"""Attribute of the exported embedding model: the JSON of the features that it was fitted with."""
-
+_PROGRESS = logging.getLogger("twotower.progress")
 _TERM = re.compile(r"terms/(?:embedding|projection)_(\d+)/")
-_COMPUTED = re.compile(r"(no_history|linear_history|linear_items|trend|popularity_discount|is_known|content_\w+):0")
-_ITEM_TABLES = ("embeddings:0", "item_bias:0")
+_COMPUTED = re.compile(r"no_history|linear_history|linear_items|trend|popularity_discount|is_known|content_\w+")
+_ITEM_TABLES = ("embeddings", "item_bias")
 
 
 @dataclass(frozen=True)
@@ -41,63 +40,35 @@ class Start:
 
         A table with a vocabulary is taken over row by row: a token that both know keeps its row, a new one keeps its
         fresh row. Other variables are taken over whole if their shapes agree. What is computed by every fit anew, the
-        closed-form part for instance, is left as it is.
+        closed-form part for instance, is left as it is. A servable of another contract starts nothing: a first fit.
 
         Returns:
             Names of what was taken over.
 
         Raises:
-            UserError: The servable does not say what its weights belong to.
+            UserError: The servable's contract cannot be read.
         """
-        if _layer(self.servable) == "scann":
-            from scann.scann_ops.py import scann_ops  # noqa: F401 (registers the ops that the servable has)
-        old = tf.saved_model.load(self.servable)._embedding
-        if not hasattr(old, SPECIFICATION):
-            raise UserError(
-                f"training.warm_start: {self.servable} was pushed before models could be started from; "
-                "run once without it"
-            )
-        before = Features.model_validate_json(getattr(old, SPECIFICATION).numpy().decode())
+        try:
+            contract = read_servable(self.servable)
+        except OldContractError as error:
+            _PROGRESS.info("training.warm_start: a first fit, since %s", error)
+            return []
+        theirs = read_variables(self.servable, contract.embedding)
         taken = []
-        for tower, was, now in (
-            ("query_tower", before.query, self.features.query),
-            ("candidate_tower", before.candidate, self.features.candidate),
-        ):
-            theirs = dict(self._named(tower, getattr(old, tower).variables, was))
-            for (column, name), variable in self._named(tower, getattr(model, tower).variables, now):
-                value = theirs.get((column, name))
-                if value is None or _COMPUTED.fullmatch(name):
-                    continue
-                vocabulary = self._vocabulary(column, name, now)
-                merged = _taken_over(variable.numpy(), value.numpy(), self._tokens(vocabulary))
+        for name, feature, kind, variable in _named(self.features, self.columns, model):
+            if name in theirs:
+                tokens = self._tokens(self._vocabulary(feature, kind))
+                merged = _taken_over(variable.numpy(), theirs[name], tokens)
                 if merged is not None:
                     variable.assign(merged)
-                    taken.append(f"{tower}/{column or name}")
+                    taken.append(name)
         return taken
 
-    def _named(
-        self, tower: str, variables: Sequence[tf.Variable], features: Sequence[Any]
-    ) -> Iterator[tuple[tuple[str, str], tf.Variable]]:
-        """Variables under the column that they belong to and their own name, which does not depend on the order."""
-        # As the towers number their terms: all features but the history and the candidate's own id.
-        others = [f for f in features if not is_of_history(f)]
-        if tower == "candidate_tower":
-            others = [f for f in others if not is_item_id(f, self.columns)]
-        for variable in variables:
-            term = _TERM.search(variable.name)
-            if term is None:
-                yield ("", variable.name), variable
-            else:
-                feature = others[int(term[1])]
-                kind = variable.name.rpartition("terms/")[2].replace(f"_{term[1]}/", "/")
-                yield (f"{feature.encoding}:{feature.column}", kind), variable
-
-    def _vocabulary(self, column: str, name: str, features: Sequence[Any]) -> str | None:
+    def _vocabulary(self, feature: Any, kind: str) -> str | None:
         """Name of the vocabulary file of a table's rows, None for a variable without one."""
-        if not column:
-            return ITEM_VOCABULARY if name in _ITEM_TABLES else None
-        feature = next(f for f in features if column == f"{f.encoding}:{f.column}")
-        if "embedding" not in name.partition("/")[0] or not isinstance(feature, (Vocabulary, Text)):
+        if feature is None:
+            return ITEM_VOCABULARY if kind in _ITEM_TABLES else None
+        if "embedding" not in kind.partition("/")[0] or not isinstance(feature, (Vocabulary, Text)):
             return None
         return ITEM_VOCABULARY if feature.column == self.columns.item else vocabulary_name(feature)
 
@@ -108,9 +79,35 @@ class Start:
             return file.read().splitlines(), self.tft_output.vocabulary_by_name(vocabulary)
 
 
-def _layer(servable: str) -> str:
-    with tf.io.gfile.GFile(os.path.join(servable, "assets.extra", "servable.json")) as file:
-        return json.load(file)["layer"]
+def fitted_variables(features: Features, columns: Columns, model: TwoTower) -> dict[str, tf.Variable]:
+    """What the next fit can take over, by names that do not depend on the order of the features."""
+    return {named.name: named.variable for named in _named(features, columns, model)}
+
+
+class _Named(NamedTuple):
+    name: str
+    feature: Any
+    """The feature that it belongs to; None for a variable of the whole tower."""
+    kind: str
+    variable: tf.Variable
+
+
+def _named(features: Features, columns: Columns, model: TwoTower) -> Iterator[_Named]:
+    for tower, of_tower in (("query_tower", features.query), ("candidate_tower", features.candidate)):
+        # As the towers number their terms: all features but the history and the candidate's own id.
+        others = [f for f in of_tower if not is_of_history(f)]
+        if tower == "candidate_tower":
+            others = [f for f in others if not is_item_id(f, columns)]
+        for variable in getattr(model, tower).variables:
+            kind = variable.name.removesuffix(":0")
+            term = _TERM.search(kind)
+            if term is None:
+                if not _COMPUTED.fullmatch(kind):
+                    yield _Named(f"{tower}/{kind}", None, kind, variable)
+                continue
+            feature = others[int(term[1])]
+            kind = kind.rpartition("terms/")[2].replace(f"_{term[1]}/", "/")
+            yield _Named(f"{tower}/{feature.encoding}:{feature.column}/{kind}", feature, kind, variable)
 
 
 def _taken_over(

@@ -22,7 +22,7 @@ from serving.development_server.errors import ServingError, code_of, invalid
 from serving.development_server.metrics import Metrics
 from serving.development_server.tensors import from_proto
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """The newest `contract_version` of assets.extra/servable.json that this server understands."""
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -205,7 +205,7 @@ def _load(path: str) -> tuple[Any, dict[str, meta_graph_pb2.SignatureDef]]:
             grpc.StatusCode.FAILED_PRECONDITION,
             f"contract version {contract} is newer than {CONTRACT_VERSION}, which this server understands",
         )
-    if description.get("layer") == "scann":
+    if _needs_scann(description):
         _register_scann_ops()
     graph = tf.Graph()
     session = tf.compat.v1.Session(graph=graph)
@@ -235,6 +235,14 @@ def _description(path: str) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ServingError(grpc.StatusCode.DATA_LOSS, f"{file} is not a JSON object")
     return description
+
+
+def _needs_scann(description: dict[str, Any]) -> bool:
+    """Contract 1 names the index layer alone, contract 2 the ops."""
+    ops = description.get("ops")
+    if isinstance(ops, list):
+        return any(str(op).startswith("Scann>") for op in ops)
+    return description.get("layer") == "scann"
 
 
 def _register_scann_ops() -> None:

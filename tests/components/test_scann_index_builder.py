@@ -12,13 +12,15 @@ from known_towers import COLUMNS, FEATURES, World
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
-from components.scann_index_builder import executor, tuning
+from components.scann_index_builder import executor
 from components.scann_index_builder.component import IndexReport, ScannIndexBuilder
 from components.scann_index_builder.executor import Executor
-from components.scann_index_builder.plot import PLOT_FILE
-from components.scann_index_builder.tuning import Queries
-from modules import servable
 from modules.errors import UserError
+from modules.retrieval import tuning
+from modules.retrieval.plot import PLOT_FILE
+from modules.servable import catalogue as catalogues
+from modules.servable.contract import read_servable
+from modules.servable.warmup import WARMUP_PATH
 from modules.settings import Evaluation, Index, Serving
 
 pytestmark = pytest.mark.slow
@@ -102,9 +104,14 @@ def test_small_catalogue_is_served_exactly_and_all_layers_are_measured(tmp_path)
     assert result.report["target_met"] and result.artifact.get_int_custom_property("target_met") == 1
     assert result.report["queries"] == {"validation": 15, "eval": 15}
 
-    description = servable.load_description(str(result.path))
-    assert (description.layer, description.k, description.evaluation_k) == ("stock", 20, 10)
-    assert (result.path / servable.WARMUP_PATH).stat().st_size > 0
+    contract = read_servable(str(result.path))
+    assert (contract.layer, contract.k, contract.evaluation_k, contract.ops) == ("stock", 20, 10, ())
+    catalogue, partitions = catalogues.read(str(result.path))
+    assert sorted(catalogue.item_ids) == sorted(world.items) and partitions is None
+    numbers = [world.items.index(item) for item in catalogue.item_ids]
+    np.testing.assert_array_equal(catalogue.vectors, world.item_vectors[numbers])
+    np.testing.assert_array_equal(catalogue.popularity, world.popularity[numbers])
+    assert (result.path / WARMUP_PATH).stat().st_size > 0
     assert not (tmp_path / "tmp").exists() or not list((tmp_path / "tmp").rglob("items*")), "nothing is left behind"
 
 
@@ -126,33 +133,20 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
     fastest = min(enough, key=lambda t: t["latency_ms"]["single"]["p50"])
     setting = ("partitions", "spherical", "partitions_to_search", "reorder")
     assert [chosen[key] for key in setting] == [fastest[key] for key in setting], "the cheapest that reaches the target"
-    description = servable.load_description(str(result.path))
-    assert description.partitions_to_search == chosen["partitions_to_search"]
+    contract = read_servable(str(result.path))
+    assert contract.partitions_to_search == chosen["partitions_to_search"]
+    assert bool(contract.ops) == (layer == "scann")
+    catalogue, partitions = catalogues.read(str(result.path))
+    assert len(partitions.centroids) == chosen["partitions"]
+    if not chosen["spherical"]:
+        own = partitions.centroids[partitions.of_row]
+        distance = ((catalogue.vectors[:, None] - partitions.centroids[None]) ** 2).sum(axis=2)
+        np.testing.assert_allclose(((catalogue.vectors - own) ** 2).sum(axis=1), distance.min(axis=1), rtol=1e-4)
 
     plot = ElementTree.fromstring((tmp_path / "report" / PLOT_FILE).read_text())
     dots = [c for c in plot.iter(f"{_SVG}circle") if c.find(f"{_SVG}title") is not None]
     assert len(dots) == len(result.report["tried"]) + len(result.report["measured"]), "every trial, and the legend"
     assert all(0 < float(dot.get("cx")) < 820 and 0 < float(dot.get("cy")) < 480 for dot in dots)
-
-
-def test_the_frontier_is_what_no_other_setting_beats():
-    def trial(recall: float, milliseconds: float) -> tuning.Trial:
-        latency = tuning.Percentiles(p50=milliseconds, p99=milliseconds)
-        return tuning.Trial(
-            layer="stock",
-            strategy="tree",
-            partitions=9,
-            spherical=False,
-            partitions_to_search=1,
-            reorder=1,
-            recall=recall,
-            latency_ms=tuning.Latency(single=latency, batch_64=latency),
-            build_seconds=1,
-            bytes=1,
-        )
-
-    trials = [trial(0.5, 2), trial(0.9, 3), trial(0.9, 2.5), trial(0.7, 1), trial(0.95, 9), trial(0.94, 10)]
-    assert [(t.recall, t.latency_ms.single.p50) for t in tuning.frontier(trials)] == [(0.7, 1), (0.9, 2.5), (0.95, 9)]
 
 
 def test_an_unreachable_target_builds_the_best_found_and_says_so(tmp_path):
@@ -218,13 +212,3 @@ def test_parameters_hold_only_what_the_servable_depends_on():
     plain = properties(Serving(k=5), Evaluation())
     assert plain == properties(Serving(k=5, latency_p99_ms=3), Evaluation(floors={"mrr": 0.5}))
     assert plain != properties(Serving(k=6), Evaluation())
-
-
-def test_quantized_search_reaches_the_target_by_reordering():
-    world = World(3000)
-    queries = Queries(world.user_vectors, np.full((len(world.users), 1), -1, np.int32))
-    for layer in ("stock", "scann"):
-        settings = Index(layer=layer, strategy="quantized", recall_target=0.97)
-        _, effort, report = tuning.build_index(world.item_vectors, queries, queries, settings, k=10)
-        assert report.chosen.strategy == "quantized" and report.chosen.partitions is None
-        assert report.target_met and report.chosen.reorder == effort.reorder

@@ -6,18 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, DIMENSION, FEATURES, World
+from known_towers import COLUMNS, DIMENSION, FEATURES, World, contract, load_embedding
 from tfx.components.pusher.executor import Executor as Pusher
 from tfx.types import channel_utils, standard_artifacts
 
-from components.scann_index_builder import tuning
 from components.scann_index_builder.component import IndexReport
-from components.servable_validator import executor, replay
+from components.servable_validator import executor
 from components.servable_validator.component import ServableValidator
 from components.servable_validator.executor import Executor
-from modules import retrieval, servable
-from modules.retrieval import NO_ROW, BruteForce, Effort, Scann
-from modules.servable import Description, Servable
+from modules.retrieval import tuning
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.scann import Scann, train_scann
+from modules.retrieval.top_k import NO_ROW, SearchParameters
+from modules.servable import replay, signatures, warmup
+from modules.servable.contract import CONTRACT_VERSION, SERVABLE_PATH
+from modules.servable.signatures import ServableModule
 from modules.settings import Serving
 
 pytestmark = pytest.mark.slow
@@ -36,31 +39,30 @@ def embedding(world, tmp_path_factory):
 
 
 def _save(world, embedding, folder: Path, index=None, layer="brute_force", serving=_SERVING, **described) -> Path:
-    """Writes a servable as ScannIndexBuilder does; `described` are lies in its description."""
+    """Writes a servable as ScannIndexBuilder does; `described` are lies in its contract."""
     catalogue = world.catalogue()
     index = index or BruteForce(catalogue.vectors)
     assets = folder / "assets"
     assets.mkdir()
-    built = Servable(tf.saved_model.load(embedding), catalogue, index, FEATURES, serving, 10, str(assets))
-    description = Description(
-        model="films", k=20, evaluation_k=10, layer=layer, strategy="exact", partitions_to_search=1, reorder=1,
-        catalogue_size=150, dimension=DIMENSION, query_columns=("user_id", "history"), history_column="history",
-        exclude_history=True, return_columns=("title",), filter_columns=("genres",), signatures={},
-    ).model_copy(update=described)  # fmt: skip
+    embedding = load_embedding(embedding)
+    built = ServableModule(embedding, catalogue, index, FEATURES, serving, 10, str(assets))
     queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
-    warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries[9:], items)
-    servable.save(built, str(folder / "servable" / "Format-Serving"), description, warmup)
-    return folder / "servable" / "Format-Serving"
+    requests = warmup.requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries[9:], items)
+    path = folder / "servable" / "Format-Serving"
+    signatures.save(built, str(path), contract(embedding.contract, serving, 150, layer=layer), requests)
+    written = json.loads((path / SERVABLE_PATH).read_text())
+    (path / SERVABLE_PATH).write_text(json.dumps(written | described))
+    return path
 
 
 def _validate(folder: Path, serving: Serving = _SERVING, recall=1.0, target_met=True, timeout_seconds=120):
     """Runs the executor on what is in the folder; the blessing and its reasons."""
     latency = tuning.Percentiles(p50=1, p99=1)
-    measured = tuning.Measured(
+    measured = tuning.MeasuredLayer(
         layer="stock", strategy="tree", partitions=12, partitions_to_search=1, reorder=None, recall=recall,
         latency_ms=tuning.Latency(single=latency, batch_64=latency), build_seconds=1, bytes=1,
     )  # fmt: skip
-    report = tuning.Report(
+    report = tuning.IndexTuningReport(
         catalogue_size=150, dimension=DIMENSION, k=20, recall_k=10, recall_target=0.95, target_met=target_met,
         queries={}, chosen=measured, measured=[measured], tried=[],
     )  # fmt: skip
@@ -104,15 +106,15 @@ def test_a_good_servable_is_blessed(world, embedding, tmp_path):
 
 @pytest.mark.slow
 def test_a_good_scann_servable_is_blessed(world, embedding, tmp_path):
-    index = Scann(retrieval.train_scann(world.catalogue().vectors, "tree"), Effort(3, 50))
+    index = Scann(train_scann(world.catalogue().vectors, "tree"), SearchParameters(3, 50))
     _save(world, embedding, tmp_path, index, layer="scann")
     assert _validate(tmp_path).blessed
 
 
 @pytest.mark.slow
 def test_a_scann_servable_that_claims_to_be_stock_is_refused(world, embedding, tmp_path):
-    index = Scann(retrieval.train_scann(world.catalogue().vectors, "tree"), Effort(3, 50))
-    _save(world, embedding, tmp_path, index, layer="stock")
+    index = Scann(train_scann(world.catalogue().vectors, "tree"), SearchParameters(3, 50))
+    _save(world, embedding, tmp_path, index, layer="stock", ops=())
     verdict = _validate(tmp_path)
     assert not verdict.blessed and "INFRA_NOT_BLESSED" in verdict.files
     assert "does not load" in verdict.reasons[0] and "Scann" in verdict.reasons[0]
@@ -179,12 +181,20 @@ def test_wrong_answers_are_refused_in_words(layer, words, world, embedding, tmp_
 
 @pytest.mark.slow
 def test_answers_of_another_shape_or_contract_are_refused(world, embedding, tmp_path):
-    _save(world, embedding, tmp_path, k=21, return_columns=(), contract_version=servable.CONTRACT_VERSION + 1)
+    _save(world, embedding, tmp_path, k=21, return_columns=(), contract_version=CONTRACT_VERSION + 1)
     verdict = _validate(tmp_path)
-    assert verdict.reasons[0] == "contract version 2, expected 1"
+    assert "was written under contract version 3, and this code reads 2" in verdict.reasons[0]
     assert (
         "serving_default: outputs are ['item_id', 'score', 'title'], expected ['item_id', 'score']" in verdict.reasons
     )
+    assert not verdict.blessed
+
+
+@pytest.mark.slow
+def test_a_catalogue_that_is_not_the_servables_is_refused(world, embedding, tmp_path):
+    _save(world, embedding, tmp_path, catalogue_size=149)
+    verdict = _validate(tmp_path)
+    assert verdict.reasons[0] == "assets.extra/servable.json says 149 items, assets.extra/catalogue.parquet has 150"
     assert not verdict.blessed
 
 
@@ -201,7 +211,7 @@ def test_a_corrupt_servable_is_refused(world, embedding, tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "servable" / "Format-Serving").mkdir(parents=True)
     verdict = _validate(tmp_path)
-    assert not verdict.blessed and "cannot be read" in verdict.reasons[0]
+    assert not verdict.blessed and "has no assets.extra/servable.json" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
 import world
 from e2e_runs import Small, executed, twotower, versions
+
+from modules.servable.contract import read_servable
+from modules.servable.embedding import read_variables
 
 pytestmark = pytest.mark.slow
 
@@ -52,12 +54,11 @@ def test_warm_start_on_a_new_span(small: Small, tmp_path):
     assert new != old
 
     # Old ids keep their rows although the vocabulary has grown and is in another order.
-    towers = {v: tf.saved_model.load(str(tmp_path / "served/small-world" / v)) for v in (old, new)}
     tables, places = {}, {}
-    for version, servable in towers.items():
+    for version in (old, new):
         folder = tmp_path / "served/small-world" / version
-        names = {v.name: v.numpy() for v in servable._embedding.query_tower.variables}
-        tables[version] = names["embeddings:0"]
+        fitted = read_variables(str(folder), read_servable(str(folder)).embedding)
+        tables[version] = fitted["query_tower/embeddings"]
         tokens = (folder / "assets/items").read_text().split()
         places[version] = {token: row for row, token in enumerate(tokens, start=1)}
     common = sorted(places[old])

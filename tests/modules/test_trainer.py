@@ -18,15 +18,18 @@ import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
+from known_towers import contract
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
 from modules import linear, preprocessing, trainer, validation
 from modules.errors import UserError
 from modules.features import LABEL, WEIGHT, Columns, Features
-from modules.settings import Model, Training
+from modules.servable.contract import SERVABLE_PATH, read_embedding
+from modules.servable.embedding import read_variables
+from modules.settings import Model, Serving, Training
 from modules.validation import Blend, Judge
-from modules.warm_start import Start
+from modules.warm_start import Start, fitted_variables
 
 pytestmark = pytest.mark.slow
 
@@ -640,29 +643,28 @@ def test_a_warm_start_before_anything_was_pushed_is_a_first_fit(small_world, tmp
 def test_a_warm_start_takes_over_every_row_that_both_know(small_world, tmp_path):
     args = small_world.fn_args(tmp_path / "first", training=TRAINING.model_copy(update={"epochs": 2}))
     trainer.run_fn(args)
-    pushed = tf.Module()
-    pushed._embedding = tf.saved_model.load(args.serving_model_dir)
-    tf.saved_model.save(pushed, str(tmp_path / "pushed"))
-    (tmp_path / "pushed/assets.extra").mkdir()
-    (tmp_path / "pushed/assets.extra/servable.json").write_text(json.dumps({"layer": "stock"}))
+    # A warm start reads a contract, a checkpoint and vocabularies; the export lacks the first alone.
+    embedding = read_embedding(args.serving_model_dir)
+    described = contract(embedding, Serving(k=5), len(small_world.problem().candidates))
+    (Path(args.serving_model_dir) / SERVABLE_PATH).write_text(described.model_dump_json())
     problem = small_world.problem()
     model = problem.build(small_world.rows("train"), None)
-    start = Start(str(tmp_path / "pushed"), problem.features, problem.columns, small_world.tft_output)
+    start = Start(args.serving_model_dir, problem.features, problem.columns, small_world.tft_output)
     taken = start.apply(model)
-    old = {v.name: v.numpy() for v in pushed._embedding.query_tower.variables}
-    for variable in model.query_tower.trainable_variables:
+    old = read_variables(args.serving_model_dir, embedding)
+    fitted = fitted_variables(problem.features, problem.columns, model)
+    assert set(taken) == set(old) == set(fitted)
+    for name, variable in fitted.items():
         # Same vocabulary, same rows.
-        np.testing.assert_array_equal(variable.numpy(), old[variable.name])
+        np.testing.assert_array_equal(variable.numpy(), old[name])
     assert len(taken) >= len(model.trainable_variables)
 
 
-def test_a_warm_start_from_a_model_that_says_nothing_of_its_features_is_refused(small_world, tmp_path):
-    pushed = tf.Module()
-    pushed._embedding = tf.Module()
-    tf.saved_model.save(pushed, str(tmp_path))
+def test_a_warm_start_from_a_model_of_another_contract_is_a_first_fit(small_world, tmp_path, caplog):
     (tmp_path / "assets.extra").mkdir()
-    (tmp_path / "assets.extra/servable.json").write_text(json.dumps({"layer": "stock"}))
+    (tmp_path / SERVABLE_PATH).write_text(json.dumps({"contract_version": 1, "layer": "stock"}))
     problem = small_world.problem()
     start = Start(str(tmp_path), problem.features, problem.columns, small_world.tft_output)
-    with pytest.raises(UserError, match="run once without it"):
-        start.apply(problem.build(small_world.rows("train"), None))
+    with caplog.at_level("INFO", "twotower.progress"):
+        assert start.apply(problem.build(small_world.rows("train"), None)) == []
+    assert "a first fit, since" in caplog.text and "under contract version 1" in caplog.text

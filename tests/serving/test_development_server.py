@@ -132,7 +132,7 @@ def test_a_half_copied_version_is_skipped_and_loaded_once_it_is_whole(
         ("assets.extra/servable.json", b"{"),
         ("assets.extra/servable.json", b"[]"),
         ("assets.extra/tf_serving_warmup_requests", b"nonsense" * 10),
-        ("assets.extra/servable.json", b'{"contract_version": 2}'),
+        ("assets.extra/servable.json", b'{"contract_version": 3}'),
     ],
 )
 def test_a_corrupt_version_or_one_of_a_newer_contract_is_skipped(

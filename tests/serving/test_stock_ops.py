@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from e2e_runs import Small
-from known_towers import FEATURES, World
+from known_towers import FEATURES, World, contract, load_embedding
 
-from modules import retrieval
-from modules.retrieval import Effort
-from modules.servable import Description, Servable, save
+from modules.retrieval.scann import Scann, train_scann
+from modules.retrieval.top_k import SearchParameters
+from modules.retrieval.tree import Tree
+from modules.servable.contract import read_servable
+from modules.servable.signatures import ServableModule, save
 from modules.settings import Serving
 from serving.development_server import servable as served
 from serving.development_server.metrics import Metrics
@@ -73,26 +74,20 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     pushed = Path(small.outcome.answer["pushed"])
     world = World(600)
     catalogue = world.catalogue()
-    embedding = world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
-    trained = retrieval.train_scann(catalogue.vectors, "tree", partitions=16)
-    effort = Effort(partitions_to_search=8, reorder=100)
+    embedding = load_embedding(world.save_embedding(tmp_path_factory.mktemp("embedding") / "model"))
+    trained = train_scann(catalogue.vectors, "tree", partitions=16)
+    parameters = SearchParameters(partitions_to_search=8, reorder=100)
     layers = {
-        "stock": retrieval.Tree(catalogue.vectors, trained, effort),
-        "scann": retrieval.Scann(trained, effort),
+        "stock": Tree(catalogue.vectors, trained.partitions, parameters),
+        "scann": Scann(trained, parameters),
     }
     folders = {"pushed": pushed}
     for name, layer in layers.items():
         folder = tmp_path_factory.mktemp(name)
         (folder / "assets").mkdir()
-        built = Servable(
-            tf.saved_model.load(embedding), catalogue, layer, FEATURES, _SERVING, 10, str(folder / "assets")
-        )
-        description = Description(
-            model=name, k=20, evaluation_k=10, layer=name, strategy="tree", partitions_to_search=8, reorder=100,
-            catalogue_size=600, dimension=8, query_columns=("user_id", "history"), history_column="history",
-            exclude_history=True, return_columns=("title",), filter_columns=("genres",), signatures={},
-        )  # fmt: skip
-        save(built, str(folder / "1"), description, {})
+        built = ServableModule(embedding, catalogue, layer, FEATURES, _SERVING, 10, str(folder / "assets"))
+        described = contract(embedding.contract, _SERVING, 600, layer=name, strategy="tree")
+        save(built, str(folder / "1"), described, {})
         folders[name] = folder / "1"
     return folders
 
@@ -120,6 +115,13 @@ def test_a_servable_of_the_stock_layer_uses_stock_ops_only_and_answers(found: di
 def test_the_same_check_refuses_a_servable_of_the_scann_layer(found: dict[str, Found]):
     assert found["scann"].unknown and all(op.startswith("Scann>") for op in found["scann"].unknown)
     assert "Scann>" in found["scann"].failure and not found["scann"].items
+
+
+def test_a_contract_names_exactly_the_ops_that_a_plain_tensorflow_lacks(
+    folders: dict[str, Path], found: dict[str, Found]
+):
+    for name, folder in folders.items():
+        assert list(read_servable(str(folder)).ops) == found[name].unknown
 
 
 def test_the_development_server_loads_the_scann_layer_as_well(folders: dict[str, Path]):

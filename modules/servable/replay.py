@@ -46,7 +46,7 @@ def replay(path: str) -> dict[str, Any]:
 
     with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "servable.json")) as file:
         description = json.load(file)
-    if description["layer"] == "scann":
+    if any(op.startswith("Scann>") for op in description["ops"]):
         from scann.scann_ops.py import scann_ops  # noqa: F401  (registers the ops)
     try:
         model = tf.saved_model.load(path)

@@ -19,18 +19,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel
-from tensorflow_serving.apis import prediction_log_pb2
 
 from components.baseline_resolver import versions
-from components.scann_index_builder.tuning import SAMPLING_TOLERANCE
-from components.servable_validator import replay
-from modules import retrieval, servable
 from modules.data import columns, examples, tables
 from modules.data.tables import Column, MissingColumnError, Plan
 from modules.errors import UserError
 from modules.features import Features
-from modules.retrieval import BruteForce, Effort, TopK, Tree
-from modules.servable import Catalogue, Description, Servable
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.stock import stock
+from modules.retrieval.top_k import Partitions, SearchParameters, TopK, resolve_strategy
+from modules.retrieval.tuning import SAMPLING_TOLERANCE, recall
+from modules.servable import catalogue as catalogues
+from modules.servable import replay, signatures, warmup
+from modules.servable.catalogue import EmbeddedCatalogue
+from modules.servable.contract import QUERY_EMBEDDING, ServableContract, load, read_servable
+from modules.servable.embedding import Embedding, candidate_requests
+from modules.servable.signatures import ServableModule
 from modules.settings import Index, Serving
 
 UPDATE_PATH = os.path.join("assets.extra", "update.json")
@@ -112,7 +116,7 @@ def update(
 
     Raises:
         UserError: Nothing has been pushed, the version cannot be updated, an item to be removed is unknown or one to be
-            added is known, the result could not be served (`servable.check`), or it misses the recall target.
+            added is known, the result could not be served (`catalogue.check`), or it misses the recall target.
     """
     started = time.monotonic()
     if versions.is_remote(push_destination):
@@ -121,10 +125,10 @@ def update(
     if not newest:
         raise UserError(f"no model in {push_destination}: nothing has been pushed yet; start with `twotower run`")
     path = os.path.join(push_destination, newest)
-    description = servable.load_description(path)
-    _check_updatable(description, newest, features, serving)
-    loaded = tf.saved_model.load(path)
-    catalogue = servable.read_catalogue(loaded, path, description)
+    contract = read_servable(path)
+    _check_updatable(contract, newest, features, serving)
+    catalogue, partitions = catalogues.read(path)
+    embedding = Embedding(load(path), contract.embedding)
     old = set(catalogue.item_ids)
     for item_id in remove:
         if item_id not in old:
@@ -135,16 +139,18 @@ def update(
 
     removed = set(remove)
     kept = np.array([row for row, item_id in enumerate(catalogue.item_ids) if item_id not in removed], np.int64)
-    added = _embedded(loaded, new, features, serving, item_column, catalogue.vectors.shape[1])
+    added = _embedded(embedding, new, features, serving, item_column, contract.dimension)
     updated = catalogue.only(kept).followed_by(added)
-    servable.check(updated, features, serving)
-    effort = Effort(description.partitions_to_search, description.reorder)
-    built = _index(loaded.index, description, updated.vectors, kept, effort)
+    catalogues.check(updated, features, serving)
+    built = _index(contract, partitions, updated.vectors, kept)
+    requests = warmup.read(path)
+    # The query vectors of the warm-up requests, which are real ones.
+    queries = np.concatenate([embedding.query(**request).numpy() for request in requests[QUERY_EMBEDDING]])
     recall_k = min(index.recall_k, len(updated.item_ids))
-    recall = _recall(built, updated.vectors, _warmup_queries(loaded, path), recall_k)
-    if recall < index.recall_target - SAMPLING_TOLERANCE:
+    reached = _recall(built, updated.vectors, queries, recall_k)
+    if reached < index.recall_target - SAMPLING_TOLERANCE:
         raise UserError(
-            f"the updated index would have recall@{recall_k} {recall:.4f} on warm-up requests, below "
+            f"the updated index would have recall@{recall_k} {reached:.4f} on warm-up requests, below "
             f"index.recall_target {index.recall_target}: too much has changed; run the pipeline"
         )
 
@@ -152,11 +158,9 @@ def update(
                                              f"{uuid.uuid4().hex[:8]}")  # fmt: skip
     try:
         with tempfile.TemporaryDirectory() as assets:
-            result = Servable(
-                servable.embedding_of(loaded), updated, built, features, serving, description.evaluation_k, assets
-            )
-            new_description = description.model_copy(update={"catalogue_size": len(updated.item_ids)})
-            servable.save(result, staging, new_description, _warmup(path))
+            result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
+            new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
+            signatures.save(result, staging, new_contract, requests)
         stamp = versions.read_stamp(path)
         if stamp:
             _write(os.path.join(staging, versions.STAMP), stamp)
@@ -169,7 +173,7 @@ def update(
             added=len(new.examples),
             removed=len(removed),
             catalogue_size=len(updated.item_ids),
-            recall=recall,
+            recall=reached,
             recall_k=recall_k,
             seconds=round(time.monotonic() - started, 2),
         )
@@ -183,20 +187,20 @@ def update(
     return outcome
 
 
-def _check_updatable(description: Description, version: str, features: Features, serving: Serving) -> None:
-    if description.layer == "scann":
+def _check_updatable(contract: ServableContract, version: str, features: Features, serving: Serving) -> None:
+    if contract.layer == "scann":
         raise UserError(
             f"version {version} is searched by ScaNN's own ops, whose index takes no items; run the pipeline, "
             "or use index.layer: stock"
         )
     history = features.history.column if features.history else None
     made_with = {
-        "features.query": (description.query_columns, tuple(f.column for f in features.query)),
-        "the history feature": (description.history_column, history),
-        "serving.k": (description.k, serving.k),
-        "serving.exclude_history": (description.exclude_history, serving.exclude_history),
-        "serving.return_columns": (description.return_columns, serving.return_columns),
-        "serving.filter_columns": (description.filter_columns, serving.filter_columns),
+        "features.query": (contract.query_columns, tuple(f.column for f in features.query)),
+        "the history feature": (contract.history_column, history),
+        "serving.k": (contract.k, serving.k),
+        "serving.exclude_history": (contract.exclude_history, serving.exclude_history),
+        "serving.return_columns": (contract.return_columns, serving.return_columns),
+        "serving.filter_columns": (contract.filter_columns, serving.filter_columns),
     }
     for name, (was, is_) in made_with.items():
         if was != is_:
@@ -224,60 +228,38 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
 
 
 def _embedded(
-    loaded: Any, new: NewItems, features: Features, serving: Serving, item_column: str, dimension: int
-) -> Catalogue:
-    """The new items as a catalogue; nobody has taken any of them up yet."""
+    embedding: Embedding, new: NewItems, features: Features, serving: Serving, item_column: str, dimension: int
+) -> EmbeddedCatalogue:
+    """The new items as a catalogue; nobody has interacted with any of them yet."""
     records = list(new.examples.values())
     vectors = [np.zeros((0, dimension), np.float32)]
     for start in range(0, len(records), _BATCH):
         chosen = tf.constant(records[start : start + _BATCH], tf.string)
-        requests = servable.candidate_requests(chosen, features, item_column)
-        vectors.append(loaded.signatures["candidate_embedding"](**requests)["embedding"].numpy())
+        requests = candidate_requests(chosen, features, item_column)
+        vectors.append(embedding.candidate(**requests)["embedding"].numpy())
     parsed = [tf.train.Example.FromString(record) for record in records]
-    return Catalogue(
+    return EmbeddedCatalogue(
         list(new.examples),
         np.concatenate(vectors),
         np.zeros(len(records), np.float32),
-        {c: [servable.joined(servable.values(e, c)) for e in parsed] for c in serving.return_columns},
-        {c: [servable.values(e, c) for e in parsed] for c in serving.filter_columns},
+        {c: [catalogues.joined(catalogues.values(e, c)) for e in parsed] for c in serving.return_columns},
+        {c: [catalogues.values(e, c) for e in parsed] for c in serving.filter_columns},
     )
 
 
-def _index(old: Any, description: Description, vectors: np.ndarray, kept: np.ndarray, effort: Effort) -> TopK:
-    if description.layer == "brute_force":
+def _index(contract: ServableContract, partitions: Partitions | None, vectors: np.ndarray, kept: np.ndarray) -> TopK:
+    """The same kind of index over other rows: those kept, in this order, then new ones."""
+    if contract.layer == "brute_force":
         return BruteForce(vectors)
-    if description.strategy == "tree" and not hasattr(old, "_place_of"):
-        raise UserError("the newest version has a partition tree of an older layout: run the pipeline")
-    if description.strategy != "tree":
-        return retrieval.stock(vectors, retrieval.resolve_strategy(description.strategy, len(vectors)), effort)  # type: ignore[arg-type]
-    return Tree(vectors, retrieval.partitions_of(old).with_rows(kept, vectors[len(kept) :]), effort)
-
-
-def _warmup(path: str) -> dict[str, list[dict[str, tf.Tensor]]]:
-    """The requests that a version's servers replay, by signature."""
-    found: dict[str, list[dict[str, tf.Tensor]]] = {}
-    for record in tf.data.TFRecordDataset(os.path.join(path, servable.WARMUP_PATH)).as_numpy_iterator():
-        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-        inputs = {
-            name: tf.constant(array, tf.string if array.dtype.kind == "O" else None, array.shape)
-            for name, array in ((name, tf.make_ndarray(value)) for name, value in request.inputs.items())
-        }
-        found.setdefault(request.model_spec.signature_name, []).append(inputs)
-    return found
-
-
-def _warmup_queries(loaded: Any, path: str) -> np.ndarray:
-    """[Q, D]: the query vectors of the warm-up requests, which are real ones."""
-    asked = _warmup(path)["query_embedding"]
-    return np.concatenate([loaded.signatures["query_embedding"](**request)["embedding"].numpy() for request in asked])
+    parameters = SearchParameters(contract.partitions_to_search, contract.reorder)
+    if partitions is not None:
+        return stock(vectors, "tree", parameters, partitions.with_rows(kept, vectors[len(kept) :]))
+    return stock(vectors, resolve_strategy(contract.strategy, len(vectors)), parameters)
 
 
 def _recall(index: TopK, vectors: np.ndarray, queries: np.ndarray, k: int) -> float:
-    nothing = tf.zeros([len(queries), 0], tf.int32)
-    scores, _ = index.search(tf.constant(queries), k, nothing)
-    least = np.sort(queries @ vectors.T, axis=1)[:, -k][:, np.newaxis]
-    # Found rows count by their scores: equal scores are equal rows.
-    return float(np.mean(scores.numpy() >= least - 1e-5 * np.maximum(1, np.abs(least))))
+    scores, _ = index.search(tf.constant(queries), k, tf.zeros([len(queries), 0], tf.int32))
+    return recall(scores.numpy(), np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :k])
 
 
 def _write(path: str, text: str) -> None:

@@ -12,15 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, World
+from known_towers import COLUMNS, FEATURES, World, contract, load_embedding
 
 from components.baseline_resolver import versions
-from components.scann_index_builder.update import UPDATE_PATH, NewItems, Update, _index, update
-from modules import retrieval, servable
 from modules.data.tables import Column, Plan
 from modules.errors import UserError
-from modules.retrieval import BruteForce, Effort
-from modules.servable import Description, Servable
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.scann import Scann, train_scann
+from modules.retrieval.stock import stock
+from modules.retrieval.top_k import SearchParameters
+from modules.servable import catalogue as catalogues
+from modules.servable import signatures, warmup
+from modules.servable.contract import SERVABLE_PATH, read_servable
+from modules.servable.embedding import read_variables
+from modules.servable.signatures import ServableModule
+from modules.servable.update import UPDATE_PATH, NewItems, Update, update
 from modules.settings import Index, Serving
 
 pytestmark = pytest.mark.slow
@@ -63,44 +69,33 @@ class Pushed:
         return [self.world.items[candidates[at]] for at in np.argsort(-scores)[: _SERVING.k]]
 
 
-def _push(world: World, destination: Path, layer: str, strategy: str, effort: Effort) -> None:
+def _push(world: World, destination: Path, layer: str, strategy: str, parameters: SearchParameters) -> None:
     catalogue = world.catalogue()
     catalogue = catalogue.only([n for n, i in enumerate(catalogue.item_ids) if int(i[1:]) < _KNOWN])
-    trained = retrieval.train_scann(catalogue.vectors, "tree") if strategy == "tree" else None
+    trained = train_scann(catalogue.vectors, "tree") if strategy == "tree" else None
     index = BruteForce(catalogue.vectors)
     if layer == "stock":
-        index = retrieval.stock(catalogue.vectors, strategy, effort, trained)
-    model = tf.saved_model.load(world.save_embedding(destination / "embedding"))
+        index = stock(catalogue.vectors, strategy, parameters, trained and trained.partitions)
+    elif layer == "scann":
+        index = Scann(trained, parameters)
+    embedding = load_embedding(world.save_embedding(destination / "embedding"))
     queries = [world.query_example(user) for user in range(len(world.users))]
     items = [world.item_example(item) for item in range(8)]
-    warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
-    description = Description(
-        model="films",
-        k=_SERVING.k,
-        evaluation_k=10,
-        layer=layer,
-        strategy=strategy,
-        partitions_to_search=effort.partitions_to_search,
-        reorder=effort.reorder,
-        catalogue_size=_KNOWN,
-        dimension=catalogue.vectors.shape[1],
-        query_columns=("user_id", "history"),
-        history_column="history",
-        exclude_history=True,
-        return_columns=_SERVING.return_columns,
-        filter_columns=_SERVING.filter_columns,
-        signatures={},
-    )
+    requests = warmup.requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
+    described = contract(
+        embedding.contract, _SERVING, _KNOWN, layer=layer, strategy=strategy,
+        partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as assets:
-        built = Servable(model, catalogue, index, FEATURES, _SERVING, 10, assets)
-        servable.save(built, str(destination / "served" / "7"), description, warmup)
+        built = ServableModule(embedding, catalogue, index, FEATURES, _SERVING, 10, assets)
+        signatures.save(built, str(destination / "served" / "7"), described, requests)
     (destination / "served" / "7" / versions.STAMP).write_text("stamp")
 
 
 @pytest.fixture
 def pushed(tmp_path):
     world = World(600)
-    _push(world, tmp_path, "stock", "tree", Effort(1000, 1000))
+    _push(world, tmp_path, "stock", "tree", SearchParameters(1000, 1000))
     return Pushed(world, tmp_path / "served")
 
 
@@ -140,9 +135,14 @@ def test_items_are_added_and_removed(pushed, tmp_path):
     path = pushed.destination / str(outcome.version)
     assert versions.read_stamp(str(path)) == "stamp"
     assert Update.model_validate_json((path / UPDATE_PATH).read_text()) == outcome
-    ids = (path / servable.load_description(str(path)).item_ids).read_text().split()
+    ids = (path / read_servable(str(path)).item_ids).read_text().split()
     old = [i for i in world.catalogue().item_ids if int(i[1:]) < _KNOWN and int(i[1:]) not in gone]
     assert ids == [*old, *world.items[_KNOWN:]], "in the order of popularity, new items last"
+    catalogue, partitions = catalogues.read(str(path))
+    assert catalogue.item_ids == ids and len(partitions.of_row) == len(ids)
+    np.testing.assert_array_equal(catalogue.vectors, world.item_vectors[[world.items.index(i) for i in ids]])
+    fitted = read_variables(str(path), read_servable(str(path)).embedding)
+    np.testing.assert_array_equal(fitted["item vectors/all"][:-1], world.item_vectors, "a warm start can go on from it")
 
     there = [n for n in range(600) if n not in gone]
     # The new item that u1 likes best, to look at what is said of it.
@@ -167,14 +167,14 @@ def test_items_are_added_and_removed(pushed, tmp_path):
     second = pushed.update(pushed.table([3], tmp_path), [newcomer])
     assert (second.updated_version, second.catalogue_size) == (outcome.version, outcome.catalogue_size)
     path = pushed.destination / str(second.version)
-    ids = (path / servable.load_description(str(path)).item_ids).read_text().split()
+    ids = (path / read_servable(str(path)).item_ids).read_text().split()
     assert ids[-1] == world.items[3] and newcomer not in ids
 
 
 @pytest.mark.parametrize(("layer", "strategy"), [("stock", "exact"), ("stock", "quantized"), ("brute_force", "exact")])
 def test_every_stock_index_is_updated(layer, strategy, tmp_path):
     world = World(600)
-    _push(world, tmp_path, layer, strategy, Effort(1, 1000))
+    _push(world, tmp_path, layer, strategy, SearchParameters(1, 1000))
     pushed = Pushed(world, tmp_path / "served")
     outcome = pushed.update(pushed.table([590], tmp_path), ["i5"])
     loaded = tf.saved_model.load(str(pushed.destination / str(outcome.version)))
@@ -184,10 +184,15 @@ def test_every_stock_index_is_updated(layer, strategy, tmp_path):
     assert found == pushed.best("u2", there)
 
 
-def test_a_tree_of_another_layout_is_refused(pushed):
-    description = servable.load_description(str(pushed.destination / "7"))
-    with pytest.raises(UserError, match="a partition tree of an older layout: run the pipeline"):
-        _index(tf.Module(), description, pushed.world.item_vectors, np.arange(3), Effort())
+def test_a_version_of_another_contract_or_of_scanns_own_ops_is_refused(pushed, tmp_path):
+    written = json.loads((pushed.destination / "7" / SERVABLE_PATH).read_text())
+    (pushed.destination / "7" / SERVABLE_PATH).write_text(json.dumps(written | {"contract_version": 1}))
+    with pytest.raises(UserError, match="under contract version 1, and this code reads 2; run the pipeline again"):
+        pushed.update(None, ["i1"])
+    _push(pushed.world, tmp_path / "other", "scann", "tree", SearchParameters(3, 50))
+    other = Pushed(pushed.world, tmp_path / "other" / "served")
+    with pytest.raises(UserError, match="searched by ScaNN's own ops, whose index takes no items"):
+        other.update(None, ["i1"])
 
 
 def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_path):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from components.scann_index_builder.tuning import Report, Trial, frontier
+from modules.retrieval.tuning import IndexTuningReport, Trial, frontier
 
 PLOT_FILE = "frontier.svg"
 
@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 210, 50, 60
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d4f9e", "#8a6d1d")
 
 
-def svg(report: Report) -> str:
+def svg(report: IndexTuningReport) -> str:
     """Every trial as a dot (x recall, y single-query latency on a log scale), each layer's frontier as a line."""
     latencies = [trial.latency_ms.single.p50 for trial in report.tried]
     low, high = math.floor(math.log10(min(latencies))), math.ceil(math.log10(max(latencies)))

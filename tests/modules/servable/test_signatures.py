@@ -5,19 +5,22 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, DIMENSION, FEATURES, GENRES, World
-from tensorflow_serving.apis import prediction_log_pb2
+from known_towers import COLUMNS, FEATURES, GENRES, World, contract, load_embedding
 
-from modules import retrieval, servable
-from modules.errors import UserError
-from modules.retrieval import BruteForce, Effort, Tree
-from modules.servable import Description, Servable
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.scann import train_scann
+from modules.retrieval.top_k import SearchParameters
+from modules.retrieval.tree import Tree
+from modules.servable import signatures as servables
+from modules.servable import warmup
+from modules.servable.contract import read_servable
+from modules.servable.embedding import read_variables
+from modules.servable.signatures import ServableModule
 from modules.settings import Serving
 
 _SERVING = Serving(k=20, return_columns=("title", "genres"), filter_columns=("genres",))
@@ -40,8 +43,8 @@ def _build(world, embedding, folder, index=None, serving=_SERVING):
     assets = folder / "assets"
     assets.mkdir()
     index = index or BruteForce(catalogue.vectors)
-    loaded = tf.saved_model.load(embedding)
-    return Servable(loaded, catalogue, index, FEATURES, serving, _EVALUATION_K, str(assets)), catalogue
+    towers = load_embedding(embedding)
+    return ServableModule(towers, catalogue, index, FEATURES, serving, _EVALUATION_K, str(assets)), catalogue
 
 
 @pytest.fixture(scope="module")
@@ -201,28 +204,20 @@ _FRESH = """
 """
 
 
-def _description():
-    return Description(
-        model="films", k=20, evaluation_k=_EVALUATION_K, layer="stock", strategy="tree", partitions_to_search=1000,
-        reorder=1, catalogue_size=_ITEMS, dimension=DIMENSION, query_columns=("user_id", "history"),
-        history_column="history", exclude_history=True, return_columns=("title", "genres"),
-        filter_columns=("genres",), signatures={},
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_path: Path):
     # A copy of the embedding model that is gone before the servable is loaded: its tables have to travel along.
     copied = str(tmp_path / "copied")
     shutil.copytree(embedding, copied)
     catalogue = world.catalogue()
-    trained = retrieval.train_scann(catalogue.vectors, "tree")
-    index = Tree(catalogue.vectors, trained, Effort(partitions_to_search=1000))
+    partitions = train_scann(catalogue.vectors, "tree").partitions
+    index = Tree(catalogue.vectors, partitions, SearchParameters(partitions_to_search=1000))
     built, _ = _build(world, copied, tmp_path, index)
     queries, items = [world.query_example(n) for n in range(30)], [world.item_example(n) for n in range(30)]
-    warmup = servable.warmup_requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
+    requests = warmup.requests(catalogue, FEATURES, _SERVING, COLUMNS.item, queries, items)
     path = tmp_path / "1"
-    servable.save(built, str(path), _description(), warmup)
+    described = contract(built.embedding.contract, _SERVING, _ITEMS, strategy="tree", partitions_to_search=1000)
+    servables.save(built, str(path), described, requests)
     shutil.rmtree(copied)
     shutil.rmtree(tmp_path / "assets")
 
@@ -235,39 +230,10 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     assert answer["items"] == _expected(world, world.query("u5", _HISTORIES[1]), 20, _HISTORIES[1])[0]
     assert answer["foreign"] == answer["modules"] == []
 
-    described = servable.load_description(str(path))
-    assert set(described.signatures) == set(warmup)
+    described = read_servable(str(path))
+    assert set(described.signatures) == set(requests)
     assert described.signatures["recommend_filtered"] == ("exclude", "filter_genres", "history", "user_id")
+    assert described.ops == ()
     assert (path / described.item_ids).read_text().split() == list(catalogue.item_ids)
-    records = tf.data.TFRecordDataset(str(path / servable.WARMUP_PATH)).as_numpy_iterator()
-    requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
-    assert {r.model_spec.signature_name for r in requests} == set(warmup)
-    assert {r.model_spec.name for r in requests} == {"films"}
-    asked = [r.inputs["user_id"] for r in requests if r.model_spec.signature_name == "query_embedding"]
-    assert {value for users in asked for value in users.string_val} == {f"u{n}".encode() for n in range(30)}
-    for request in requests:
-        assert tuple(sorted(request.inputs)) == described.signatures[request.model_spec.signature_name]
-
-
-def _refusal(world, serving=_SERVING, features=FEATURES, **changes):
-    with pytest.raises(UserError) as error:
-        servable.check(replace(world.catalogue(), **changes), features, serving)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_what_cannot_be_served_is_refused_in_words(world):
-    small = World(7)
-    assert "serving.k is 20 but the catalogue has 7 items" in _refusal(small)
-    assert "the catalogue is empty" in _refusal(small, item_ids=[])
-    assert "'i1' is twice" in _refusal(world, item_ids=["i1"] * _ITEMS)
-    assert "line break" in _refusal(world, item_ids=["a\nb", *world.items[1:]])
-    broken = world.catalogue().vectors.copy()
-    broken[3] = np.nan
-    message = _refusal(world, vectors=broken)
-    assert world.catalogue().item_ids[3] in message and "not finite (1 of 300 items)" in message
-    assert "no item has a value in 'genres'" in _refusal(world, attributes={"genres": [[]] * _ITEMS})
-    assert "line break" in _refusal(world, attributes={"genres": [["a\nb"]] * _ITEMS})
-    assert "'score'" in _refusal(world, serving=Serving(k=5, return_columns=("score",)))
-    named = FEATURES.model_copy(update={"query": (FEATURES.query[0].model_copy(update={"column": "exclude"}),)})
-    assert "'exclude'" in _refusal(world, features=named)
+    fitted = read_variables(str(path), described.embedding)
+    np.testing.assert_array_equal(fitted["item vectors/all"][:-1], world.item_vectors)

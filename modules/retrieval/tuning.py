@@ -13,19 +13,10 @@ import tensorflow as tf
 from absl import logging
 from pydantic import BaseModel
 
-from modules.retrieval import (
-    SMALLEST_TRAINED,
-    BruteForce,
-    Effort,
-    Scann,
-    Strategy,
-    TopK,
-    TrainedScann,
-    default_partitions,
-    resolve_strategy,
-    stock,
-    train_scann,
-)
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.scann import Scann, TrainedScann, default_partitions, train_scann
+from modules.retrieval.stock import stock
+from modules.retrieval.top_k import SMALLEST_TRAINED, Layer, SearchParameters, Strategy, TopK, resolve_strategy
 from modules.settings import Index
 
 REPORT_FILE = "report.json"
@@ -36,9 +27,9 @@ _Search = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 # Trees are trained with these multiples of the default number of partitions when the settings name none, each of near
 # vectors and of vectors of one direction: which needs fewer members for a recall depends on the vectors' lengths.
 _PARTITION_FACTORS = (1, 4)
-# The search for the cheapest effort starts with this share of the partitions, or those that hold this multiple of k if
-# that is more (with fewer, searches end in the exact fallback). Where members are rescored, it goes on for that many
-# steps after the first success: more of one kind of effort may need less of the other.
+# The search for the cheapest parameters starts with this share of the partitions, or those that hold this multiple of k
+# if that is more (with fewer, searches end in the exact fallback). Where members are rescored, it goes on for that many
+# steps after the first success: more of one parameter may need less of the other.
 _FIRST_SHARE = 1 / 512
 _FIRST_MEMBERS = 2
 _STEPS_AFTER_SUCCESS = 1
@@ -72,8 +63,8 @@ class Latency(BaseModel):
 class Trial(BaseModel):
     """One setting: the recall it has on the validation queries, and what it costs."""
 
-    layer: str
-    strategy: str
+    layer: Layer
+    strategy: Strategy
     partitions: int | None
     """Leaves of the tree; None without one."""
     spherical: bool | None = None
@@ -88,12 +79,12 @@ class Trial(BaseModel):
     """Memory of the index's variables."""
 
 
-class Measured(Trial):
+class MeasuredLayer(Trial):
     """A layer at the setting that was found for it; recall is that on the eval queries."""
 
 
-class Report(BaseModel):
-    """The IndexReport artifact's JSON: what was tried, what was chosen, and what it costs."""
+class IndexTuningReport(BaseModel):
+    """The JSON of the IndexReport artifact: what was tried, what was chosen, and what it costs."""
 
     catalogue_size: int
     dimension: int
@@ -105,15 +96,15 @@ class Report(BaseModel):
     target_met: bool
     queries: dict[str, int]
     """Split → number of its queries that were used: validation to choose settings, eval for the recall reported."""
-    chosen: Measured
-    measured: list[Measured]
+    chosen: MeasuredLayer
+    measured: list[MeasuredLayer]
     """Every layer, for comparison."""
     tried: list[Trial]
 
 
 @dataclass(frozen=True)
-class Queries:
-    """Real queries of one split."""
+class QuerySample:
+    """Query vectors of some real examples of one split."""
 
     vectors: np.ndarray
     """[Q, D] float32."""
@@ -134,9 +125,9 @@ class Queries:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An index of one layer and strategy, built, with a search whose effort is an input."""
+    """An index of one layer and strategy, built, with a search whose parameters are inputs."""
 
-    layer: str
+    layer: Layer
     strategy: Strategy
     partitions: int | None
     spherical: bool | None
@@ -144,26 +135,26 @@ class _Candidate:
     seconds: float
     traced: Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
-    def search(self, effort: Effort) -> _Search:
-        numbers = tf.constant(effort.partitions_to_search), tf.constant(effort.reorder)
+    def search(self, parameters: SearchParameters) -> _Search:
+        numbers = tf.constant(parameters.partitions_to_search), tf.constant(parameters.reorder)
         return lambda queries, excluded: self.traced(queries, excluded, *numbers)
 
 
 def build_index(
-    vectors: np.ndarray, validation: Queries, evaluation: Queries, settings: Index, k: int
-) -> tuple[TopK, Effort, Report]:
+    vectors: np.ndarray, validation: QuerySample, evaluation: QuerySample, settings: Index, k: int
+) -> tuple[TopK, SearchParameters, IndexTuningReport]:
     """Builds the configured index, and the other layers beside it for comparison.
 
     Args:
         vectors: [C, D] float32.
-        validation: Queries that choose the settings.
-        evaluation: Queries that the reported recall and latency are measured on.
-        settings: Layer, strategy, recall target; an effort that is set there is used as it is.
+        validation: QuerySample that choose the settings.
+        evaluation: QuerySample that the reported recall and latency are measured on.
+        settings: Layer, strategy, recall target; search parameters that are set there are used as they are.
         k: Items per search.
 
     Returns:
-        The index, its effort, and the report. The setting is the fastest for single queries of those that reach the
-        recall target. When none does, it is the one with the best recall, and the report says so.
+        The index, its search parameters, and the report. The setting is the fastest for single queries of those that
+        reach the recall target. When none does, it is the one with the best recall, and the report says so.
     """
     recall_k = min(settings.recall_k, len(vectors))
     k = max(k, recall_k)
@@ -176,25 +167,25 @@ def build_index(
     strategy = "exact" if settings.layer == "brute_force" else resolve_strategy(settings.strategy, len(vectors))
 
     tried: list[Trial] = []
-    best: dict[tuple[str, str], tuple[_Candidate, Effort, Trial]] = {}
+    best: dict[tuple[Layer, Strategy], tuple[_Candidate, SearchParameters, Trial]] = {}
     for candidate in _candidates(vectors, settings, strategy, k):
         kind = candidate.layer, candidate.strategy
-        for effort, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
+        for parameters, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
             tried.append(trial)
             if kind not in best or _better(trial, best[kind][2], settings.recall_target):
-                best[kind] = candidate, effort, trial
+                best[kind] = candidate, parameters, trial
 
-    measured: dict[tuple[str, str], Measured] = {}
-    for found, (candidate, effort, trial) in best.items():
-        search = candidate.search(effort)
-        recall = _recall(_scores(search, evaluation), exact_evaluation)
-        logging.info("%s/%s: recall@%d %.4f", *found, recall_k, recall)
+    measured: dict[tuple[Layer, Strategy], MeasuredLayer] = {}
+    for kind, (candidate, parameters, trial) in best.items():
+        search = candidate.search(parameters)
+        reached = recall(_scores(search, evaluation), exact_evaluation)
+        logging.info("%s/%s: recall@%d %.4f", *kind, recall_k, reached)
         latency = _latency(search, evaluation, _REPORTED_CALLS)
-        measured[found] = Measured(**{**trial.model_dump(), "recall": recall, "latency_ms": latency})
+        measured[kind] = MeasuredLayer(**{**trial.model_dump(), "recall": reached, "latency_ms": latency})
     chosen = measured[settings.layer, strategy]
-    candidate, effort, trial = best[settings.layer, strategy]
-    candidate.index.effort = effort
-    report = Report(
+    candidate, parameters, trial = best[settings.layer, strategy]
+    candidate.index.parameters = parameters
+    report = IndexTuningReport(
         catalogue_size=len(vectors),
         dimension=vectors.shape[1],
         k=k,
@@ -207,16 +198,16 @@ def build_index(
         measured=list(measured.values()),
         tried=tried,
     )
-    return candidate.index, effort, report
+    return candidate.index, parameters, report
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that no other beats in both recall and single-query latency, by rising recall."""
-    found: list[Trial] = []
+    unbeaten: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (-t.recall, t.latency_ms.single.p50)):
-        if not found or trial.latency_ms.single.p50 < found[-1].latency_ms.single.p50:
-            found.append(trial)
-    return found[::-1]
+        if not unbeaten or trial.latency_ms.single.p50 < unbeaten[-1].latency_ms.single.p50:
+            unbeaten.append(trial)
+    return unbeaten[::-1]
 
 
 def _better(trial: Trial, than: Trial, target: float) -> bool:
@@ -227,7 +218,7 @@ def _better(trial: Trial, than: Trial, target: float) -> bool:
 
 def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int) -> Iterator[_Candidate]:
     """Exact search, ScaNN's tree with both searches of it, and the configured layer when it is none of these."""
-    wanted: list[tuple[str, Strategy]] = [("brute_force", "exact")]
+    wanted: list[tuple[Layer, Strategy]] = [("brute_force", "exact")]
     if len(vectors) >= SMALLEST_TRAINED:
         wanted += [("scann", "tree"), ("stock", "tree")]
     if (settings.layer, strategy) not in wanted:
@@ -252,7 +243,7 @@ def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int
                 state, seconds = trained[its_strategy]
             started = time.perf_counter()
             index = _index(layer, its_strategy, vectors, state)
-            leaves = None if state is None or state.centroids is None else len(state.centroids)
+            leaves = None if state is None or state.partitions is None else len(state.partitions.centroids)
             yield _Candidate(
                 layer,
                 its_strategy,
@@ -279,29 +270,29 @@ def _train(
     return state, time.perf_counter() - started
 
 
-def _index(layer: str, strategy: Strategy, vectors: np.ndarray, trained: TrainedScann | None) -> TopK:
+def _index(layer: Layer, strategy: Strategy, vectors: np.ndarray, trained: TrainedScann | None) -> TopK:
     if layer == "brute_force":
         return BruteForce(vectors)
     if layer == "scann":
         assert trained is not None
-        return Scann(trained, Effort())
-    return stock(vectors, strategy, Effort(), trained)
+        return Scann(trained, SearchParameters())
+    return stock(vectors, strategy, SearchParameters(), None if trained is None else trained.partitions)
 
 
 def _trials(
-    candidate: _Candidate, settings: Index, recall_k: int, k: int, validation: Queries, exact: np.ndarray
-) -> Iterator[tuple[Effort, Trial]]:
-    """Tries efforts: more and more partitions, and for each number of them more and more to reorder."""
+    candidate: _Candidate, settings: Index, recall_k: int, k: int, validation: QuerySample, exact: np.ndarray
+) -> Iterator[tuple[SearchParameters, Trial]]:
+    """Tries search parameters: more and more partitions, and for each number of them more and more to reorder."""
     memory = _bytes(candidate.index)
     succeeded = 0
     reorders = _reorders(candidate, settings, k)
-    # One kind of effort can take finer steps, and the first success is the cheapest.
+    # A single parameter can take finer steps, and the first success is the cheapest.
     factor, further = (2.0, _STEPS_AFTER_SUCCESS) if len(reorders) > 1 else (2**0.5, 0)
     for partitions in _partitions(candidate, settings, k, factor):
         reached = False
         for reorder in reorders:
-            effort = Effort(partitions, reorder)
-            search = candidate.search(effort)
+            parameters = SearchParameters(partitions, reorder)
+            search = candidate.search(parameters)
             trial = Trial(
                 layer=candidate.layer,
                 strategy=candidate.strategy,
@@ -309,12 +300,12 @@ def _trials(
                 spherical=candidate.spherical,
                 partitions_to_search=partitions if candidate.strategy == "tree" else None,
                 reorder=reorder if _rescores(candidate) else None,
-                recall=_recall(_scores(search, validation), exact),
+                recall=recall(_scores(search, validation), exact),
                 latency_ms=_latency(search, validation, _TRIED_CALLS),
                 build_seconds=candidate.seconds,
                 bytes=memory,
             )
-            yield effort, trial
+            yield parameters, trial
             reached = trial.recall >= settings.recall_target
             if reached:
                 break
@@ -358,24 +349,25 @@ def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tenso
     signature = [tf.TensorSpec([None, dimension]), tf.TensorSpec([None, None], tf.int32), number, number]
     # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
     search = tf.function(
-        lambda q, e, partitions, reorder: index.search(q, k, e, effort=Effort(partitions, reorder)),
+        lambda q, e, partitions, reorder: index.search(q, k, e, parameters=SearchParameters(partitions, reorder)),
         input_signature=signature,
         autograph=False,
     )
     return search.get_concrete_function()
 
 
-def _scores(search: _Search, queries: Queries) -> np.ndarray:
+def _scores(search: _Search, queries: QuerySample) -> np.ndarray:
     """[Q, k] scores that a search finds, best first, padded with −inf."""
     return np.concatenate([search(*batch)[0].numpy() for batch in queries.batches(_BATCH)])
 
 
-def _recall(found: np.ndarray, exact: np.ndarray) -> float:
+def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """Mean over queries of the share of the exact best rows that were found.
 
     Args:
         found: [Q, k] scores.
-        exact: [Q, recall_k] scores of an exact search. A found row counts by its score: equal scores are equal rows.
+        exact: [Q, recall_k] scores of an exact search, best first. A found row counts by its score: equal scores are
+            equal rows.
     """
     exist = np.isfinite(exact).sum(axis=1)
     found, exact, exist = found[exist > 0], exact[exist > 0], exist[exist > 0]
@@ -386,7 +378,7 @@ def _recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean(np.minimum(hits, exist) / exist))
 
 
-def _latency(search: _Search, queries: Queries, calls: Mapping[int, int]) -> Latency:
+def _latency(search: _Search, queries: QuerySample, calls: Mapping[int, int]) -> Latency:
     def measure(size: int) -> Percentiles:
         batches = list(itertools.islice(queries.batches(size), calls[size]))
         milliseconds = []

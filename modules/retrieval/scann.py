@@ -1,0 +1,149 @@
+"""ScaNN: what it learns about a catalogue, and search with its own ops.
+
+Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector Quantization", ICML 2020.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from modules.retrieval.top_k import NO_ROW, InOrder, Partitions, SearchParameters, Strategy
+
+# How far ScaNN's ops, which know no filters, look beyond k for a filtered query before it is answered exactly instead.
+_FILTER_OVERFETCH = 4
+# The value that ScaNN's authors recommend for inner products: errors along the vector cost more than across it.
+_ANISOTROPIC_THRESHOLD = 0.2
+# What ScaNN learns from. At 1M vectors and 2,000 partitions, 50 vectors a partition and 12 rounds take a third longer
+# to build and searches look at as many members for the same recall; with 20 a partition they look at more.
+_SAMPLE_PER_PARTITION = 32
+_LEAST_SAMPLE = 20_000
+_PARTITION_ROUNDS = 8
+_CODE_SAMPLE = 20_000
+_CODE_ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedScann:
+    """What ScaNN learned about a catalogue."""
+
+    state: tf.Module
+    """ScaNN's `ScannState`: variables that its ops restore a searcher from."""
+    strategy: Strategy
+    partitions: Partitions | None = None
+    """None without a tree."""
+
+
+def default_partitions(size: int) -> int:
+    """Number of leaves: the square root of the catalogue's size balances scoring the leaves and their members."""
+    return max(1, round(size**0.5))
+
+
+def tree_settings(size: int, partitions: int) -> dict[str, int]:
+    """Arguments of ScaNN's `tree` for a catalogue: how many partitions, and what they are learned from."""
+    sample = min(size, max(_LEAST_SAMPLE, _SAMPLE_PER_PARTITION * partitions))
+    return {
+        "num_leaves": partitions,
+        "num_leaves_to_search": 1,
+        "training_sample_size": sample,
+        "training_iterations": _PARTITION_ROUNDS,
+        # A quarter of the average. ScaNN counts it in its training sample: more than the sample's partitions hold
+        # leaves many of them empty and makes the others wide.
+        "min_partition_size": max(1, sample // (4 * partitions)),
+    }
+
+
+def hashing_settings(dimensions_per_block: int) -> dict[str, float]:
+    """Arguments of ScaNN's `score_ah`."""
+    return {
+        "dimensions_per_block": dimensions_per_block,
+        "anisotropic_quantization_threshold": _ANISOTROPIC_THRESHOLD,
+        "training_sample_size": _CODE_SAMPLE,
+        "training_iterations": _CODE_ROUNDS,
+    }
+
+
+def train_scann(
+    vectors: np.ndarray,
+    strategy: Strategy,
+    *,
+    partitions: int | None = None,
+    spherical: bool = False,
+    dimensions_per_block: int = 2,
+    seed: int = 42,
+) -> TrainedScann:
+    """Trains ScaNN: nothing for `exact`, asymmetric hashing for `quantized`, partitions and hashing for `tree`.
+
+    Args:
+        vectors: [C, D] float32; `quantized` and `tree` need at least `SMALLEST_TRAINED` rows.
+        strategy: What is trained.
+        partitions: Leaves of the tree; by default the square root of C.
+        spherical: Whether the tree's k-means goes by direction alone.
+        dimensions_per_block: Dimensions that share one code.
+        seed: Of the tree's k-means.
+
+    Returns:
+        Its state, and the partitions where there is a tree.
+    """
+    # Imported here: the other layers must work in a process without ScaNN and its ops.
+    from scann.partitioning import partitioner_pb2
+    from scann.scann_ops.py import scann_ops
+
+    size, dimension = vectors.shape
+    leaves = min(partitions or default_partitions(size), size)
+    builder = scann_ops.builder(vectors, 1, "dot_product")
+    if strategy == "tree":
+        # ScaNN's random initialisation takes no seed; its k-means++ does.
+        builder = builder.tree(**tree_settings(size, leaves), spherical=spherical, random_init=False)
+    if strategy == "exact":
+        builder = builder.score_brute_force()
+    else:
+        block = min(dimensions_per_block, dimension)
+        builder = builder.score_ah(**hashing_settings(block)).reorder(1)
+    config = builder.create_config().replace("partitioning {", f"partitioning {{ clustering_seed: {seed}", 1)
+    state = scann_ops.create_searcher(vectors, config).serialize_to_module()
+    if strategy != "tree":
+        return TrainedScann(state, strategy)
+    partitioner = partitioner_pb2.SerializedPartitioner.FromString(state.serialized_partitioner.numpy()[0])
+    centers = partitioner.kmeans.kmeans_tree.root.centers
+    centroids = np.array([center.dimension for center in centers], np.float32)
+    return TrainedScann(state, strategy, Partitions(centroids, state.datapoint_to_token.numpy()))
+
+
+class Scann(InOrder):
+    """Search with ScaNN's own ops, for a TensorFlow Serving that was built with them and for Python.
+
+    Args:
+        trained: ScaNN's state.
+        parameters: How much a search looks at.
+    """
+
+    namespaces = ("Scann",)
+
+    def __init__(self, trained: TrainedScann, parameters: SearchParameters) -> None:
+        super().__init__(int(trained.state.dataset.shape[0]), parameters)
+        self._state = trained.state
+        self._strategy = trained.strategy
+        self.partitions = trained.partitions
+
+    def _all_vectors(self) -> tf.Tensor:
+        # ScaNN creates its variables without a static shape.
+        return tf.ensure_shape(self._state.dataset.read_value(), self._state.dataset.shape)
+
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> Any:
+        from scann.scann_ops.py import scann_ops
+
+        fetch = k if allowed is None else _FILTER_OVERFETCH * k
+        settings: dict[str, Any] = {"final_num_neighbors": self._depth(fetch, spare)}
+        if self._strategy != "exact":
+            settings["pre_reorder_num_neighbors"] = self._depth(tf.maximum(fetch, parameters.reorder), spare)
+        if self._strategy == "tree":
+            settings["leaves_to_search"] = parameters.partitions_to_search
+        found = scann_ops.searcher_from_module(self._state).search_batched(queries, **settings)
+        # Queries with fewer results than others of their batch are padded with row 0 and a distance of NaN.
+        return found.distances, tf.where(tf.math.is_nan(found.distances), NO_ROW, found.indices)

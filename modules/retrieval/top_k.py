@@ -1,0 +1,282 @@
+"""What every index layer is: k best candidates by inner product, without excluded rows, under a filter.
+
+The layers: `BruteForce` is exact, `Scann` searches with ScaNN's own ops, `Quantized` and `Tree` are approximate with
+stock TensorFlow ops alone.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+NO_ROW = -1
+"""Pads rows where fewer than k candidates exist; the score beside it is −inf."""
+
+Layer = Literal["stock", "scann", "brute_force"]
+Strategy = Literal["exact", "quantized", "tree"]
+
+SMALLEST_TRAINED = 100
+"""Asymmetric hashing learns 16 centres per block and a tree needs leaves: a smaller catalogue is searched exactly."""
+
+# The rule of thumb in ScaNN's documentation: brute force, from here on asymmetric hashing, from there on a tree.
+_EXACT_BELOW = 20_000
+_QUANTIZED_BELOW = 100_000
+# A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
+# partition tree finds among rare members is neither the best of them nor enough.
+_FEW = 1 / 16
+
+
+def resolve_strategy(strategy: Literal["auto", "exact", "quantized", "tree"], size: int) -> Strategy:
+    """The search strategy for a catalogue of `size` items: ScaNN's own rule for `auto`, always exact for tiny ones."""
+    if size < SMALLEST_TRAINED:
+        return "exact"
+    if strategy != "auto":
+        return strategy
+    if size < _EXACT_BELOW:
+        return "exact"
+    return "quantized" if size < _QUANTIZED_BELOW else "tree"
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchParameters:
+    """How much of an index a search looks at: more finds more and takes longer."""
+
+    partitions_to_search: int | tf.Tensor = 1
+    """Leaves of the tree whose members are scored."""
+    reorder: int | tf.Tensor = 1
+    """Candidates of the approximate pass that are scored again exactly; the stock tree scores exactly at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitions:
+    """A catalogue divided by nearest centre."""
+
+    centroids: np.ndarray
+    """[P, D] float32 centres."""
+    of_row: np.ndarray
+    """[C] int32 partition of each row."""
+
+    def with_rows(self, kept: np.ndarray, new: np.ndarray) -> Partitions:
+        """The same centres for other rows.
+
+        Args:
+            kept: Rows that stay, in the order they will have.
+            new: [N, D] vectors of the rows after them; each goes to the partition with the nearest centroid.
+        """
+        norms = np.sum(self.centroids**2, axis=1)
+        nearest = [
+            np.argmin(norms - 2 * part @ self.centroids.T, axis=1).astype(np.int32)
+            for part in np.array_split(new, max(1, len(new) // 1000))
+        ]
+        return Partitions(self.centroids, np.concatenate([self.of_row[kept], *nearest]).astype(np.int32))
+
+
+class TopK(tf.Module, abc.ABC):
+    """A searchable catalogue. Rows are positions in the [C, D] float32 vectors that it was built from.
+
+    Everything large is a non-trainable `tf.Variable`, never a constant of the graph: a graph is limited to 2 GB.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces of custom ops, which `tf.saved_model.SaveOptions` must be told about."""
+    partitions: Partitions | None = None
+    """Of a partition tree: what it takes to give the tree other rows."""
+
+    def __init__(self, size: int, parameters: SearchParameters | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.parameters = parameters or SearchParameters()
+
+    def search(
+        self,
+        queries: tf.Tensor,
+        k: int,
+        excluded: tf.Tensor,
+        allowed: tf.Tensor | None = None,
+        parameters: SearchParameters | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Finds the candidates with the highest inner products.
+
+        An approximate layer may miss some of the best ones. It never returns an excluded or disallowed row, nor a row
+        twice, and never fewer than k rows when k exist: a query for which its approximation finds fewer is searched
+        exactly.
+
+        Args:
+            queries: [B, D] float32.
+            k: Number of results.
+            excluded: [B, E] int32 rows that must not come back, padded with -1.
+            allowed: [B, C] bool; where given, no other rows come back.
+            parameters: Instead of the index's own; scalar int32 tensors will do, so that one graph tries many.
+
+        Returns:
+            Scores [B, k] float32, best first, padded with −inf, and rows [B, k] int32, padded with -1.
+        """
+        # Neither ScaNN's ops nor map_fn take an empty batch: it gets one query that is dropped again.
+        batch = tf.shape(queries)[0]
+        queries, excluded, allowed = (_at_least_one(x) for x in (queries, excluded, allowed))
+        scores, rows = self._search(queries, k, excluded, allowed, parameters or self.parameters)
+        return scores[:batch], rows[:batch]
+
+    def _search(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # At most E of the best k + E are excluded, so k are left.
+        spare = tf.shape(excluded)[1]
+
+        def approximate() -> tuple[tf.Tensor, tf.Tensor]:
+            return best(*self._candidates(queries, k, spare, allowed, parameters), k, excluded, allowed)
+
+        if allowed is None:
+            exist, few = tf.constant(self.size), tf.constant(False)
+            scores, rows = approximate()
+        else:
+            exist = tf.math.count_nonzero(allowed, axis=1, dtype=tf.int32)
+            few = exist <= int(_FEW * self.size)
+            shape = [tf.shape(queries)[0], k]
+            scores, rows = tf.cond(
+                tf.reduce_all(few), lambda: (tf.fill(shape, -np.inf), tf.fill(shape, NO_ROW)), approximate
+            )
+        if self._is_exact():
+            if allowed is None:
+                return scores, rows
+            again = few
+        else:
+            found = tf.math.count_nonzero(rows != NO_ROW, axis=1, dtype=tf.int32)
+            again = few | (found < tf.minimum(k, exist))
+        chosen = tf.reshape(tf.where(again), [-1])
+
+        def exact() -> tuple[tf.Tensor, tf.Tensor]:
+            some, without = tf.gather(queries, chosen), tf.gather(excluded, chosen)
+            if allowed is None:
+                found = best(*self._exhaustive(some, k, spare), k, without)
+            else:
+                found = best(*self._among_allowed(some, chosen, k, spare, allowed), k, without)
+            where = chosen[:, tf.newaxis]
+            return tf.tensor_scatter_nd_update(scores, where, found[0]), tf.tensor_scatter_nd_update(
+                rows, where, found[1]
+            )
+
+        return tf.cond(tf.size(chosen) > 0, exact, lambda: (scores, rows))
+
+    def _among_allowed(
+        self, queries: tf.Tensor, numbers: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The exactly best allowed rows of some of the batch's queries, which are at these numbers in it."""
+        depth = self._depth(k, spare)
+
+        def search_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            query, number = inputs
+            rows = tf.cast(tf.reshape(tf.where(allowed[number]), [-1]), tf.int32)
+            return padded_top_k(tf.linalg.matvec(self.vectors(rows), query), rows, depth)
+
+        return tf.map_fn(
+            search_one,
+            (queries, numbers),
+            fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
+        )
+
+    @abc.abstractmethod
+    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        """Vectors [..., D] float32 of rows [...] int32."""
+
+    @abc.abstractmethod
+    def _exhaustive(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and rows [B, k + spare] of the exactly best, best first."""
+
+    @abc.abstractmethod
+    def _candidates(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and rows [B, N] of what the layer finds: its k + spare best, if it finds so many."""
+
+    def _depth(self, count: int | tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
+        return tf.minimum(count + spare, self.size)
+
+    def _is_exact(self) -> bool:
+        return False
+
+
+class InOrder(TopK):
+    """An index that holds the vectors in the order of its rows."""
+
+    @abc.abstractmethod
+    def _all_vectors(self) -> tf.Tensor:
+        """[C, D] float32."""
+
+    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self._all_vectors(), rows)
+
+    def _exhaustive(
+        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        scores = tf.matmul(queries, self._all_vectors(), transpose_b=True)
+        return tf.math.top_k(mask(scores, allowed), self._depth(k, spare))
+
+
+def best(
+    scores: tf.Tensor, rows: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of some candidates that may come back.
+
+    Args:
+        scores: [B, N] float32, in any order.
+        rows: [B, N] int32, -1 for none.
+        k: Number of results.
+        excluded: [B, E] int32, padded with -1.
+        allowed: [B, C] bool or None.
+
+    Returns:
+        Scores [B, k], best first, padded with −inf, and rows [B, k], padded with -1.
+    """
+    keep = ~_contains(excluded, rows)
+    if allowed is not None:
+        keep &= tf.gather(allowed, tf.maximum(rows, 0), batch_dims=1)
+    missing = tf.maximum(k - tf.shape(rows)[1], 0)
+    scores = tf.pad(tf.where(keep, scores, -np.inf), [[0, 0], [0, missing]], constant_values=-np.inf)
+    rows = tf.pad(rows, [[0, 0], [0, missing]], constant_values=NO_ROW)
+    scores, columns = tf.math.top_k(scores, k)
+    return scores, tf.where(tf.math.is_inf(scores), NO_ROW, tf.gather(rows, columns, batch_dims=1))
+
+
+def mask(scores: tf.Tensor, allowed: tf.Tensor | None) -> tf.Tensor:
+    """Scores with −inf where a row is not allowed."""
+    return scores if allowed is None else tf.where(allowed, scores, -np.inf)
+
+
+def padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `depth` best of some rows [N], in any order, padded with −inf and -1."""
+    missing = tf.maximum(depth - tf.size(rows), 0)
+    scores, columns = tf.math.top_k(scores, depth - missing, sorted=False)
+    padding = [[0, missing]]
+    return (
+        tf.pad(scores, padding, constant_values=-np.inf),
+        tf.pad(tf.gather(rows, columns), padding, constant_values=NO_ROW),
+    )
+
+
+def variable(value: np.ndarray) -> tf.Variable:
+    """A fixed value that a SavedModel stores beside its graph."""
+    return tf.Variable(value, trainable=False)
+
+
+def _at_least_one(batch: tf.Tensor | None) -> tf.Tensor | None:
+    if batch is None:
+        return None
+    one = tf.concat([[1], tf.shape(batch)[1:]], axis=0)
+    padded = tf.cond(tf.shape(batch)[0] == 0, lambda: tf.zeros(one, batch.dtype), lambda: batch)
+    return tf.ensure_shape(padded, [None, *batch.shape[1:]])
+
+
+def _contains(sets: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Whether each value [B, N] is in its row's set [B, E]; -1 is in every set."""
+    ordered = tf.sort(tf.pad(sets, [[0, 0], [0, 1]], constant_values=NO_ROW), axis=1)
+    last = tf.shape(ordered)[1] - 1
+    # tf.searchsorted is this op behind a reshape that fails for an empty batch.
+    position = tf.minimum(tf.raw_ops.LowerBound(sorted_inputs=ordered, values=values, out_type=tf.int32), last)
+    return tf.gather(ordered, position, batch_dims=1) == values

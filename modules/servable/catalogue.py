@@ -1,0 +1,225 @@
+"""The embedded catalogue: every item with its vector, and its files beside the SavedModel."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from modules.errors import UserError
+from modules.features import Features
+from modules.retrieval.top_k import Partitions
+from modules.servable.contract import EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
+from modules.settings import Serving
+
+CATALOGUE_PATH = os.path.join("assets.extra", "catalogue.parquet")
+"""One row per item, in the order of the index: `row`, `item_id`, `vector` (fixed-size list of float32), `popularity`,
+`returned` and `filterable` (structs with a field for each such column, of a string or a list of strings; left out where
+there is no such column), `partition` (left out without a tree)."""
+PARTITIONS_PATH = os.path.join("assets.extra", "partitions.parquet")
+"""One row per partition: `partition` and `centroid` (fixed-size list of float32). Not there without a tree."""
+
+_LIST_SEPARATOR = "|"
+# Vectors do not repeat, so a dictionary of them only costs; their bytes compress a little when sorted by place.
+_WRITTEN = {"compression": "zstd", "use_dictionary": ["item_id"], "row_group_size": 2**16}
+
+
+@dataclass(frozen=True)
+class EmbeddedCatalogue:
+    """What can be recommended, one row per item, with vectors. Build it with `by_popularity`."""
+
+    item_ids: Sequence[str]
+    vectors: np.ndarray
+    """[C, D] float32 candidate embeddings."""
+    popularity: np.ndarray
+    """[C] float32 training interactions."""
+    returned: Mapping[str, Sequence[str]]
+    """Column → one string per row, for `serving.return_columns`."""
+    filterable: Mapping[str, Sequence[Sequence[str]]]
+    """Column → the values of each row, for `serving.filter_columns`."""
+
+    def by_popularity(self) -> EmbeddedCatalogue:
+        """The same items, the most popular first, equally popular ones by id: the order that rows must have."""
+        return self.only(sorted(range(len(self.item_ids)), key=lambda row: (-self.popularity[row], self.item_ids[row])))
+
+    def only(self, rows: Sequence[int] | np.ndarray) -> EmbeddedCatalogue:
+        """Some of the rows, in this order."""
+        return EmbeddedCatalogue(
+            [self.item_ids[row] for row in rows],
+            self.vectors[rows],
+            self.popularity[rows],
+            {column: [values[row] for row in rows] for column, values in self.returned.items()},
+            {column: [values[row] for row in rows] for column, values in self.filterable.items()},
+        )
+
+    def followed_by(self, less_popular: EmbeddedCatalogue) -> EmbeddedCatalogue:
+        """These rows, then others with the same columns."""
+        return EmbeddedCatalogue(
+            [*self.item_ids, *less_popular.item_ids],
+            np.concatenate([self.vectors, less_popular.vectors]),
+            np.concatenate([self.popularity, less_popular.popularity]),
+            {column: [*values, *less_popular.returned[column]] for column, values in self.returned.items()},
+            {column: [*values, *less_popular.filterable[column]] for column, values in self.filterable.items()},
+        )
+
+
+def check(catalogue: EmbeddedCatalogue, features: Features, serving: Serving) -> None:
+    """Refuses what cannot be served.
+
+    Raises:
+        UserError: The catalogue is empty or smaller than an answer, an id comes twice, an id or a filter value has a
+            line break, an embedding is not finite, or a column has the name of an input or output.
+    """
+    size = len(catalogue.item_ids)
+    if not size:
+        raise UserError("the catalogue is empty: the items table has no rows to recommend; check tables.items.path")
+    if serving.k > size:
+        raise UserError(f"serving.k is {serving.k} but the catalogue has {size} items; set it to {size} or less")
+    seen: set[str] = set()
+    for item_id in catalogue.item_ids:
+        if item_id in seen:
+            raise UserError(f"item {item_id!r} is twice in the catalogue; tables.items needs one row per item")
+        if not item_id or "\n" in item_id or "\r" in item_id:
+            raise UserError(f"item id {item_id!r} is empty or has a line break; correct it in tables.items")
+        seen.add(item_id)
+    broken = np.flatnonzero(~np.isfinite(catalogue.vectors).all(axis=1))
+    if len(broken):
+        raise UserError(
+            f"the embedding of item {catalogue.item_ids[broken[0]]!r} is not finite ({len(broken)} of {size} items): "
+            "training diverged; lower training.learning_rate"
+        )
+    for column in serving.return_columns:
+        if column in (ITEM_ID, SCORE):
+            raise UserError(f"serving.return_columns: {column!r} is an output of its own; remove it")
+    for feature in features.query:
+        if feature.column == EXCLUDE or feature.column.startswith(FILTER_PREFIX):
+            raise UserError(f"features.query: {feature.column!r} is the name of another input; rename the column")
+    for column in serving.filter_columns:
+        values = {value for of_row in catalogue.filterable[column] for value in of_row if value}
+        if not values:
+            raise UserError(f"serving.filter_columns: no item has a value in {column!r}; remove it")
+        for value in values:
+            if "\n" in value or "\r" in value:
+                raise UserError(f"serving.filter_columns: {column!r} has the value {value!r} with a line break")
+
+
+def write(folder: str, catalogue: EmbeddedCatalogue, partitions: Partitions | None) -> None:
+    """Writes the catalogue's files.
+
+    Args:
+        folder: The servable, local or remote.
+        catalogue: In the order of the index.
+        partitions: Of the index, if it has some.
+    """
+    columns: dict[str, pa.Array] = {
+        "row": pa.array(np.arange(len(catalogue.item_ids), dtype=np.int32)),
+        "item_id": pa.array(catalogue.item_ids, pa.string()),
+        "vector": _vectors(catalogue.vectors),
+        "popularity": pa.array(catalogue.popularity, pa.float32()),
+    }
+    if catalogue.returned:
+        columns["returned"] = _struct(catalogue.returned, pa.string())
+    if catalogue.filterable:
+        columns["filterable"] = _struct(catalogue.filterable, pa.list_(pa.string()))
+    if partitions is not None:
+        columns["partition"] = pa.array(partitions.of_row, pa.int32())
+        numbers = pa.array(np.arange(len(partitions.centroids), dtype=np.int32))
+        _write(folder, PARTITIONS_PATH, {"partition": numbers, "centroid": _vectors(partitions.centroids)})
+    _write(folder, CATALOGUE_PATH, columns)
+
+
+def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
+    """The catalogue of a servable, and the partitions of its index.
+
+    Args:
+        folder: The servable, local or remote.
+
+    Raises:
+        UserError: A file is missing or cannot be read.
+    """
+    table = _read(folder, CATALOGUE_PATH)
+    catalogue = EmbeddedCatalogue(
+        table["item_id"].to_pylist(),
+        _matrix(table["vector"]),
+        table["popularity"].to_numpy(),
+        _fields(table, "returned"),
+        _fields(table, "filterable"),
+    )
+    if "partition" not in table.column_names:
+        return catalogue, None
+    centroids = _matrix(_read(folder, PARTITIONS_PATH)["centroid"])
+    return catalogue, Partitions(centroids, table["partition"].to_numpy())
+
+
+def size(folder: str) -> int:
+    """The number of items of a servable's catalogue file, whose rows are not read.
+
+    Raises:
+        UserError: The file is missing or cannot be read.
+    """
+    return _open(folder, CATALOGUE_PATH).metadata.num_rows
+
+
+def values(example: tf.train.Example, column: str) -> list[str]:
+    """A column's values as strings, whatever their type; 3.0 is "3"."""
+    feature = example.features.feature[column]
+    if feature.HasField("bytes_list"):
+        return [value.decode("utf-8", "replace") for value in feature.bytes_list.value]
+    if feature.HasField("int64_list"):
+        return [str(value) for value in feature.int64_list.value]
+    return [f"{value:.7g}" for value in feature.float_list.value]
+
+
+def joined(values: Sequence[str]) -> str:
+    """The values of one row as one output string."""
+    return _LIST_SEPARATOR.join(values)
+
+
+def _struct(columns: Mapping[str, Sequence[object]], kind: pa.DataType) -> pa.StructArray:
+    return pa.StructArray.from_arrays([pa.array(values, kind) for values in columns.values()], list(columns))
+
+
+def _fields(table: pa.Table, name: str) -> dict[str, list]:
+    if name not in table.column_names:
+        return {}
+    column = table[name].combine_chunks()
+    return {field.name: column.field(field.name).to_pylist() for field in column.type}
+
+
+def _vectors(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in column.chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.zeros((0, column.type.list_size), np.float32)
+
+
+def _write(folder: str, name: str, columns: Mapping[str, pa.Array]) -> None:
+    path = os.path.join(folder, name)
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tempfile.TemporaryDirectory() as local:
+        # Parquet seeks; an object store takes whole files.
+        file = os.path.join(local, "table.parquet")
+        pq.write_table(pa.table(dict(columns)), file, **_WRITTEN)
+        tf.io.gfile.copy(file, path, overwrite=True)
+
+
+def _read(folder: str, name: str) -> pa.Table:
+    return _open(folder, name).read()
+
+
+def _open(folder: str, name: str) -> pq.ParquetFile:
+    path = os.path.join(folder, name)
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return pq.ParquetFile(pa.BufferReader(file.read()))
+    except (tf.errors.OpError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:200]}); run the pipeline again") from None

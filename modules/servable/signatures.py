@@ -1,0 +1,217 @@
+"""The servable as a module: query tower, catalogue and index behind the signatures that clients call.
+
+Rows (positions in the catalogue) follow popularity, the most popular item first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from modules.features import Features
+from modules.preprocessing import requests_from_examples
+from modules.retrieval.top_k import NO_ROW, TopK, best, variable
+from modules.servable import catalogue as catalogues
+from modules.servable import embedding as embeddings
+from modules.servable import warmup as warmups
+from modules.servable.catalogue import EmbeddedCatalogue
+from modules.servable.contract import (
+    CANDIDATE_EMBEDDING,
+    EXCLUDE,
+    FILTER_PREFIX,
+    ITEM_ID,
+    ITEM_IDS_FILE,
+    QUERY_EMBEDDING,
+    SCORE,
+    SERVABLE_PATH,
+    ServableContract,
+    custom_ops,
+)
+from modules.servable.embedding import Embedding
+from modules.servable.filters import Filter
+from modules.servable.lookup import line_numbers
+from modules.settings import Serving
+
+HEAD_SHARE = 0.1
+"""Share of the catalogue that counts as the popular head in `evaluate`."""
+
+_FILTER_VALUES_FILE = "filter_values_{}.txt"
+# Neighbours are rescored by cosine among this multiple of k.
+_SIMILAR_OVERFETCH = 5
+
+
+class ServableModule(tf.Module):
+    """Everything that is served, evaluated and pushed.
+
+    Args:
+        embedding: The two towers.
+        catalogue: Items in the order of popularity, as the index has them.
+        index: Built over `catalogue.vectors`.
+        features: Which query columns are in an example, and which is the history.
+        serving: What an answer holds.
+        evaluation_k: Items in an answer of `evaluate`.
+        assets: An existing folder for the tables' files; it must live until the servable has been saved.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        catalogue: EmbeddedCatalogue,
+        index: TopK,
+        features: Features,
+        serving: Serving,
+        evaluation_k: int,
+        assets: str,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.index = index
+        self._features = features
+        self._serving = serving
+        self._evaluation_k = evaluation_k
+        self._item_rows = line_numbers(os.path.join(assets, ITEM_IDS_FILE), catalogue.item_ids, default=NO_ROW)
+        self._item_ids = variable(_bytes(catalogue.item_ids))
+        self._returned = {column: variable(_bytes(catalogue.returned[column])) for column in serving.return_columns}
+        self._filters = {
+            column: Filter(catalogue.filterable[column], os.path.join(assets, _FILTER_VALUES_FILE.format(number)))
+            for number, column in enumerate(serving.filter_columns)
+        }
+        self.catalogue = catalogue
+        self.size = len(catalogue.item_ids)
+        # Popularity, lift and the item-item model's axes say nothing of what makes items alike.
+        layout = embedding.contract.layout
+        alike = np.zeros(catalogue.vectors.shape[1], np.float32)
+        alike[layout.similarity.start : layout.similarity.stop] = 1.0
+        self._alike = tf.constant(alike)
+
+    def signatures(self) -> dict[str, Any]:
+        """Every signature by name, as traced functions: columnar, batch dimension free, padded with "" and −inf."""
+        query = self.embedding.inputs(QUERY_EMBEDDING)
+        exclude = {EXCLUDE: tf.TensorSpec([None, None], tf.string, name=EXCLUDE)}
+        names = [FILTER_PREFIX + column for column in self._filters]
+        filters = {name: tf.TensorSpec([None, None], tf.string, name=name) for name in names}
+        functions: dict[str, tuple[Callable[..., dict[str, tf.Tensor]], dict[str, tf.TensorSpec]]] = {
+            "serving_default": (self._recommend, query),
+            "recommend_excluding": (self._recommend, {**query, **exclude}),
+            "recommend_filtered": (self._recommend, {**query, **exclude, **filters}),
+            "similar_items": (self._similar_items, {ITEM_ID: tf.TensorSpec([None], tf.string, name=ITEM_ID)}),
+            QUERY_EMBEDDING: (self.embedding.signatures[QUERY_EMBEDDING], query),
+            CANDIDATE_EMBEDDING: (self.embedding.candidate, self.embedding.inputs(CANDIDATE_EMBEDDING)),
+            "evaluate": (self._evaluate, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
+        }
+        return {
+            # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
+            name: tf.function(_with_keywords(function), autograph=False).get_concrete_function(**specs)
+            for name, (function, specs) in functions.items()
+        }
+
+    def rows(self, item_ids: tf.Tensor) -> tf.Tensor:
+        """Rows of item ids, int32 of the same shape; -1 for padding and those out of the catalogue."""
+        return tf.cast(self._item_rows.lookup(item_ids), tf.int32)
+
+    def _recommend(self, **requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        exclude = requests.pop(EXCLUDE, None)
+        filters = {column: requests.pop(FILTER_PREFIX + column, None) for column in self._filters}
+        queries = self.embedding.query(**requests)
+        kept_out = [tf.zeros([tf.shape(queries)[0], 0], tf.int32)]
+        history = self._features.history
+        if history is not None and self._serving.exclude_history:
+            kept_out.append(self.rows(requests[history.column]))
+        if exclude is not None:
+            kept_out.append(self.rows(exclude))
+        allowed = None
+        for column, wanted in filters.items():
+            if wanted is not None:
+                has_one = self._filters[column].rows_with(wanted, self.size)
+                allowed = has_one if allowed is None else allowed & has_one
+        scores, rows = self.index.search(queries, self._serving.k, tf.concat(kept_out, axis=1), allowed)
+        return self._answer(scores, rows)
+
+    def _similar_items(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Neighbours by cosine, among the best by inner product: the latter alone favours popular items."""
+        own = self.rows(item_id)[:, tf.newaxis]
+        vectors = self.index.vectors(tf.maximum(own[:, 0], 0)) * self._alike
+        _, rows = self.index.search(vectors, min(_SIMILAR_OVERFETCH * self._serving.k, self.size), own)
+        neighbours = self.index.vectors(tf.maximum(rows, 0)) * self._alike
+        neighbours = tf.math.l2_normalize(neighbours, axis=-1)
+        cosine = tf.linalg.matvec(neighbours, tf.math.l2_normalize(vectors, axis=-1))
+        rows = tf.where(own == NO_ROW, NO_ROW, rows)
+        return self._answer(*best(cosine, rows, self._serving.k, own))
+
+    def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Rankings for the Evaluator; items of the example's history count as seen."""
+        requests = requests_from_examples(examples, self._features.query)
+        queries = self.embedding.query(**requests)
+        batch, k = tf.shape(queries)[0], self._evaluation_k
+        nothing = tf.zeros([batch, 0], tf.int32)
+        history = self._features.history
+        seen = nothing if history is None else self.rows(requests[history.column])
+        # As many as an answer has, then the first of them: a search for fewer looks at less.
+        answer = max(k, self._serving.k)
+        scores, rows = (best_of[:, :k] for best_of in self.index.search(queries, answer, seen))
+        rows_with_seen = self.index.search(queries, answer, nothing)[1][:, :k]
+        # Rows are in the order of popularity, so the most popular unseen items are the first rows that are not seen.
+        first = tf.range(tf.minimum(k + tf.shape(seen)[1], self.size))
+        popular = tf.tile(first[tf.newaxis], [batch, 1])
+        _, popular = best(-tf.cast(popular, tf.float32), popular, k, seen)
+        head = (rows != NO_ROW) & (rows < int(np.ceil(HEAD_SHARE * self.size)))
+        return {
+            "classes": self._ids(rows),
+            "scores": scores,
+            "classes_with_seen": self._ids(rows_with_seen),
+            "popular": self._ids(popular),
+            "head": tf.cast(head, tf.float32),
+            "catalogue_size": tf.fill([batch], float(self.size)),
+        }
+
+    def _answer(self, scores: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        returned = {column: _strings(values, rows) for column, values in self._returned.items()}
+        return {ITEM_ID: self._ids(rows), SCORE: scores, **returned}
+
+    def _ids(self, rows: tf.Tensor) -> tf.Tensor:
+        return _strings(self._item_ids, rows)
+
+
+def save(
+    servable: ServableModule, path: str, contract: ServableContract, warmup: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Writes a version folder as TF Serving reads it, with the files of its contract.
+
+    Args:
+        servable: What to save.
+        path: The folder, local or remote.
+        contract: What it says of itself; signatures, ops and the places of variables are filled in here.
+        warmup: Signature → requests (name → tensor) that TF Serving replays when it loads the version.
+    """
+    signatures = servable.signatures()
+    options = tf.saved_model.SaveOptions(namespace_whitelist=list(servable.index.namespaces))
+    tf.saved_model.save(servable, path, signatures=signatures, options=options)
+    variables = embeddings.checkpoint_keys(path, "embedding", "fitted")
+    contract = contract.model_copy(
+        update={
+            "embedding": contract.embedding.model_copy(update={"variables": variables}),
+            "signatures": {name: tuple(sorted(f.structured_input_signature[1])) for name, f in signatures.items()},
+            "ops": custom_ops(path),
+        }
+    )
+    catalogues.write(path, servable.catalogue, servable.index.partitions)
+    warmups.write(path, contract.model, warmup)
+    with tf.io.gfile.GFile(os.path.join(path, SERVABLE_PATH), "w") as file:
+        file.write(contract.model_dump_json(indent=2))
+
+
+def _with_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its own for each signature, with the keyword arguments that tf.function names the inputs after."""
+    return lambda **inputs: function(**inputs)
+
+
+def _strings(values: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    return tf.where(rows == NO_ROW, "", tf.gather(values, tf.maximum(rows, 0)))
+
+
+def _bytes(values: Sequence[str]) -> np.ndarray:
+    return np.array([value.encode() for value in values], object)

@@ -1,0 +1,60 @@
+"""ScaNN's own ops keep what every layer promises; what ScaNN learns is repeatable and even."""
+
+import numpy as np
+import pytest
+from index_conformance import DIMENSION, IndexLayerConformance, clustered
+
+from modules.retrieval.scann import Scann, train_scann
+
+
+class _Scann(IndexLayerConformance):
+    namespaces = ("Scann",)
+    strategy = "tree"
+
+    def build(self, vectors, parameters):
+        return Scann(train_scann(vectors, self.strategy), parameters)
+
+
+class TestScannExact(_Scann):
+    strategy = "exact"
+    exact = True
+    smallest = 1
+
+
+class TestScannQuantized(_Scann):
+    strategy = "quantized"
+
+
+class TestScannTree(_Scann):
+    strategy = "tree"
+
+
+def test_training_twice_gives_the_same_partitions():
+    vectors = clustered(5000)
+    first, second = (train_scann(vectors, "tree", seed=3).partitions for _ in range(2))
+    np.testing.assert_array_equal(first.of_row, second.of_row)
+    assert train_scann(vectors, "quantized").partitions is None
+
+
+def test_spherical_partitions_are_of_directions():
+    """Vectors along few directions, of very different lengths: by direction one partition holds all that is best."""
+    generator = np.random.default_rng(5)
+    directions = generator.normal(size=(20, DIMENSION))
+    vectors = directions[generator.integers(20, size=4000)] + generator.normal(0, 0.05, (4000, DIMENSION))
+    vectors = (vectors * generator.uniform(0.1, 10, (4000, 1))).astype(np.float32)
+    partitions = train_scann(vectors, "tree", partitions=20, spherical=True).partitions
+    np.testing.assert_allclose(np.linalg.norm(partitions.centroids, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(partitions.of_row, np.argmax(vectors @ partitions.centroids.T, axis=1))
+    again = partitions.with_rows(np.arange(1000), vectors[1000:])
+    np.testing.assert_array_equal(again.of_row, partitions.of_row)
+
+
+@pytest.mark.slow
+def test_partitions_of_a_catalogue_larger_than_the_training_sample_are_even():
+    """A least size of partitions that the sample cannot fill left many empty, and a query had to search them all."""
+    centres = np.random.default_rng(3).normal(size=(1000, 8))
+    generator = np.random.default_rng(4)
+    vectors = centres[generator.integers(1000, size=250_000)] + generator.normal(0, 0.3, (250_000, 8))
+    partitions = train_scann(vectors.astype(np.float32), "tree", partitions=1000).partitions
+    sizes = np.bincount(partitions.of_row, minlength=1000)
+    assert np.mean(sizes < 25) < 0.01 and np.percentile(sizes, 99) < 4 * 250

@@ -1,0 +1,48 @@
+"""The cheapest search parameters that reach the recall target, and the plot of what was tried."""
+
+import numpy as np
+import pytest
+from known_towers import World
+
+from modules.retrieval import tuning
+from modules.retrieval.tuning import QuerySample
+from modules.settings import Index
+
+
+def test_the_frontier_is_what_no_other_setting_beats():
+    def trial(recall: float, milliseconds: float) -> tuning.Trial:
+        latency = tuning.Percentiles(p50=milliseconds, p99=milliseconds)
+        return tuning.Trial(
+            layer="stock",
+            strategy="tree",
+            partitions=9,
+            spherical=False,
+            partitions_to_search=1,
+            reorder=1,
+            recall=recall,
+            latency_ms=tuning.Latency(single=latency, batch_64=latency),
+            build_seconds=1,
+            bytes=1,
+        )
+
+    trials = [trial(0.5, 2), trial(0.9, 3), trial(0.9, 2.5), trial(0.7, 1), trial(0.95, 9), trial(0.94, 10)]
+    assert [(t.recall, t.latency_ms.single.p50) for t in tuning.frontier(trials)] == [(0.7, 1), (0.9, 2.5), (0.95, 9)]
+
+
+def test_recall_counts_scores_that_tie_with_the_last_of_the_best():
+    exact = np.array([[3.0, 2.0, 1.0], [5.0, 4.0, -np.inf], [-np.inf] * 3], np.float32)
+    found = np.array([[3.0, 1.0, 1.0], [5.0, 3.0, -np.inf], [-np.inf] * 3], np.float32)
+    assert tuning.recall(exact, exact) == 1.0
+    assert tuning.recall(found, exact) == pytest.approx((1.0 + 0.5) / 2), "a query without any candidate has no recall"
+    assert tuning.recall(found[2:], exact[2:]) == 1.0
+
+
+@pytest.mark.slow
+def test_quantized_search_reaches_the_target_by_reordering():
+    world = World(3000)
+    queries = QuerySample(world.user_vectors, np.full((len(world.users), 1), -1, np.int32))
+    for layer in ("stock", "scann"):
+        settings = Index(layer=layer, strategy="quantized", recall_target=0.97)
+        _, parameters, report = tuning.build_index(world.item_vectors, queries, queries, settings, k=10)
+        assert report.chosen.strategy == "quantized" and report.chosen.partitions is None
+        assert report.target_met and report.chosen.reorder == parameters.reorder
