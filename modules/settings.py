@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from modules.features import Settings
 
-
 RENAMED = {
     "model.dropout": "model.mask_rate",
     "model.id_dropout": "model.query_feature_dropout",
@@ -40,6 +39,10 @@ class Model(Settings):
     It needs a history."""
     item_item_items: int = Field(5_000, ge=2)
     """The item-item model covers this many of the most frequent items: its cost grows with their cube."""
+    item_item_decay: float = Field(0.85, ge=0)
+    """In the item-item model's transitions the n-th item before or behind a place weighs n ** −item_item_decay."""
+    item_item_ridges: tuple[float, ...] = Field((100.0, 300.0, 1000.0), min_length=1)
+    """Ridges of the item-item model that validation chooses from, rising; without validation the middle one is taken."""
     popularity_lift: bool = True
     """Lets validation choose how much counts what is more popular now than in the long run."""
     inactivity_gap: float = Field(86_400.0, gt=0)
@@ -68,6 +71,11 @@ class Training(Settings):
     user_exponent: float = Field(0.5, ge=0, le=1)
     """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. The smaller, the
     fewer steps an epoch has."""
+    recent_windows: tuple[float, ...] = Field((0.2, 0.1, 0.05), min_length=1)
+    """Shares of the training period, by interactions, the latest ones, that can be recent for the popularity lift. The
+    first is taken unless validation is surely better with another."""
+    lift_prior: float = Field(0.2, ge=0)
+    """How far the lift of an item is drawn to none, as a share of the recent interactions."""
     negatives: Literal["auto", "catalogue", "in_batch"] = "auto"
     """Softmax over the whole catalogue, or over the batch with logQ correction; auto decides by `catalogue_limit`."""
     catalogue_limit: int = Field(50_000, ge=1)

@@ -85,7 +85,7 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("tuner", f"best of {len(summary['tuner'])} trials (ndcg {best['score']:.4f}): {values}")
     training = summary["training"]
     if training.get("epochs"):
-        start = ", from the last pushed weights" if training.get("taken_over") else ""
+        start = ", from the last pushed weights" if training.get("warm_started") else ""
         table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s{start}")
     index = summary["index"]
     if index:

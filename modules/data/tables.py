@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from modules.errors import UserError
 from modules.data.examples import WEIGHT
+from modules.errors import UserError
 from modules.features import (
     Feature,
     Features,

@@ -73,9 +73,7 @@ class InBatchSoftmax:
             name="retrieval",
         )
 
-    def __call__(
-        self, queries: tf.Tensor, candidates: tf.Tensor, positives: tf.Tensor, window: tf.Tensor
-    ) -> tf.Tensor:
+    def __call__(self, queries: tf.Tensor, candidates: tf.Tensor, positives: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         """[B] losses.
 
         Args:

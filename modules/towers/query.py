@@ -128,7 +128,8 @@ class QueryTower(tf_keras.layers.Layer):
     @property
     def blend(self) -> BlendWeights:
         """The weights that `call` uses, and that are exported."""
-        return BlendWeights(**{name: float(variable.numpy()) for name, variable in self._blend.items()})
+        # What was chosen as 0.2 is 0.2, although a variable has it in float32.
+        return BlendWeights(**{name: round(float(value.numpy()), 6) for name, value in self._blend.items()})
 
     @blend.setter
     def blend(self, weights: BlendWeights) -> None:
@@ -143,7 +144,7 @@ class QueryTower(tf_keras.layers.Layer):
             parts.append(weights["item_item"] * self.item_item(inputs, weights["item_item_recency"]))
         lift = self.lift(inputs, weights["lift"], weights["cold_start_lift"])
         parts.append(lift)
-        if self.layout.discount.count:
+        if self.layout.discount.size:
             parts.append(tf.ones_like(lift))
         return tf.concat(parts, axis=1)
 

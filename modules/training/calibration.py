@@ -1,7 +1,7 @@
 """What validation chooses: the blend weights, the recent window and the item-item model's ridge.
 
-Everything here is a function of vectors and parameters. Scores are sums of parts, and a blend weight changes one of them:
-what the others score is kept while it is tried.
+Everything here is a function of vectors and parameters. Scores are sums of parts, and a blend weight changes one of
+them: what the others score is kept while it is tried.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from modules import item_item, metrics
 from modules.item_item import Factors, Moments
-from modules.settings import Training
+from modules.settings import Model, Training
 from modules.towers.query import BlendWeights, QueryTower
 from modules.towers.terms import encoded_keys, history_age_of, history_of
 from modules.training.dataset import CandidateTable, Queries
@@ -32,8 +32,7 @@ CHOICES: Mapping[str, tuple[float, ...]] = {
 }
 """The values of each blend weight that are tried."""
 WORTH = 0.005
-"""What a step away from where the search starts must gain, relative: less is the luck of a few hundred queries. NDCG@10 on
-MovieLens-100K's 943 validation queries has a standard error of 5 %, and of about a tenth of that between two settings."""
+"""What a step away from where the search starts must gain, relative: less is the luck of a few hundred queries."""
 # A recent window other than the first is taken if it is better by more than this many standard errors: on a few hundred
 # queries the longest, calmest one does best.
 _SURE = 2.0
@@ -54,9 +53,9 @@ class Calibration:
     """None: the query tower's own defaults."""
 
     @classmethod
-    def default(cls, training: Training) -> Calibration:
+    def default(cls, model: Model, training: Training) -> Calibration:
         """What stands without validation."""
-        ridges = training.item_item_ridges
+        ridges = model.item_item_ridges
         return cls(ridges[len(ridges) // 2], training.recent_windows[0])
 
 
@@ -178,11 +177,9 @@ class Blend:
             kept,
             ranker.exclude_seen,
         )
-        factors, scores = layout.item_item.of(candidates), before and before.item_item
+        factors, scores = layout.item_item.of(candidates), before.item_item if before else None
         if scores is None or not np.array_equal(scores.candidates, factors):
-            scores = PartScores(
-                lambda recency, batch: tower.item_item(batches[batch], recency).numpy(), factors, kept
-            )
+            scores = PartScores(lambda recency, batch: tower.item_item(batches[batch], recency).numpy(), factors, kept)
         history, age = history_of(tower.features), history_age_of(tower.features)
         inactivity = np.ones([len(ranker.queries), 1], np.float32)
         if age is not None:
@@ -193,7 +190,7 @@ class Blend:
         return cls(
             ranker=ranker,
             learned=learned,
-            item_item=scores if layout.item_item.count else None,
+            item_item=scores if layout.item_item.size else None,
             others=candidates[:, layout.lift.start :],
             inactivity=inactivity,
             is_cold_start=is_cold_start,
@@ -202,6 +199,10 @@ class Blend:
                 name for name in tower.weights_in_use if name != "cold_start_lift" or is_cold_start.any()
             ),
         )
+
+    def with_lift(self, lift: np.ndarray) -> Blend:
+        """The same with other recent popularity lifts [C, 1] of the candidates."""
+        return replace(self, others=np.concatenate([lift, self.others[:, 1:]], axis=1))
 
     def measure(self, weights: BlendWeights) -> Measured:
         """The metrics under these weights."""

@@ -80,9 +80,9 @@ class Specification:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Users' interactions, oldest first, one user after the other; user u has the places offsets[u] … offsets[u + 1] − 1.
+    """Users' interactions, oldest first, one user after the other; a place is a position in the flat arrays.
 
-    Users are in the order of their hash, so that nothing depends on the order of the files.
+    User u has the places offsets[u] … offsets[u + 1] − 1. Users are in the order of their hash, so that nothing depends on the order of the files.
     """
 
     offsets: np.ndarray
@@ -296,7 +296,7 @@ def read_queries(
 def answerable(
     specification: Specification, features: Mapping[str, np.ndarray], relevant: Lists, seen: Lists
 ) -> Queries | None:
-    """Queries as the Evaluator counts them: what is in the history is not relevant, and who has nothing left is left out.
+    """Queries as the Evaluator counts them: an item of the history is not relevant; who asks for no other is left out.
 
     Args:
         specification: Says what a candidate is, and how long a history the tower reads.
@@ -324,9 +324,7 @@ def answerable(
     return Queries(chosen, asked.take(drawn).padded(), histories_.padded())
 
 
-def queries_of(
-    specification: Specification, sequences: Sequences, mode: Literal["train", "rolling"]
-) -> Queries | None:
+def queries_of(specification: Specification, sequences: Sequences, mode: Literal["train", "rolling"]) -> Queries | None:
     """What the places that are validation ask, cut from the sequences as InteractionExampleGen cuts its queries.
 
     Args:
@@ -392,7 +390,7 @@ class Windows:
     @property
     def signature(self) -> Batch:
         """Shapes and dtypes of a batch."""
-        return self._cut.get_concrete_function().structured_outputs
+        return self.epoch(np.zeros(0, np.int32), 0).element_spec
 
     def epoch(self, places: np.ndarray, seed: int) -> tf.data.Dataset:
         """Batches of the windows up to these places [C], in this order.

@@ -1,4 +1,4 @@
-"""The fit: epochs with early stopping, what validation chooses, and a refit on everything; resumable to the last digit."""
+"""The fit: epochs with early stopping, then a refit on everything; a killed one goes on to the very same weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ from tensorflow.python.framework import config as framework_config
 from modules import item_item
 from modules.errors import UserError
 from modules.popularity import recent_lift
-from modules.towers.query import BlendWeights
 from modules.towers.two_tower import Batch, TwoTower
 from modules.training import sampling
-from modules.training.calibration import Blend, Calibration, Ranker, choose_item_item, choose_window, coordinate_ascent
+from modules.training.calibration import (
+    Blend,
+    Calibration,
+    ItemItem,
+    Ranker,
+    choose_item_item,
+    choose_window,
+    coordinate_ascent,
+)
 from modules.training.dataset import MAX_QUERIES, Queries, Sequences, Specification, Windows, masks_items
 from modules.training.warm_start import WarmStart
 
@@ -109,7 +116,9 @@ def fit(
     def run(name: str, kept: np.ndarray | None, asked: Queries | None, epochs: int, chosen: Calibration | None) -> Fit:
         some = sequences if kept is None else sequences.take(kept)
         if not some.trainable(specification.catalogue).any():
-            raise UserError("training: nothing in the train split has an item of the items table; check the split and the ids")
+            raise UserError(
+                "training: nothing in the train split has an item of the items table; check the split and the ids"
+            )
         logs = log_dir and (os.path.join(log_dir, name) if name == "refit" else log_dir)
         where = checkpoint and os.path.join(checkpoint, name)
         return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start).run(started)
@@ -143,11 +152,11 @@ class _Run:
         self._specification, self._limit = specification, epochs
         settings, catalogue = specification.training, specification.catalogue
         self._ranker = Ranker(queries, catalogue.labels, settings.metric_k) if queries is not None else None
-        calibration = chosen or Calibration.default(settings)
+        calibration = chosen or Calibration.default(specification.model, settings)
         self._data = _TrainingData.of(specification, sequences)
         factors = None
         if specification.features.history is not None and specification.model.item_item_rank:
-            solved = self._solve(settings.item_item_ridges if self._ranker else (calibration.ridge,))
+            solved = self._solve(specification.model.item_item_ridges if self._ranker else (calibration.ridge,))
             factors, calibration = solved.factors, replace(calibration, ridge=solved.ridge)
         self.model = _build(specification, self._data.frequency, factors)
         self._warm_started = warm_start.apply(self.model) if warm_start else ()
@@ -167,6 +176,7 @@ class _Run:
         if log_dir:
             self._board = tf_keras.callbacks.TensorBoard(log_dir, write_graph=False)
             self._board.set_model(self.model)
+            self._board.on_train_begin()
         self._averages = [tf.Variable(v, trainable=False) for v in self.model.trainable_variables]
         self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
         self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
@@ -178,7 +188,9 @@ class _Run:
         self._epochs: list[Epoch] = []
         self._resumed_from = 0
         # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
-        self._step = tf.function(self._train_step, autograph=not self.model.full_softmax)
+        self._step = tf.function(
+            self._train_step, input_signature=[self._data.windows.signature], autograph=not self.model.full_softmax
+        )
 
     def run(self, started: float) -> Fit:
         """All epochs, then what is fitted and chosen after them.
@@ -209,7 +221,7 @@ class _Run:
             seconds=round(time.monotonic() - started, 2),
             history=tuple(self._epochs),
             calibration=calibration,
-            warm_started=tuple(self._warm_started),
+            warm_started=self._warm_started,
             ndcg=ndcg,
             recall=recall,
         )
@@ -279,11 +291,12 @@ class _Run:
         if self._ranker is None:
             return self._start, math.nan, math.nan
         tower, ascents = self.model.query_tower, {}
-        start, blend = tower.blend, None
+        start = tower.blend
+        blend = Blend.of(self._ranker, tower, self._candidate_vectors(), self._blend)
         for window in self._specification.training.recent_windows:
             self._set_recent_window(window)
-            blend = Blend.of(self._ranker, tower, self._candidate_vectors(), blend or self._blend)
-            ascents[window] = coordinate_ascent(blend.measure, start, blend.weights_in_use, _ROUNDS)
+            with_window = blend.with_lift(tower.layout.lift.of(self._candidate_vectors()))
+            ascents[window] = coordinate_ascent(with_window.measure, start, blend.weights_in_use, _ROUNDS)
         window = choose_window(ascents)
         ascent = ascents[window]
         calibration = replace(self._start, recent_window=window, weights=ascent.weights)
@@ -301,13 +314,13 @@ class _Run:
     def _candidate_vectors(self) -> np.ndarray:
         return self.model.candidate_vectors(tf.constant(self._specification.catalogue.labels, tf.int32)).numpy()
 
-    def _solve(self, ridges: Sequence[float]) -> Any:
+    def _solve(self, ridges: Sequence[float]) -> ItemItem:
         """The item-item model of these users."""
         specification, sets = self._specification, self._data.sets
         assert specification.features.history is not None
         some = sets.users(sampling.some(len(sets), _ITEM_ITEM_USERS, specification.training.seed))
         items = min(len(specification.catalogue.is_candidate) - 1, specification.model.item_item_items)
-        moments = item_item.moments(some.offsets, some.items, items, specification.training.item_item_decay)
+        moments = item_item.moments(some.offsets, some.items, items, specification.model.item_item_decay)
         return choose_item_item(
             moments, specification.model.item_item_rank, ridges, specification.item_rows, specification.catalogue,
             self._ranker, specification.features.history.column,
