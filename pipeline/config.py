@@ -29,6 +29,7 @@ from modules.settings import (
     metric_names,
 )
 from modules.settings.base import Settings
+from modules.settings.renamed import RENAMED
 from pipeline import config_file, names
 from pipeline.config_file import shown
 
@@ -129,7 +130,9 @@ def _in_words(error: ValidationError) -> str:
             # A default that follows from another key, which is named already.
             continue
         path = ".".join(shown(str(part), 60) for part in mistake["loc"])
-        if mistake["type"] == "extra_forbidden":
+        if mistake["type"] == "extra_forbidden" and path in RENAMED:
+            words = f"is now {RENAMED[path]}; rename it"
+        elif mistake["type"] == "extra_forbidden":
             words = "unknown key; remove it or correct its name"
         elif mistake["type"] == "missing":
             words = "is missing"

@@ -165,6 +165,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
             custom_config={
                 **custom_config,
                 "tuner": config.tuner.model_dump_json(),
+                "history": config.evaluation.history,
                 "code": code("modules.tuner"),
             },
         )

@@ -97,7 +97,7 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("tuner", f"best of {len(summary['tuner'])} trials (ndcg {best['score']:.4f}): {values}")
     training = summary["training"]
     if training.get("epochs"):
-        start = ", from the last pushed weights" if training.get("taken_over") else ""
+        start = ", from the last pushed weights" if training.get("warm_started") else ""
         table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s{start}")
     index = summary["index"]
     if index:
@@ -134,7 +134,7 @@ def _short(folder: str) -> str:
 def _counts(data: dict[str, int]) -> str:
     parts = [f"{data[k]:,} {k}" for k in ("interactions", "users", "items") if k in data]
     splits = [f"{data[f'interactions_{s}']:,} {s}" for s in (TRAIN, VALIDATION, EVAL) if f"interactions_{s}" in data]
-    lost = [f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if v and re.search("unknown|dropped|cut", k)]
+    lost = [f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if v and re.search("not_in_table|dropped|cut", k)]
     return ", ".join(parts) + (f" → {' + '.join(splits)}" if splits else "") + "".join(f"; {words}" for words in lost)
 
 

@@ -164,8 +164,8 @@ class Report:
             )
 
 
-_COUNTS = ("interactions", "users", "items", "unknown_items", "dropped_unknown_items", "unknown_users",
-           "dropped_unknown_users", *(f"interactions_{split}" for split in SPLITS),
+_COUNTS = ("interactions", "users", "items", "items_not_in_table", "dropped_items_not_in_table", "users_not_in_table",
+           "dropped_users_not_in_table", *(f"interactions_{split}" for split in SPLITS),
            "cut_sequences", "cut_interactions", "cut_train_interactions")  # fmt: skip
 
 
@@ -505,25 +505,25 @@ class _Join(beam.DoFn):
         known = np.fromiter((item in catalogue for item in interactions.item), bool, len(interactions))
         unknown = int(len(known) - known.sum())
         if unknown:
-            yield _count("unknown_items", unknown)
-            if settings.unknown_items == "fail":
+            yield _count("items_not_in_table", unknown)
+            if settings.items_not_in_table == "fail":
                 yield _problem(
                     "tables.interactions", f"rows have an item that {settings.items.path} lacks",
                     repr(interactions.item[np.argmin(known)].decode()),
-                    "add those items, or set tables.unknown_items to drop or keep", unknown,
+                    "add those items, or set tables.items_not_in_table to drop or keep", unknown,
                 )  # fmt: skip
-            if settings.unknown_items != "keep":
-                yield _count("dropped_unknown_items", unknown)
+            if settings.items_not_in_table != "keep":
+                yield _count("dropped_items_not_in_table", unknown)
                 interactions = interactions.take(known)
         if settings.users is not None and not attributes:
-            yield _count("unknown_users", len(known))
-            if settings.unknown_users == "fail":
+            yield _count("users_not_in_table", len(known))
+            if settings.users_not_in_table == "fail":
                 yield _problem(
                     "tables.interactions", f"rows have a user that {settings.users.path} lacks", repr(user.decode()),
-                    "add those users, or set tables.unknown_users to drop or keep", len(known),
+                    "add those users, or set tables.users_not_in_table to drop or keep", len(known),
                 )  # fmt: skip
-            if settings.unknown_users != "keep":
-                yield _count("dropped_unknown_users", len(interactions))
+            if settings.users_not_in_table != "keep":
+                yield _count("dropped_users_not_in_table", len(interactions))
                 return
         if len(interactions):
             yield _count("users")

@@ -1,10 +1,12 @@
-"""Examples: their splits, their keys, and how cells become serialized tf.Examples. Imports TensorFlow only to write one.
+"""Examples: their splits, their keys, and how cells become serialized tf.Examples.
+
+Imports TensorFlow only to write one.
 
 InteractionExampleGen writes four splits:
 
-- `train`: one example for each user. The user's columns once; and as aligned lists, oldest first, what belongs to each of
-  the user's train and validation interactions: `sequence_<key>` for the item, the time, the weight, whether the interaction
-  is held out for validation, and the interactions table's own query features.
+- `train`: one example for each user. The user's columns once; and as aligned lists, oldest first, what belongs to each
+  of the user's train and validation interactions: `sequence_<key>` for the item, the time, the weight, whether the
+  interaction is held out for validation, and the interactions table's own query features.
 - `validation`, `eval`: queries. The user's columns, the time of asking, the own query features of the first asked
   interaction, the history and its age as they were known then, the relevant items, the slices.
 - `catalogue`: one example for each item.
@@ -25,7 +27,8 @@ TRAIN, VALIDATION, EVAL, CATALOGUE = "train", "validation", "eval", "catalogue"
 SEQUENCE_PREFIX = "sequence_"
 """Prefix of the lists of a train example, raw and transformed."""
 HELD_OUT = "is_validation"
-"""With the prefix: int64, 1 where an interaction belongs to validation, which the fit leaves out until the refit, else 0."""
+"""With the prefix: int64, 1 where an interaction belongs to validation, which the fit leaves out until the refit, else
+0."""
 WEIGHT = "interaction_weight"
 """With the prefix: the configured weights of the interactions, 1.0 where there is none."""
 RELEVANT = "relevant_items"

@@ -1,4 +1,5 @@
-"""Point in time, in one place: which split an interaction belongs to, what was known when a query is asked, how old that is.
+"""Point in time, in one place: which split an interaction belongs to, what was known when a query is asked, how old
+that is.
 
 ExampleGen, the Trainer, the Tuner and the commands that ask the model call it. Imports neither TensorFlow nor Beam.
 """
@@ -177,9 +178,9 @@ def queries(
 ) -> Iterator[Query]:
     """One user's queries of one split.
 
-    - `train`: one, if the user has interactions in the split. The history is what belongs to the splits before it, relevant
-      are the different items of the split, and it is asked at the first of them, or with the newest of the history where
-      that is later.
+    - `train`: one, if the user has interactions in the split. The history is what belongs to the splits before it,
+      relevant are the different items of the split, and it is asked at the first of them, or with the newest of the
+      history where that is later.
     - `rolling`: one per interaction of the split. The history is what comes before it of the split and those before it,
       relevant is the interaction's item.
 

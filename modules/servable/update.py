@@ -257,13 +257,13 @@ def _embedded(
         chosen = tf.constant(records[start : start + _BATCH], tf.string)
         requests = candidate_requests(chosen, features, item_column)
         vectors.append(embedding.candidate(**requests)["embedding"].numpy())
-    examples = [tf.train.Example.FromString(record) for record in records]
+    parsed = [tf.train.Example.FromString(record) for record in records]
     return EmbeddedCatalogue(
         list(new.examples),
         np.concatenate(vectors),
         np.zeros(len(records), np.float32),
-        {c: [catalogues.joined(catalogues.values(e, c)) for e in examples] for c in serving.return_columns},
-        {c: [catalogues.values(e, c) for e in examples] for c in serving.filter_columns},
+        {c: [catalogues.joined(catalogues.values(e, c)) for e in parsed] for c in serving.return_columns},
+        {c: [catalogues.values(e, c) for e in parsed] for c in serving.filter_columns},
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from modules.settings.base import Settings, Width
+from modules.settings.base import Distinct, Settings, Width
 
 
 class Model(Settings):
-    """The two towers (modules/two_tower.py)."""
+    """The two towers (modules/towers)."""
 
     dimension: int = Field(256, ge=2, le=16_384)
     """Width of query and candidate vectors, and of the item id's embedding (instead of its feature's `dimension`)."""
@@ -18,17 +18,24 @@ class Model(Settings):
     """Hidden sizes of the dense layers on top of the candidate tower."""
     normalize: bool = False
     """L2-normalise both vectors (cosine instead of inner product); then a temperature below 1 is needed."""
-    dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of a history that is hidden in each training step; where a whole history is completed, it is the target."""
-    id_dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the other query features that are hidden in each training step, so that unknown users work."""
-    linear_rank: int = Field(256, ge=0, le=16_384)
-    """Dimensions of the closed-form item-to-item part that follow the learned ones (modules/linear.py); 0 leaves it
-    out. It needs a history."""
-    linear_items: int = Field(5_000, ge=2, le=50_000)
-    """The closed-form part covers this many of the most frequent items: its cost grows with their cube."""
-    trend: bool = True
-    """Lets validation choose how much counts what is taken up more now than in the long run."""
+    mask_rate: float = Field(0.3, ge=0, lt=1)
+    """Share of a history that is hidden in each training step; under `objective: masked_items` it is the target."""
+    query_feature_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of the other query features that are hidden in each training step, so that users without them work."""
+    item_item_rank: int = Field(256, ge=0, le=16_384)
+    """Dimensions of the low-rank item-item model that follow the learned ones (modules/item_item.py); 0 leaves it out.
+    It needs a history."""
+    item_item_items: int = Field(5_000, ge=2, le=50_000)
+    """The item-item model covers this many of the most frequent items: its cost grows with their cube."""
+    item_item_decay: float = Field(0.85, ge=0, le=1_000)
+    """In the item-item model's transitions the n-th item before or behind a place weighs n ** −item_item_decay."""
+    item_item_ridges: Distinct[float] = Field((100.0, 300.0, 1000.0), min_length=1, max_length=16)
+    """Ridges of the item-item model that validation chooses from, rising; without validation the middle one is
+    taken."""
+    popularity_lift: bool = True
+    """Lets validation choose how much counts what is more popular now than in the long run."""
+    inactivity_gap: float = Field(86_400.0, gt=0, le=1e10)
+    """Seconds of inactivity after which a user counts half as coming back, half as in-session (`history_age`)."""
     diversity: float = Field(0.0, ge=0, le=1)
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""

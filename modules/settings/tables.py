@@ -50,9 +50,9 @@ class Tables(Settings):
     interactions: Interactions
     items: Items
     users: Users | None = None
-    unknown_items: Literal["drop", "keep", "fail"] = "drop"
+    items_not_in_table: Literal["drop", "keep", "fail"] = "drop"
     """Interactions with an item that the items table lacks. Kept ones can be in a history, never an answer."""
-    unknown_users: Literal["drop", "keep", "fail"] = "keep"
+    users_not_in_table: Literal["drop", "keep", "fail"] = "keep"
     """Interactions of a user that the users table lacks; kept ones have no attributes."""
     max_sequence: int = Field(5_000, ge=1, le=10_000_000)
     """Of a user with more train and validation interactions, the newest so many are learned from."""

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from modules.settings.base import Answers, Seed, Settings
+from modules.settings.base import Answers, Distinct, Seed, Settings, Share
 
 
 class Training(Settings):
-    """How the towers are fitted (modules/trainer.py)."""
+    """How the towers are fitted (modules/training)."""
 
     seed: Seed = 42
     epochs: int = Field(25, ge=1, le=100_000)
@@ -19,15 +19,21 @@ class Training(Settings):
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
-    completion: float = Field(1.0, ge=0, le=1)
-    """Share of training that completes users' whole histories with their items in hiding; the rest predicts each
-    interaction's item from the history before it. Without a history feature all of it is the latter."""
+    objective: Literal["masked_items", "next_item"] = "masked_items"
+    """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
+    next_item: each interaction's item is to be found from the history before it; so it is always without a history
+    feature."""
     locality: float = Field(0.5, ge=0, le=1_000)
-    """In completing a history the item d places away from a random one weighs (1 + d) ** −locality, as a target and as
-    part of the query; 0 treats the whole history alike."""
+    """Under masked_items the item d places away from a random one weighs (1 + d) ** −locality, as a target and as part
+    of the query; 0 treats the whole history alike."""
     user_exponent: float = Field(0.5, ge=0, le=1)
     """A user with n interactions counts n ** user_exponent: 1 treats interactions alike, 0 users. The smaller, the
     fewer steps an epoch has."""
+    recent_windows: Distinct[Share] = Field((0.2, 0.1, 0.05), min_length=1, max_length=16)
+    """Shares of the training period, by interactions, the latest ones, that can be recent for the popularity lift. The
+    first is taken unless validation is surely better with another."""
+    lift_prior: float = Field(0.2, ge=0, le=1_000)
+    """How far the lift of an item is drawn to none, as a share of the recent interactions."""
     negatives: Literal["auto", "catalogue", "in_batch"] = "auto"
     """Softmax over the whole catalogue, or over the batch with logQ correction; auto decides by `catalogue_limit`."""
     catalogue_limit: int = Field(50_000, ge=1, le=10_000_000)

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from modules.settings.base import Distinct, Settings
 from modules.settings.model import Model
+from modules.settings.renamed import RENAMED
 from modules.settings.training import Training
 
 
@@ -24,8 +25,8 @@ class Tuner(Settings):
             "training.weight_decay": (2.0, 5.0, 10.0),
             "training.locality": (0.0, 0.5, 1.0),
             "training.user_exponent": (0.25, 0.5, 0.75),
-            "model.dropout": (0.2, 0.3, 0.5),
-            "model.id_dropout": (0.1, 0.3, 0.6),
+            "model.mask_rate": (0.2, 0.3, 0.5),
+            "model.query_feature_dropout": (0.1, 0.3, 0.6),
         }
     )
     """Key of `model` or `training` → values to try; the configured value is always among them."""
@@ -36,6 +37,8 @@ class Tuner(Settings):
             section, _, key = name.partition(".")
             kinds: dict[str, type[Settings]] = {"model": Model, "training": Training}
             kind = kinds.get(section)
+            if name in RENAMED:
+                raise ValueError(f"search: {name} is now {RENAMED[name]}")
             if kind is None or key not in kind.model_fields:
                 raise ValueError(f"search: {name!r} is no key of model or training")
             if not isinstance(getattr(kind(), key), (int, float)) or isinstance(getattr(kind(), key), bool):

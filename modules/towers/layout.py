@@ -18,11 +18,11 @@ class Dimensions(NamedTuple):
     stop: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.stop - self.start
 
     def of(self, vectors: _Vectors) -> _Vectors:
-        """[N, D] → [N, count]: these columns of an array or a tensor."""
+        """[N, D] → [N, size]: these columns of an array or a tensor."""
         return vectors[:, self.start : self.stop]  # type: ignore[index]
 
 

@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.development_server.errors import LOG, ServingError, invalid
+from serving.development_server.errors import LOG, ServingError, StartError, invalid
 from serving.development_server.metrics import Metrics
 from serving.development_server.servable import Servable
 

@@ -14,7 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.development_server import grpc_services
 from serving.development_server.admission import Admission
-from serving.development_server.errors import LOG, ServingError
+from serving.development_server.errors import LOG, ServingError, StartError
 from serving.development_server.limits import Limits
 from serving.development_server.metrics import Metrics
 from serving.development_server.models import Models, check_folder, read_config, single_model

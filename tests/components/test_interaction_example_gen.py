@@ -98,7 +98,7 @@ class World:
     evaluation: dict[str, Any] = field(default_factory=lambda: EVALUATION)
     serving: dict[str, Any] = field(default_factory=lambda: SERVING)
     names: dict[str, Any] = field(default_factory=dict)
-    """Further keys of `tables`: unknown_items, or a dict for one of the tables."""
+    """Further keys of `tables`: items_not_in_table, or a dict for one of the tables."""
 
     def settings(self, folder: Path, suffix: str = "parquet") -> Tables:
         tree: dict[str, Any] = {"interactions": {"weight": "weight"}, "items": {"title": "title"}}
@@ -436,17 +436,17 @@ def test_artifact_is_what_stock_components_expect(output: Output) -> None:
     assert examples_utils.get_payload_format_string(output.artifact) == "FORMAT_TF_EXAMPLE"
     assert examples_utils.get_file_format(output.artifact) == "tfrecords_gzip"
     counts = {
-        "interactions": 10, "users": 3, "items": 4, "unknown_items": 1, "dropped_unknown_items": 1, "unknown_users": 1,
-        "dropped_unknown_users": 0, "examples_train": 3, "examples_validation": 2, "examples_eval": 2,
+        "interactions": 10, "users": 3, "items": 4, "items_not_in_table": 1, "dropped_items_not_in_table": 1, "users_not_in_table": 1,
+        "dropped_users_not_in_table": 0, "examples_train": 3, "examples_validation": 2, "examples_eval": 2,
         "examples_catalogue": 4, "interactions_train": 5, "interactions_validation": 2, "interactions_eval": 2,
         "cut_sequences": 0, "cut_interactions": 0,
     }  # fmt: skip
     assert {name: output.count(name) for name in counts} == counts
 
 
-def test_unknown_items_are_kept_and_unknown_users_dropped(tmp_path: Path) -> None:
+def test_items_not_in_table_are_kept_and_users_not_in_table_dropped(tmp_path: Path) -> None:
     """And the items table may call the item id otherwise."""
-    world = small_world(names={"unknown_items": "keep", "unknown_users": "drop", "items": {"id": "code"}})
+    world = small_world(names={"items_not_in_table": "keep", "users_not_in_table": "drop", "items": {"id": "code"}})
     world.items = [{"code": row["item_id"], **{k: v for k, v in row.items() if k != "item_id"}} for row in world.items]
     kept = world.run(tmp_path)
     assert kept.sequences().keys() == {"u1", "u2"}
@@ -455,8 +455,8 @@ def test_unknown_items_are_kept_and_unknown_users_dropped(tmp_path: Path) -> Non
     assert [row["history"] for row in kept.splits[EVAL] if row["user_id"] == ["u2"]] == [["i4", "i1", "i9"]]
     assert sorted(row["item_id"][0] for row in kept.splits[CATALOGUE]) == ["i1", "i2", "i3", "i4"]
     assert all("code" not in row for row in kept.splits[CATALOGUE])
-    assert (kept.count("unknown_items"), kept.count("dropped_unknown_items")) == (1, 0)
-    assert (kept.count("unknown_users"), kept.count("dropped_unknown_users")) == (1, 1)
+    assert (kept.count("items_not_in_table"), kept.count("dropped_items_not_in_table")) == (1, 0)
+    assert (kept.count("users_not_in_table"), kept.count("dropped_users_not_in_table")) == (1, 1)
 
 
 # Splits and histories as properties.
@@ -705,7 +705,7 @@ def test_ranges_are_named_by_their_boundaries(boundaries: tuple[float, ...], nam
 
 def test_everything_wrong_with_the_rows_is_said_at_once(tmp_path: Path) -> None:
     """Each kind of mistake once, in a table that is right otherwise: every one gets its words, count and example."""
-    world = small_world(split=ColumnSplit(column="part"), names={"unknown_items": "fail", "unknown_users": "fail"})
+    world = small_world(split=ColumnSplit(column="part"), names={"items_not_in_table": "fail", "users_not_in_table": "fail"})
     parts = itertools.cycle([TRAIN, VALIDATION, EVAL])
     good = [{**row, "timestamp": float(row["timestamp"]), "part": next(parts)} for row in world.interactions]
     bad: Rows = [
@@ -997,7 +997,7 @@ def test_movielens_100k(tmp_path: Path) -> None:
     settings = Tables.model_validate(places)
     found = run(settings, TemporalSplit(), features, {}, {"return_columns": ["title"]}, uri, (EVAL, CATALOGUE))
     assert (found.count("interactions"), found.count("items"), found.count("users")) == (100_000, 1_682, 943)
-    assert found.count("unknown_items") == found.count("unknown_users") == 0
+    assert found.count("items_not_in_table") == found.count("users_not_in_table") == 0
     total = sum(found.count(f"interactions_{name}") for name in (TRAIN, VALIDATION, EVAL))
     assert (total, found.count("examples_eval")) == (100_000, 166)
     times = np.sort(pq.read_table(tmp_path / "interactions.parquet")["timestamp"].to_numpy())

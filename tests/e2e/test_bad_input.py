@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[str | None, Callable[[Rows], Rows] | None, list[str], 
     "duplicate items": ("items", lambda rows: [*rows, rows[0]], [], ["items", "1"]),
     "NaN timestamp": ("interactions", as_floats("timestamp", math.nan), [], ["timestamp"]),
     "negative timestamp": ("interactions", with_value("timestamp", -5), [], ["timestamp", "-5"]),
-    "unknown items": ("items", lambda rows: rows[1:], ["tables.unknown_items=fail"], ["unknown_items", "1"]),
+    "unknown items": ("items", lambda rows: rows[1:], ["tables.items_not_in_table=fail"], ["items_not_in_table", "1"]),
     "k too large": (None, None, ["serving.k=81"], ["serving.k", "80"]),
     "schema missing": (None, None, ["schema.path=none.pbtxt"], ["schema.path", "none.pbtxt"]),
 }
@@ -82,7 +82,7 @@ def test_after_all_mistakes_a_correct_run_works(shared: Path):
     removed = sum(row["item_id"] == 1 for row in world.interactions())
     outcome = twotower("run", "--config", world.write_config(shared))
     assert outcome.code == 0, outcome.errors
-    assert removed > 0 and outcome.answer["data"]["dropped_unknown_items"] == removed
+    assert removed > 0 and outcome.answer["data"]["dropped_items_not_in_table"] == removed
     assert len(versions(shared)) == 1
 
 

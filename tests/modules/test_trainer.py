@@ -360,7 +360,7 @@ def test_early_stopping_keeps_the_best_epoch(world):
 
 
 @pytest.mark.parametrize("which", ["small_world", "worlds"])
-def test_validation_rows_of_unknown_items_leave_nothing_to_stop_by(which, request, caplog):
+def test_validation_rows_of_items_not_in_table_leave_nothing_to_stop_by(which, request, caplog):
     world = request.getfixturevalue(which)
     world = world if isinstance(world, World) else world(CONTENT_ONLY)
     problem = world.problem(training=TRAINING.model_copy(update={"epochs": 2}))

@@ -42,7 +42,7 @@ def test_an_example_is_the_union_of_its_features() -> None:
     one = examples.features([("id", b"x"), ("none", None), ("empty", []), ("blank", b""), ("no_list", np.array([]))])
     two = examples.features([("age", 2.0), ("seconds", 3), ("several", [b"p", b"q"]), ("long", b"l" * 300)])
     example = tf.train.Example.FromString(examples.example(one, two, examples.features(lists.items())))
-    found = {key: feature for key, feature in example.features.feature.items()}
+    found = dict(example.features.feature.items())
     assert sorted(found) == ["age", "id", "long", "numbers", "seconds", "several", "texts", "times"]
     assert list(found["texts"].bytes_list.value) == [b"a", b"", b"c"]
     np.testing.assert_array_equal(found["numbers"].float_list.value, [1.5, np.nan])

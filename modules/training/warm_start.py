@@ -20,16 +20,19 @@ from modules.encodings.vocabulary import Vocabulary
 from modules.preprocessing import vocabulary_name
 from modules.servable.contract import OldContractError, read_servable
 from modules.servable.embedding import read_variables
-from modules.two_tower import TwoTower, is_item_id
+from modules.towers.terms import is_item_id
+from modules.towers.two_tower import TwoTower
 
 _PROGRESS = logging.getLogger("twotower.progress")
 _TERM = re.compile(r"terms/(?:embedding|projection)_(\d+)/")
-_COMPUTED = re.compile(r"no_history|linear_history|linear_items|trend|popularity_discount|is_known|content_\w+")
+_COMPUTED = re.compile(
+    r"cold_start|blend_\w+|item_item_history|item_item_items|lift|popularity_discount|has_interactions|content_\w+"
+)
 _ITEM_TABLES = ("embeddings", "item_bias")
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """Where a fit starts from."""
 
     servable: str
@@ -38,12 +41,12 @@ class Start:
     columns: Columns
     tft_output: tft.TFTransformOutput
 
-    def apply(self, model: TwoTower) -> list[str]:
+    def apply(self, model: TwoTower) -> tuple[str, ...]:
         """Gives the model the servable's weights where the two have a variable in common.
 
         A table with a vocabulary is taken over row by row: a token that both know keeps its row, a new one keeps its
         fresh row. Other variables are taken over whole if their shapes agree. What is computed by every fit anew, the
-        closed-form part for instance, is left as it is. A servable of another contract starts nothing: a first fit.
+        item-item model for instance, is left as it is. A servable of another contract starts nothing: a first fit.
 
         Returns:
             Names of what was taken over.
@@ -55,7 +58,7 @@ class Start:
             contract = read_servable(self.servable)
         except OldContractError as error:
             _PROGRESS.info("training.warm_start: a first fit, since %s", error)
-            return []
+            return ()
         theirs = read_variables(self.servable, contract.embedding)
         taken = []
         for name, feature, kind, variable in _named(self.features, self.columns, model):
@@ -65,7 +68,7 @@ class Start:
                 if merged is not None:
                     variable.assign(merged)
                     taken.append(name)
-        return taken
+        return tuple(taken)
 
     def _vocabulary(self, feature: Any, kind: str) -> str | None:
         """Name of the vocabulary file of a table's rows, None for a variable without one."""
@@ -118,7 +121,7 @@ def _taken_over(
 ) -> np.ndarray | None:
     """The fresh value with all that the old one knows; None if they do not fit together.
 
-    A table's row 0 is for a missing value, the n-th token has row n, unknown values follow.
+    A table's row 0 is for a missing value, the n-th token has row n, values out of vocabulary follow.
     """
     if tokens is None:
         return old if old.shape == fresh.shape else None
@@ -128,8 +131,8 @@ def _taken_over(
     merged = fresh.copy()
     place = {token: row for row, token in enumerate(before, start=1)}
     rows = [(new, place[token]) for new, token in enumerate(now, start=1) if token in place]
-    unknown = min(len(fresh) - len(now), len(old) - len(before)) - 1
-    rows += [(0, 0)] + [(len(now) + n, len(before) + n) for n in range(1, unknown + 1)]
+    oov = min(len(fresh) - len(now), len(old) - len(before)) - 1
+    rows += [(0, 0)] + [(len(now) + n, len(before) + n) for n in range(1, oov + 1)]
     to, source = np.array(rows).T
     merged[to] = old[source]
     return merged

@@ -1,4 +1,4 @@
-"""Item-to-item weights in closed form, as two factors that fit into a query and a candidate vector.
+"""The item-item model: weights in closed form, as two factors that fit into a query and a candidate vector.
 
 B minimises α‖X − XB‖² + ‖T − SB‖² + λ‖B‖² with a zero diagonal: which items go together (X, whole histories: EASE,
 Steck, WWW 2019) and which come next (S before and T after a place in a history, nearer items counting more: SLIST, Choi
@@ -18,8 +18,6 @@ _TOGETHER = 2.0
 # How far before and behind a place of a history the transitions look.
 _BEFORE = 50
 _AFTER = 10
-# Users that the moments are taken over, at most; the matrices of more would say the same.
-_USERS = 50_000
 _USERS_AT_ONCE = 2_000
 
 
@@ -46,35 +44,49 @@ class Factors:
     history: np.ndarray
     items: np.ndarray
 
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.items.shape[1]
 
-def moments(owned: np.ndarray, items: int, decay: float, seed: int) -> Moments:
+    def covering(self, item_rows: int, candidate_rows: int) -> Factors:
+        """The same with rows of zeros for the ids that the model does not cover.
+
+        Args:
+            item_rows: Rows of `history` then, out-of-vocabulary buckets included.
+            candidate_rows: Rows of `items` then.
+        """
+        return Factors(_with_rows(self.history, item_rows), _with_rows(self.items, candidate_rows))
+
+
+def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> Moments:
     """Co-occurrences and transitions.
 
     Args:
-        owned: [U, N] items of each user, newest first, each once, padded with 0; numbers above `items` are left out.
+        offsets: [U + 1] where each user's sequence begins and the last one ends.
+        item: [T] item ids, oldest first, of each user each item once; ids above `items` are left out.
         items: V.
         decay: In transitions the n-th item before or behind a place weighs n ** −decay.
-        seed: Of the draw of users, where there are more than are needed.
     """
-    if len(owned) > _USERS:
-        owned = owned[np.sort(np.random.default_rng(seed).choice(len(owned), _USERS, replace=False))]
     together, before, after = np.zeros((3, items, items))
-    for start in range(0, len(owned), _USERS_AT_ONCE):
-        # Oldest first, without gaps: left-out items take no place.
-        part = owned[start : start + _USERS_AT_ONCE, ::-1]
-        present = (part > 0) & (part <= items)
-        user, order = np.nonzero(present)
-        item = part[user, order] - 1
-        whole = scipy.sparse.csr_matrix((np.ones(len(item)), (user, item)), (len(part), items))
+    users = len(offsets) - 1
+    for start in range(0, users, _USERS_AT_ONCE):
+        part = offsets[start : start + _USERS_AT_ONCE + 1]
+        ids = item[part[0] : part[-1]].astype(np.int64)
+        user = np.repeat(np.arange(len(part) - 1), np.diff(part))
+        # Left-out items take no place.
+        covered = (ids > 0) & (ids <= items)
+        ids, user = ids[covered] - 1, user[covered]
+        whole = scipy.sparse.csr_matrix((np.ones(len(ids)), (user, ids)), (len(part) - 1, items))
         together += (whole.T @ whole).toarray()
-        s = _neighbours(user, item, items, [-n for n in range(1, _BEFORE + 1)], decay)
-        t = _neighbours(user, item, items, list(range(_AFTER)), decay)
+        s = _neighbours(user, ids, items, [-n for n in range(1, _BEFORE + 1)], decay)
+        t = _neighbours(user, ids, items, list(range(_AFTER)), decay)
         # The first item of a history has nothing before it.
-        first = np.append(True, user[1:] != user[:-1])
+        first = np.append(True, user[1:] != user[:-1])[: len(user)]
         t = scipy.sparse.diags((~first).astype(float)) @ t
         before += (s.T @ s).toarray()
         after += (s.T @ t).toarray()
-    return Moments(_TOGETHER * together + before, _TOGETHER * together + after, together, len(owned))
+    return Moments(_TOGETHER * together + before, _TOGETHER * together + after, together, users)
 
 
 def _neighbours(
@@ -97,11 +109,15 @@ def _neighbours(
 def solve(moments: Moments, ridge: float) -> np.ndarray:
     """[V, V] weights B: column j scores item j, and no item scores itself.
 
+    With P = (gram + λI)⁻¹: B = P · cross − P · diag(diag(P · cross) / diag(P)), as in EASE (Steck 2019, equation 8),
+    whose Lagrange multipliers keep the diagonal at zero.
+
     Args:
         moments: Of the users.
         ridge: λ.
     """
-    inverse = np.linalg.inv(moments.gram + ridge * np.eye(len(moments.gram)))
+    # By Cholesky: the matrix is positive definite.
+    inverse = scipy.linalg.inv(moments.gram + ridge * np.eye(len(moments.gram)), assume_a="pos")
     weights = inverse @ moments.cross
     return weights - inverse * (np.diag(weights) / np.diag(inverse))
 
@@ -109,7 +125,8 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
 def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
     """The two factors of the rank-R weights that come closest to B in the scores of the users' histories.
 
-    B V Vᵀ, with the R first eigenvectors V of Bᵀ (α XᵀX + SᵀS) B.
+    Reduced-rank regression (Izenman, Journal of Multivariate Analysis 1975): B V Vᵀ, with the R first eigenvectors V of
+    Bᵀ (α XᵀX + SᵀS) B.
     """
     size = len(weights)
     first = max(0, size - rank)
@@ -121,3 +138,22 @@ def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
     history /= max(np.sqrt(variance), 1e-12)
     pad = np.zeros((1, kept.shape[1]))
     return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, kept, 0).astype(np.float32))
+
+
+def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.ndarray:
+    """[Q, R]: what the query tower's item-item part is for histories, outside of a graph.
+
+    Args:
+        history: [Q, H] item ids, newest first, padded with 0.
+        recency: The p-th newest item (p from 0) weighs (1 + p) ** −recency.
+        table: [rows, R], `Factors.history` for all ids.
+    """
+    present = history > 0
+    row, place = np.nonzero(present)
+    rank = (np.cumsum(present, axis=1) - 1)[row, place]
+    weights = ((1.0 + rank) ** -recency, (row, history[row, place]))
+    return scipy.sparse.csr_matrix(weights, (len(history), len(table))) @ table
+
+
+def _with_rows(table: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([table, np.zeros((rows - len(table), table.shape[1]), np.float32)])

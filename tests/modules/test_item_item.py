@@ -1,28 +1,29 @@
-"""The closed-form item-to-item weights against their definition."""
+"""The item-item model against its definition."""
 
 import numpy as np
 import pytest
 
-from modules import linear
+from modules import item_item
 
 DECAY = 0.85
 
 
 def histories(users=80, items=12, longest=9, seed=0):
-    """Newest first, each item once, padded with 0."""
+    """Of each user, oldest first, each item once."""
     rng = np.random.default_rng(seed)
-    owned = np.zeros((users, longest), np.int64)
-    for row in owned:
-        length = rng.integers(0, longest + 1)
-        row[:length] = rng.permutation(np.arange(1, items + 1))[:length]
-    return owned
+    return [rng.permutation(np.arange(1, items + 1))[: rng.integers(0, longest + 1)] for _ in range(users)]
+
+
+def moments(owned, items=12):
+    offsets = np.append(0, np.cumsum([len(own) for own in owned]))
+    return item_item.moments(offsets, np.concatenate(owned), items, DECAY)
 
 
 def designs(owned, items):
     """X [users, V], S and T [places, V], item by item."""
     whole, before, after = [], [], []
     for row in owned:
-        oldest_first = [i - 1 for i in row[::-1] if 0 < i <= items]
+        oldest_first = [i - 1 for i in row if i <= items]
         x = np.zeros(items)
         x[oldest_first] = 1
         whole.append(x)
@@ -41,7 +42,7 @@ def designs(owned, items):
 def test_moments_are_those_of_whole_histories_and_transitions(items):
     owned = histories()
     whole, before, after = designs(owned, items)
-    actual = linear.moments(owned, items, DECAY, seed=0)
+    actual = moments(owned, items)
     np.testing.assert_allclose(actual.together, whole.T @ whole)
     np.testing.assert_allclose(actual.gram, 2 * whole.T @ whole + before.T @ before)
     np.testing.assert_allclose(actual.cross, 2 * whole.T @ whole + before.T @ after)
@@ -50,7 +51,7 @@ def test_moments_are_those_of_whole_histories_and_transitions(items):
 def test_weights_are_the_least_squares_under_a_zero_diagonal():
     owned, items, ridge = histories(), 12, 3.0
     whole, before, after = designs(owned, items)
-    weights = linear.solve(linear.moments(owned, items, DECAY, seed=0), ridge)
+    weights = item_item.solve(moments(owned, items), ridge)
     for item in range(items):
         # The same problem without the item's own column, solved column by column.
         others = [i for i in range(items) if i != item]
@@ -62,9 +63,9 @@ def test_weights_are_the_least_squares_under_a_zero_diagonal():
 
 def test_factors_of_full_rank_are_the_weights_up_to_the_scale():
     owned, items = histories(), 12
-    moments = linear.moments(owned, items, DECAY, seed=0)
-    weights = linear.solve(moments, 3.0)
-    factors = linear.factors(moments, weights, rank=items)
+    found = moments(owned, items)
+    weights = item_item.solve(found, 3.0)
+    factors = item_item.factors(found, weights, rank=items)
     product = factors.history[1:] @ factors.items[1:].T
     scale = np.linalg.norm(product) / np.linalg.norm(weights)
     np.testing.assert_allclose(product, scale * weights, atol=1e-4)
@@ -75,25 +76,37 @@ def test_factors_of_full_rank_are_the_weights_up_to_the_scale():
 
 def test_factors_of_lower_rank_lose_least_in_the_scores():
     owned, items = histories(), 12
-    moments = linear.moments(owned, items, DECAY, seed=0)
-    weights = linear.solve(moments, 3.0)
+    found = moments(owned, items)
+    weights = item_item.solve(found, 3.0)
     whole, before, _ = designs(owned, items)
     design = np.concatenate([np.sqrt(2) * whole, before])
     values = np.linalg.svd(design @ weights, compute_uv=False)
     for rank in (2, 5):
-        factors = linear.factors(moments, weights, rank)
+        factors = item_item.factors(found, weights, rank)
         kept = weights @ factors.items[1:] @ factors.items[1:].T
         lost = np.linalg.norm(design @ (weights - kept))
         # Eckart and Young: no factors of this rank lose less.
         assert lost == pytest.approx(np.sqrt(np.sum(values[rank:] ** 2)), rel=1e-6)
 
 
-def test_many_users_are_drawn_from_and_taken_in_parts(monkeypatch):
+def test_many_users_are_taken_in_parts(monkeypatch):
     owned = histories(users=30)
-    whole = linear.moments(owned, 12, DECAY, seed=0)
-    monkeypatch.setattr(linear, "_USERS_AT_ONCE", 7)
-    in_parts = linear.moments(owned, 12, DECAY, seed=0)
+    whole = moments(owned)
+    monkeypatch.setattr(item_item, "_USERS_AT_ONCE", 7)
+    in_parts = moments(owned)
     np.testing.assert_allclose(in_parts.gram, whole.gram)
     np.testing.assert_allclose(in_parts.cross, whole.cross)
-    monkeypatch.setattr(linear, "_USERS", 20)
-    assert linear.moments(owned, 12, DECAY, seed=0).users == 20
+    assert in_parts.users == 30
+
+
+def test_factors_cover_ids_that_the_model_does_not_know_with_zeros():
+    factors = item_item.Factors(np.ones((3, 2), np.float32), np.ones((3, 2), np.float32)).covering(6, 5)
+    assert factors.history.shape == (6, 2) and factors.items.shape == (5, 2)
+    assert not factors.history[3:].any() and not factors.items[3:].any()
+
+
+def test_a_query_is_the_weighted_sum_of_the_rows_of_its_history():
+    table = np.random.default_rng(0).normal(size=(6, 3))
+    found = item_item.query_factors(np.array([[4, 0, 2], [0, 0, 0]]), 0.5, table)
+    # A gap takes no rank.
+    np.testing.assert_allclose(found, [table[4] + 2**-0.5 * table[2], np.zeros(3)])

@@ -1,0 +1,82 @@
+"""What a training query may see of its window, and what it is asked for.
+
+A window [B, S] is what a user interacted with up to a place: the item there, then those before it, newest first, padded
+with 0 at the end. Everything in here is graph code that the input pipeline runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Masked(NamedTuple):
+    """A window in two parts."""
+
+    hidden: tf.Tensor
+    """[B, S] bool: the targets."""
+    visible: tf.Tensor
+    """[B, S] int32: what the query sees; 0 where an item is hidden, dropped or equal to the target."""
+
+
+def mask_items(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
+    """`masked_items`: a random part of a set of items is to be found from the rest.
+
+    Masked-set training: Devlin et al. 2019 mask words of a sentence; Sun et al. (BERT4Rec, CIKM 2019) items of a
+    history. Here the order does not matter, as in a denoising autoencoder over sets (Liang et al., WWW 2018).
+
+    Args:
+        window: [B, S] int32, each item once.
+        rate: Probability with which each item is hidden; where none would be, the newest is.
+        seed: [2] int32.
+    """
+    drawn = tf.random.stateless_uniform(tf.shape(window), seed)
+    chosen = (drawn < rate) & (window > 0)
+    hidden = tf.where(tf.reduce_any(chosen, axis=1, keepdims=True), chosen, _is_newest(window))
+    return Masked(hidden, tf.where(hidden, 0, window))
+
+
+def mask_next(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
+    """`next_item`: the newest item is to be found from those before it.
+
+    Args:
+        window: [B, S] int32; an item can be there more than once.
+        rate: Probability with which the query does not see an item of its history either.
+        seed: [2] int32.
+    """
+    drawn = tf.random.stateless_uniform(tf.shape(window), seed)
+    dropped = (drawn < rate) & (window > 0)
+    # Who interacts with an item again must not see the earlier time.
+    again = window == window[:, :1]
+    return Masked(_is_newest(window), tf.where(again | dropped, 0, window))
+
+
+def closeness(window: tf.Tensor, locality: float, seed: tf.Tensor) -> tf.Tensor:
+    """[B, S] weights (1 + d) ** −locality, d being how many items lie between one and a random one of the window.
+
+    Args:
+        window: [B, S] without gaps, padded with 0 at the end.
+        locality: 0 makes all weights 1.
+        seed: [2] int32.
+    """
+    count = tf.reduce_sum(tf.cast(window > 0, tf.float32), axis=1, keepdims=True)
+    centre = tf.floor(tf.random.stateless_uniform(tf.shape(count), seed) * count)
+    distance = tf.abs(tf.range(tf.cast(tf.shape(window)[1], tf.float32))[tf.newaxis] - centre)
+    return tf.pow(1.0 + distance, -locality)
+
+
+def _is_newest(window: tf.Tensor) -> tf.Tensor:
+    shape = tf.shape(window)
+    return tf.one_hot(tf.zeros(shape[0], tf.int32), shape[1], on_value=True, off_value=False, dtype=tf.bool)
+
+
+def many_hot(ids: tf.Tensor, weights: tf.Tensor, items: tf.Tensor | int) -> tf.Tensor:
+    """[B, S] ids and weights → [B, items] sums of weights, column v − 1 for id v; other ids are left out."""
+    rows = tf.shape(ids)[0]
+    keep = (ids > 0) & (ids <= items)
+    flat = tf.range(rows)[:, tf.newaxis] * items + ids - 1
+    # Negative segments are dropped.
+    flat = tf.where(keep, flat, -1)
+    total = tf.math.unsorted_segment_sum(tf.reshape(weights, [-1]), tf.reshape(flat, [-1]), rows * items)
+    return tf.reshape(total, [rows, items])

@@ -1,0 +1,229 @@
+"""A query's vector, and the few numbers that weigh its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import tensorflow as tf
+import tf_keras
+
+from modules.encodings.base import Encoding
+from modules.item_item import Factors
+from modules.settings import Model
+from modules.towers.layout import VectorLayout
+from modules.towers.masking import many_hot
+from modules.towers.terms import FeatureTerms, Residual, finish, fixed, history_age_of, history_of, learned_width
+
+# Weight decay keeps embeddings short; without this factor (its initial value, it is learned) their mean over a history
+# could not move the logits enough.
+_HISTORY_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class BlendWeights:
+    """How much the parts of a query's vector count.
+
+    Which items go together is learned; how that answers a request depends on what is asked for, any of the user's
+    further items or the very next one, in an old catalogue or a new one. So validation chooses these
+    (training/calibration.py). The defaults stand where there is no validation.
+    """
+
+    recency: float = 0.0
+    """The history's p-th newest item (p from 0) weighs (1 + p) ** −recency in the learned part."""
+    item_item_recency: float = 0.0
+    """The same in the item-item part."""
+    item_item: float = 0.5
+    """Weight of the item-item part, whose scores have a standard deviation of 1."""
+    lift: float = 0.0
+    """Weight of the recent popularity lift for a query with a history."""
+    cold_start_lift: float = 0.0
+    """The same for a cold-start query; at 1 it gets what is popular now, as far as the lift is concerned."""
+
+    @classmethod
+    def default(cls, model: Model, has_age: bool) -> BlendWeights:
+        """What validation starts from.
+
+        Args:
+            model: Without `popularity_lift` the lift counts nothing.
+            has_age: Whether requests tell the history's age. Then the lift is for those who come back after a long
+                time, and starts where those want it; else most queries are in-session and are better without.
+        """
+        if not model.popularity_lift:
+            return cls()
+        # Near to what is popular now: started from nothing, coordinate ascent stopped short of it (commit 63b6ed2).
+        return cls(lift=2.0 if has_age else 0.0, cold_start_lift=0.75)
+
+
+class QueryTower(tf_keras.layers.Layer):
+    """A query's vector, laid out by `VectorLayout`.
+
+    The learned part is a weighted mean of the history's item embeddings, or a vector of its own for a cold-start query,
+    plus one term for each other feature, plus a constant. The item-item part is a weighted sum of the history's rows of
+    a fixed table. Missing values add nothing.
+
+    Who is in-session wants what goes with the last items; who comes back after an inactivity gap wants what is new.
+    Where requests tell the history's age, `recency` counts for the first only and `lift` for the second, each as far as
+    somebody is one or the other.
+
+    Args:
+        features: What it reads.
+        model: Sizes.
+        cardinalities: Rows of the embedding table of each feature that has ids, by column.
+        item_ids: Embeddings of the items, shared with the candidate tower; None where nothing reads them.
+        dense_history: Whether a history is a row of a [B, V] matrix, which is multiplied with the table, or gathered.
+        factors: Of the item-item model, if there is one.
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Encoding],
+        model: Model,
+        cardinalities: Mapping[str, int],
+        item_ids: tf_keras.layers.Embedding | None,
+        dense_history: bool,
+        factors: Factors | None,
+        seed: int,
+    ) -> None:
+        super().__init__(name="query_tower")
+        self.features = tuple(features)
+        self.layout = VectorLayout.of(model, 0 if factors is None else factors.rank)
+        self.dense_history = dense_history
+        self._history = history_of(features)
+        self._age = history_age_of(features)
+        self._item_ids = item_ids
+        self._normalize = model.normalize
+        self._gap = model.inactivity_gap
+        self._has_lift = model.popularity_lift
+        self._width = learned_width(model.dimension, model.normalize)
+        others = [f for f in features if not f.of_history]
+        self._terms = FeatureTerms(others, self._width, cardinalities, seed)
+        self._residual = Residual(model.query_layers, self._width, seed)
+        self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
+        if self._history is not None:
+            self.cold_start = self.add_weight(
+                name="cold_start", shape=[self._width], initializer="zeros", trainable=False
+            )
+            self.history_scale = self.add_weight(
+                name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
+            )
+        self._item_item = None if factors is None else fixed(factors.history, "item_item_history")
+        start = asdict(BlendWeights.default(model, self._age is not None))
+        self._blend = {name: fixed(value, f"blend_{name}") for name, value in start.items()}
+
+    @property
+    def weights_in_use(self) -> tuple[str, ...]:
+        """Names of the blend weights that have an effect on this tower, whatever their values."""
+        has_history, has_item_item = self._history is not None, self._item_item is not None
+        effect = {
+            "lift": self._has_lift,
+            "cold_start_lift": self._has_lift and has_history,
+            "recency": has_history,
+            "item_item_recency": has_item_item,
+            "item_item": has_item_item,
+        }
+        return tuple(name for name, has_effect in effect.items() if has_effect)
+
+    @property
+    def blend(self) -> BlendWeights:
+        """The weights that `call` uses, and that are exported."""
+        # What was chosen as 0.2 is 0.2, although a variable has it in float32.
+        return BlendWeights(**{name: round(float(value.numpy()), 6) for name, value in self._blend.items()})
+
+    @blend.setter
+    def blend(self, weights: BlendWeights) -> None:
+        for field in fields(weights):
+            self._blend[field.name].assign(getattr(weights, field.name))
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[B, D] query vectors of transformed query features."""
+        weights = self._blend
+        parts = [self.learned(inputs, weights["recency"])]
+        if self._item_item is not None:
+            parts.append(weights["item_item"] * self.item_item(inputs, weights["item_item_recency"]))
+        lift = self.lift(inputs, weights["lift"], weights["cold_start_lift"])
+        parts.append(lift)
+        if self.layout.discount.size:
+            parts.append(tf.ones_like(lift))
+        return tf.concat(parts, axis=1)
+
+    def learned(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        recency: tf.Tensor | float,
+        dropout: float = 0.0,
+        seed: tf.Tensor | None = None,
+        closeness: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The learned part, [B, dimension].
+
+        Args:
+            inputs: Transformed query features.
+            recency: See `BlendWeights`; the less of it, the longer somebody has been inactive.
+            dropout: Probability with which a feature of a row, but for the history, is hidden.
+            seed: [2], for the dropout.
+            closeness: [B, H] factors of the history's weights.
+        """
+        rows = tf.shape(next(iter(inputs.values())))[0]
+        vectors = self.constant + self._terms(inputs, rows, dropout, seed)
+        if self._history is not None:
+            assert self._item_ids is not None
+            history = tf.cast(inputs[self._history.column], tf.int32)
+            if self._age is not None and not _is_zero(recency):
+                recency = recency * (1.0 - self.inactivity(inputs))
+            weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
+            weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
+            vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
+            vectors += tf.cast(_is_empty(history), tf.float32) * self.cold_start
+        return finish(self._residual(vectors), None if self._normalize else tf.ones([rows, 1]))
+
+    def item_item(self, inputs: Mapping[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
+        """The item-item part before its weight, [B, R]; `recency` as in `BlendWeights`."""
+        assert self._item_item is not None and self._history is not None
+        history = tf.cast(inputs[self._history.column], tf.int32)
+        return self._sum(self._item_item, history, _by_rank(history, recency))
+
+    def lift(
+        self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor | float, cold_start_weight: tf.Tensor | float
+    ) -> tf.Tensor:
+        """[B, 1]: what meets the candidates' recent popularity lift."""
+        lift = tf.fill([tf.shape(next(iter(inputs.values())))[0], 1], weight)
+        if self._age is not None:
+            lift *= self.inactivity(inputs)
+        if self._history is not None:
+            lift = tf.where(_is_empty(inputs[self._history.column]), cold_start_weight, lift)
+        return lift
+
+    def inactivity(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[B, 1] from 0, in-session, to 1, inactive for long: age / (age + `model.inactivity_gap`)."""
+        assert self._age is not None
+        age = inputs[self._age.column][:, tf.newaxis]
+        return age / (age + self._gap)
+
+    def _sum(self, table: tf.Tensor, history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Σ weights · rows of a table, [B, width]; weights [B, H] are 0 at padding."""
+        if self.dense_history:
+            return tf.matmul(many_hot(history, weights, tf.shape(table)[0] - 1), table[1:])
+        return tf.einsum("bh,bhd->bd", weights, tf.gather(table, history))
+
+
+def _is_empty(history: tf.Tensor) -> tf.Tensor:
+    """[B, 1] bool, for histories [B, H]."""
+    return tf.reduce_all(history == 0, axis=1, keepdims=True)
+
+
+def _is_zero(recency: tf.Tensor | float) -> bool:
+    """Whether a constant: so in every step of a fit, where the powers would take time."""
+    return isinstance(recency, float) and recency == 0.0
+
+
+def _by_rank(history: tf.Tensor, recency: tf.Tensor | float) -> tf.Tensor:
+    """[B, H] (1 + p) ** −recency for the p-th newest item, 0 at padding.
+
+    p is the rank among the items that are there: hidden ones leave no gap, as at serving.
+    """
+    present = tf.cast(history > 0, tf.float32)
+    if _is_zero(recency):
+        return present
+    return present * tf.pow(1.0 + tf.cumsum(present, axis=1, exclusive=True), -recency)

@@ -1,0 +1,180 @@
+"""What features other than the history add to a tower: one term each. The one place that tells encodings apart here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from modules.encodings.base import Encoding
+from modules.encodings.bucketized import Bucketized
+from modules.encodings.features import Columns
+from modules.encodings.hash import Hash
+from modules.encodings.history import History
+from modules.encodings.history_age import HistoryAge
+from modules.encodings.text import Text
+from modules.encodings.timestamp import Timestamp
+from modules.encodings.vocabulary import Vocabulary
+
+
+class Encoded(NamedTuple):
+    """What a key of the transformed examples holds."""
+
+    shape: tuple[int, ...]
+    """Of one value: () or (width,)."""
+    dtype: tf.DType
+
+
+def encoded_keys(features: Sequence[Encoding]) -> dict[str, Encoded]:
+    """Keys of transformed features, as a tower takes them."""
+    keys: dict[str, Encoded] = {}
+    for feature in features:
+        if isinstance(feature, Timestamp):
+            keys[f"{feature.column}_bucket"] = Encoded((), tf.int64)
+            keys[f"{feature.column}_cyclic"] = Encoded((4,), tf.float32)
+        elif isinstance(feature, History):
+            keys[feature.column] = Encoded((feature.max_length,), tf.int64)
+        elif isinstance(feature, Text):
+            keys[feature.column] = Encoded((feature.max_tokens,), tf.int64)
+        elif isinstance(feature, (Vocabulary, Hash)):
+            keys[feature.column] = Encoded((feature.max_values,) if feature.is_multivalued else (), tf.int64)
+        else:
+            keys[feature.column] = Encoded((), tf.int64 if isinstance(feature, Bucketized) else tf.float32)
+    return keys
+
+
+def is_item_id(feature: Encoding, columns: Columns) -> bool:
+    """Whether it is the candidate's own id, whose embeddings the history shares."""
+    return isinstance(feature, Vocabulary) and feature.column == columns.item
+
+
+def has_item_table(features: Sequence[Encoding], columns: Columns) -> bool:
+    """Whether any of these features reads the embeddings of the items."""
+    return any(isinstance(feature, History) or is_item_id(feature, columns) for feature in features)
+
+
+def history_of(features: Sequence[Encoding]) -> History | None:
+    return next((feature for feature in features if isinstance(feature, History)), None)
+
+
+def history_age_of(features: Sequence[Encoding]) -> HistoryAge | None:
+    return next((feature for feature in features if isinstance(feature, HistoryAge)), None)
+
+
+def newest_first(history: tf.RaggedTensor | tf.SparseTensor, max_length: int) -> tf.Tensor:
+    """Histories as a tower takes them, [B, max_length]: the newest item first, padded with 0.
+
+    Args:
+        history: Item ids, oldest first.
+        max_length: Older items are cut off.
+    """
+    if isinstance(history, tf.SparseTensor):
+        history = tf.RaggedTensor.from_sparse(history)
+    return history[:, ::-1].to_tensor(default_value=0, shape=[None, max_length])
+
+
+class FeatureTerms(tf_keras.layers.Layer):
+    """Σ over features of (embedding or number) · matrix: [B, width]; a missing value adds nothing."""
+
+    def __init__(self, features: Sequence[Encoding], width: int, cardinalities: Mapping[str, int], seed: int) -> None:
+        super().__init__(name="terms")
+        self._features = tuple(features)
+        self._width = width
+        self._embeddings: dict[str, Any] = {}
+        self._projections: dict[str, Any] = {}
+        for number, feature in enumerate(features):
+            draw = seed + 101 * (number + 1)
+            if isinstance(feature, (Vocabulary, Hash, Text, Bucketized, Timestamp)):
+                self._embeddings[feature.column] = tf_keras.layers.Embedding(
+                    cardinalities[feature.column],
+                    feature.dimension,
+                    embeddings_initializer=tf_keras.initializers.RandomNormal(stddev=0.05, seed=draw),
+                    name=f"embedding_{number}",
+                )
+            self._projections[feature.column] = tf_keras.layers.Dense(
+                width,
+                use_bias=False,
+                kernel_initializer=tf_keras.initializers.GlorotUniform(seed=draw + 1),
+                name=f"projection_{number}",
+            )
+
+    def call(
+        self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor, dropout: float = 0.0, seed: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """[rows, width] of transformed features.
+
+        Args:
+            inputs: By encoded key.
+            rows: B; there may be no feature to see it from.
+            dropout: Probability with which a feature of a row is hidden.
+            seed: [2] int32, for the dropout.
+        """
+        total = tf.zeros([rows, self._width])
+        for number, feature in enumerate(self._features):
+            term = self._projections[feature.column](self._encode(feature, inputs))
+            if dropout and seed is not None:
+                kept = tf.random.stateless_uniform([rows, 1], seed + 17 * (number + 1)) >= dropout
+                term *= tf.cast(kept, tf.float32)
+            total += term
+        return total
+
+    def _encode(self, feature: Encoding, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        column = feature.column
+        if isinstance(feature, Timestamp):
+            bucket = self._mean_embedding(column, inputs[f"{column}_bucket"])
+            return tf.concat([bucket, inputs[f"{column}_cyclic"]], axis=1)
+        if column in self._embeddings:
+            return self._mean_embedding(column, inputs[column])
+        return inputs[column][:, tf.newaxis]
+
+    def _mean_embedding(self, column: str, ids: tf.Tensor) -> tf.Tensor:
+        """Mean of the embeddings of the ids above 0: [B] or [B, M] → [B, dimension]."""
+        ids = ids[:, tf.newaxis] if ids.shape.rank == 1 else ids
+        present = tf.cast(ids > 0, tf.float32)
+        total = tf.reduce_sum(present[:, :, tf.newaxis] * self._embeddings[column](ids), axis=1)
+        return tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
+
+
+class Residual(tf_keras.layers.Layer):
+    """x + dense layers(x): starts as the linear tower, whose shared item space the layers then bend.
+
+    Without any size it is the identity.
+    """
+
+    def __init__(self, sizes: Sequence[int], width: int, seed: int) -> None:
+        super().__init__(name="residual")
+        self._hidden = [
+            tf_keras.layers.Dense(
+                size,
+                activation="relu",
+                kernel_initializer=tf_keras.initializers.HeUniform(seed=seed + 31 * i),
+                name=f"hidden_{i}",
+            )
+            for i, size in enumerate(sizes)
+        ]
+        self._out = tf_keras.layers.Dense(width, kernel_initializer="zeros", name="out") if sizes else None
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        if self._out is None:
+            return x
+        hidden = x
+        for layer in self._hidden:
+            hidden = layer(hidden)
+        return x + self._out(hidden)
+
+
+def learned_width(dimension: int, normalize: bool) -> int:
+    """Width of a tower's learned part before `finish`: a bias takes the last of its dimensions."""
+    return dimension if normalize else dimension - 1
+
+
+def finish(vectors: tf.Tensor, last: tf.Tensor | None) -> tf.Tensor:
+    """The learned part whole: of length 1, or with its last dimension [B, 1] where there is one."""
+    return tf.math.l2_normalize(vectors, axis=1) if last is None else tf.concat([vectors, last], axis=1)
+
+
+def fixed(values: Any, name: str) -> tf.Variable:
+    """A float32 table that no gradient touches."""
+    return tf.Variable(values, trainable=False, name=name, dtype=tf.float32)

@@ -1,0 +1,187 @@
+"""The two towers and their training loss: a query vector, a candidate vector, and nothing but their inner product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras
+
+from modules.cold_start import fit_cold_start_query
+from modules.encodings.features import Columns, Features
+from modules.item_item import Factors
+from modules.settings import Model, Training
+from modules.towers.candidate import CandidateTower
+from modules.towers.layout import VectorLayout
+from modules.towers.losses import InBatchSoftmax, draw_targets, masked_softmax_loss
+from modules.towers.query import QueryTower
+from modules.towers.terms import encoded_keys, has_item_table, learned_width
+
+# Above this many items a history is gathered item by item; below, it is one row of a [B, V] matrix, multiplied with the
+# embedding table, which is several times faster than the scattered gradient of a gather.
+_DENSE_HISTORY_ITEMS = 20_000
+# Items, at most, that the cold-start query is fitted to, the likeliest ones: others are not among its answers.
+_LIKELY_ITEMS = 20_000
+
+
+class Batch(NamedTuple):
+    """What a training step takes, as the input pipeline cuts it (training/dataset.py)."""
+
+    query: Mapping[str, tf.Tensor]
+    """Transformed query features [B, ...] by encoded key; of the history what is visible, [B, S]."""
+    window: tf.Tensor
+    """[B, S] int32 item ids: what the user interacted with up to a place, newest first (towers/masking.py)."""
+    targets: tf.Tensor
+    """[B, S] float32 weights of the hidden items, 0 for the others."""
+    closeness: tf.Tensor
+    """[B, S] float32 factors of the weights of the visible items."""
+    weight: tf.Tensor
+    """[B] float32 weights of the losses."""
+    seed: tf.Tensor
+    """[2] int32, of what is drawn in the step itself."""
+
+
+class TwoTower(tfrs.Model):
+    """Query tower, candidate tower and the loss that fits them.
+
+    A vector has up to three parts, and the inner product adds their scores: the part learned by gradient descent, the
+    item-item model (modules/item_item.py), and one dimension for the recent popularity lift. Only the first is in the
+    loss; how much the others count is chosen on validation queries (`BlendWeights`).
+
+    Args:
+        features: What each tower reads.
+        columns: Names of the user, item and timestamp columns.
+        model: Sizes and dropout.
+        training: Negatives and temperature.
+        cardinalities: Rows of the embedding table of each feature that has ids, by column.
+        item_rows: Rows of the item table: 1 + V + out-of-vocabulary buckets.
+        catalogue: Transformed candidate features of every vocabulary item, [V + 1, ...] by label; row 0 is unused.
+        is_candidate: [V + 1] bool, which of them can be an answer.
+        frequency: [V + 1] training interactions by label.
+        factors: Of the item-item model, if there is one.
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        columns: Columns,
+        model: Model,
+        training: Training,
+        cardinalities: Mapping[str, int],
+        item_rows: int,
+        catalogue: Mapping[str, np.ndarray],
+        is_candidate: np.ndarray,
+        frequency: np.ndarray,
+        factors: Factors | None = None,
+        seed: int = 0,
+    ) -> None:
+        # Names are given throughout: Keras would number them on within a process, and gradients of shared variables are
+        # summed in the order of names, so that a second fit would differ in the last digit.
+        super().__init__(name="two_tower")
+        items = len(is_candidate) - 1
+        self._feature_dropout = model.query_feature_dropout
+        self._temperature = training.temperature
+        self._history = features.history
+        self.full_softmax = training.negatives == "catalogue" or (
+            training.negatives == "auto" and items <= training.catalogue_limit
+        )
+        item_ids = None
+        if has_item_table((*features.query, *features.candidate), columns):
+            item_ids = tf_keras.layers.Embedding(
+                item_rows,
+                learned_width(model.dimension, model.normalize),
+                embeddings_initializer=tf_keras.initializers.RandomNormal(stddev=0.01, seed=seed),
+                name="item_ids",
+            )
+            item_ids.build(None)
+        dense = items <= _DENSE_HISTORY_ITEMS
+        self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, factors, seed + 1)
+        self.candidate_tower = CandidateTower(
+            features.candidate, columns, model, cardinalities, item_ids, frequency, factors, seed + 2
+        )
+        self._catalogue = {key: tf.constant(values) for key, values in catalogue.items()}
+        self._is_candidate = tf.constant(is_candidate)
+        self._in_batch = InBatchSoftmax(frequency, training.temperature)
+        # Every variable exists from here on, so that a checkpoint can be restored before the first step.
+        self.candidate_vectors(tf.constant([0]))
+        self.query_vectors({k: tf.zeros([1, *e.shape], e.dtype) for k, e in encoded_keys(features.query).items()})
+
+    @property
+    def layout(self) -> VectorLayout:
+        """Which dimensions of both vectors mean what."""
+        return self.query_tower.layout
+
+    def candidate_vectors(self, labels: tf.Tensor) -> tf.Tensor:
+        """Vectors of vocabulary items by label, [N] → [N, D]."""
+        return self.candidate_tower(self._encoded(labels))
+
+    def learned_candidates(self, labels: tf.Tensor) -> tf.Tensor:
+        """The learned part of the same, [N] → [N, dimension]."""
+        return self.candidate_tower.learned(self._encoded(labels))
+
+    def _encoded(self, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {key: tf.gather(values, labels) for key, values in self._catalogue.items()} | {"label": labels}
+
+    def query_vectors(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Vectors of transformed queries under the blend weights that serve, [B, D]."""
+        return self.query_tower(inputs)
+
+    def fit_cold_start_query(self, queries: Mapping[str, np.ndarray], share: np.ndarray) -> None:
+        """Fits the vector that stands where a query has no history: items become as likely in answers as `share` says.
+
+        Args:
+            queries: Transformed query features [Q, ...] of some users; a history among them is not looked at.
+            share: [V + 1] how likely items are, by label, up to a factor.
+        """
+        assert self._history is not None
+        share = np.where(self._is_candidate, share, 0.0)
+        likely = np.argsort(-share, kind="stable")[:_LIKELY_ITEMS]
+        labels = np.sort(likely[share[likely] > 0])
+        keys = encoded_keys(self.query_tower.features)
+        inputs = {key: tf.constant(queries[key]) for key in keys if key != self._history.column}
+        history = keys[self._history.column]
+        inputs[self._history.column] = tf.zeros([len(next(iter(queries.values()))), *history.shape], history.dtype)
+        fit_cold_start_query(
+            self.query_tower.cold_start,
+            lambda: self.query_tower.learned(inputs, 0.0),
+            self.learned_candidates(tf.constant(labels, tf.int32)),
+            share[labels],
+            self._temperature,
+        )
+
+    def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
+        """Softmax cross-entropy of what the windows hide, averaged over the batch by weight.
+
+        The query sees what is visible of its window, and the rest of the window counts neither as a target nor as a
+        negative.
+
+        Args:
+            inputs: A batch.
+            training: Whether features are dropped.
+
+        Returns:
+            Scalar loss.
+        """
+        queries = self.query_tower.learned(
+            inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness
+        )
+        losses = self._catalogue_losses if self.full_softmax else self._in_batch_losses
+        of_rows = losses(queries, inputs)
+        return tf.math.divide_no_nan(tf.reduce_sum(of_rows * inputs.weight), tf.reduce_sum(inputs.weight))
+
+    def _catalogue_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
+        candidates = self.learned_candidates(tf.range(1, int(self._is_candidate.shape[0])))
+        logits = tf.matmul(queries, candidates, transpose_b=True) / self._temperature
+        return masked_softmax_loss(logits, batch.window, batch.targets, self._is_candidate)
+
+    def _in_batch_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
+        # What is out of vocabulary has no label, and no target is other than a candidate.
+        window = tf.where(batch.window < tf.size(self._is_candidate), batch.window, 0)
+        can_be = tf.gather(self._is_candidate, window)
+        positives = draw_targets(window, tf.where(can_be, batch.targets, 0.0), batch.seed + 13)
+        losses = self._in_batch(queries, self.learned_candidates(positives), positives, window)
+        return losses * tf.cast(tf.gather(self._is_candidate, positives), tf.float32)

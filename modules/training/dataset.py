@@ -1,0 +1,505 @@
+"""What a fit reads: users' sequences, validation's queries and the catalogue, as Transform encodes them.
+
+Sequences lie in flat arrays, each interaction once. What a training step needs of them, a window up to a place with a
+part of it hidden, is cut in the input pipeline (`Windows`) and never stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from modules.data import histories
+from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, TRAIN, USER, VALIDATION, WEIGHT
+from modules.encodings.features import Columns, Features
+from modules.encodings.history_age import HistoryAge
+from modules.encodings.log1p import Log1p
+from modules.encodings.normalized import Normalized
+from modules.encodings.vocabulary import Vocabulary
+from modules.preprocessing import cardinality, item_frequency
+from modules.settings import Model, Training
+from modules.towers.masking import closeness, mask_items, mask_next
+from modules.towers.terms import encoded_keys, is_item_id, newest_first
+from modules.towers.two_tower import Batch
+
+# At most this many validation queries are ranked after an epoch; a fixed draw of them.
+MAX_QUERIES = 10_000
+_READ_BATCH = 4096
+_PREFETCHED = 4
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """Transformed candidate features by label, [V + 1, ...]; row 0 and items without a row are no candidates."""
+
+    features: Mapping[str, np.ndarray]
+    is_candidate: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the items that can be an answer, rising."""
+        return np.flatnonzero(self.is_candidate)
+
+    def label_of(self, items: np.ndarray) -> np.ndarray:
+        """Item ids as labels: what is out of vocabulary has 0."""
+        return np.where(items < len(self.is_candidate), items, 0)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """All that a fit needs beside what it is fitted on."""
+
+    features: Features
+    columns: Columns
+    model: Model
+    training: Training
+    cardinalities: Mapping[str, int]
+    item_rows: int
+    """Rows of the table that the history and the item id share: 1 + V + out-of-vocabulary buckets."""
+    catalogue: CandidateTable
+
+    def setting(self, name: str) -> float:
+        """The value of `model.…` or `training.…`."""
+        section, _, key = name.partition(".")
+        return getattr(getattr(self, section), key)
+
+    def with_settings(self, values: Mapping[str, Any]) -> Specification:
+        """The same under other values of `model.…` and `training.…`."""
+        sections: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            sections[section][key] = value
+        return replace(
+            self,
+            model=Model.model_validate(self.model.model_dump() | sections["model"]),
+            training=Training.model_validate(self.training.model_dump() | sections["training"]),
+        )
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Users' interactions, oldest first, one user after the other; a place is a position in the flat arrays.
+
+    User u has the places offsets[u] … offsets[u + 1] − 1. Users are in the order of their hash, so that nothing depends
+    on the order of the files.
+    """
+
+    offsets: np.ndarray
+    """[U + 1] int64."""
+    user: np.ndarray
+    """[U] int64 hashes."""
+    features: Mapping[str, np.ndarray]
+    """Encoded key → [U, ...], of the user's columns."""
+    items: np.ndarray
+    """[T] int32 item ids: 1 … V, above V out of vocabulary."""
+    times: np.ndarray
+    """[T] int64 seconds."""
+    weights: np.ndarray
+    """[T] float32."""
+    is_validation: np.ndarray
+    """[T] bool."""
+    context: Mapping[str, np.ndarray]
+    """Encoded key → [T, ...], of the interaction's own columns."""
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[U] interactions of each user."""
+        return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> np.ndarray:
+        """[T] user of each place, from 0."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """[T] where the sequence of each place begins."""
+        return np.repeat(self.offsets[:-1], self.counts)
+
+    def take(self, kept: np.ndarray) -> Sequences:
+        """The places where `kept` [T] bool is true, of the users that have one left."""
+        counts = np.bincount(self.owner[kept], minlength=len(self))
+        return self._of_users(np.flatnonzero(counts), np.flatnonzero(kept), counts)
+
+    def users(self, chosen: np.ndarray) -> Sequences:
+        """Some users whole, in the order of their numbers [C]."""
+        return self._of_users(chosen, _ranges(self.offsets[:-1][chosen], self.counts[chosen]), self.counts)
+
+    def _of_users(self, users: np.ndarray, places: np.ndarray, counts: np.ndarray) -> Sequences:
+        return Sequences(
+            offsets=np.append(0, np.cumsum(counts[users])),
+            user=self.user[users],
+            features={key: values[users] for key, values in self.features.items()},
+            items=self.items[places],
+            times=self.times[places],
+            weights=self.weights[places],
+            is_validation=self.is_validation[places],
+            context={key: values[places] for key, values in self.context.items()},
+        )
+
+    def trainable(self, catalogue: CandidateTable) -> np.ndarray:
+        """[T] bool: places whose item can be an answer."""
+        return catalogue.is_candidate[catalogue.label_of(self.items)]
+
+    def distinct(self) -> Sequences:
+        """The same with each item of a user once, at its newest place."""
+        size = int(self.items.max(initial=0)) + 1
+        # The first of equal keys when read from the end is the newest place.
+        _, from_end = np.unique((self.owner * size + self.items)[::-1], return_index=True)
+        kept = np.zeros(len(self.items), bool)
+        kept[len(self.items) - 1 - from_end] = True
+        return self.take(kept)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What validation asks: features [Q, ...], and for each query its relevant and its seen labels, 0-padded."""
+
+    features: Mapping[str, np.ndarray]
+    relevant: np.ndarray
+    """[Q, R], at least one each, none of them seen."""
+    seen: np.ndarray
+    """[Q, S]: the whole history."""
+
+    def __len__(self) -> int:
+        return len(self.relevant)
+
+
+class Lists(NamedTuple):
+    """Lists of different lengths: their values one after the other, and how many each has."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The list that each value belongs to."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    def take(self, chosen: np.ndarray) -> Lists:
+        """Some of the lists."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return Lists(self.values[_ranges(starts[chosen], self.lengths[chosen])], self.lengths[chosen])
+
+    def padded(self) -> np.ndarray:
+        """[N, longest, at least 1], 0 behind the values."""
+        padded = np.zeros([len(self.lengths), max(1, int(self.lengths.max(initial=0)))], self.values.dtype)
+        padded[np.arange(padded.shape[1]) < self.lengths[:, np.newaxis]] = self.values
+        return padded
+
+    def ragged(self) -> tf.RaggedTensor:
+        return tf.RaggedTensor.from_row_lengths(self.values, self.lengths)
+
+
+def read_specification(
+    features: Features,
+    columns: Columns,
+    model: Model,
+    training: Training,
+    train_files: Sequence[str],
+    tft_output: tft.TFTransformOutput,
+) -> Specification:
+    """The settings, and what Transform learned and encoded of the catalogue, whose split lies beside `train_files`."""
+    catalogue_files = os.path.join(os.path.dirname(os.path.dirname(train_files[0])), "Split-catalogue", "*")
+    item = next((f for f in features.candidate if is_item_id(f, columns)), None) or Vocabulary(column=columns.item)
+    return Specification(
+        features=features,
+        columns=columns,
+        model=model,
+        training=training,
+        cardinalities={
+            f.column: cardinality(f, columns, features, tft_output)
+            for f in (*features.query, *features.candidate)
+            if not isinstance(f, (Normalized, Log1p, HistoryAge))
+        },
+        item_rows=cardinality(item, columns, features, tft_output),
+        catalogue=read_catalogue([catalogue_files], features, tft_output),
+    )
+
+
+def read_catalogue(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> CandidateTable:
+    """The candidate side of the transformed items, laid out by label; items outside of the vocabulary are left out."""
+    arrays = _read(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
+    labels = _dense(arrays, LABEL)
+    items = len(item_frequency(tft_output))
+    is_candidate = np.zeros(items + 1, bool)
+    is_candidate[labels] = True
+    is_candidate[0] = False
+    by_label = {}
+    for key in encoded_keys(features.candidate):
+        values = _dense(arrays, key)
+        by_label[key] = np.zeros((items + 1, *values.shape[1:]), values.dtype)
+        by_label[key][labels] = values
+    return CandidateTable(by_label, is_candidate)
+
+
+def read_sequences(
+    patterns: Sequence[str], features: Features, columns: Columns, tft_output: tft.TFTransformOutput
+) -> Sequences:
+    """The train split: one sequence for each user."""
+    keys = _keys_beside_history(features)
+    of_interactions = [key for key in keys if SEQUENCE_PREFIX + key in tft_output.transformed_feature_spec()]
+    of_users = [key for key in keys if key not in of_interactions]
+    items, times, weights, held_out = (SEQUENCE_PREFIX + name for name in (columns.item, TIME, WEIGHT, HELD_OUT))
+    read = _read(
+        patterns,
+        [*of_users, USER, items, times, weights, held_out, *(SEQUENCE_PREFIX + key for key in of_interactions)],
+        tft_output,
+    )
+
+    def flat(key: str) -> np.ndarray:
+        return _lists(read, key).values
+
+    encoded = encoded_keys(features.query)
+    lengths = _lists(read, items).lengths
+    sequences = Sequences(
+        offsets=np.append(0, np.cumsum(lengths)),
+        user=_dense(read, USER),
+        features={key: _dense(read, key) for key in of_users},
+        items=flat(items).astype(np.int32),
+        times=flat(times),
+        weights=flat(weights),
+        is_validation=flat(held_out) > 0,
+        context={k: _compact(flat(SEQUENCE_PREFIX + k).reshape(-1, *encoded[k].shape)) for k in of_interactions},
+    )
+    return sequences.users(np.lexsort((lengths, sequences.user)))
+
+
+def read_queries(
+    patterns: Sequence[str], specification: Specification, tft_output: tft.TFTransformOutput
+) -> Queries | None:
+    """The queries of the validation split; None if none of them can be answered."""
+    features = specification.features
+    keys = _keys_beside_history(features)
+    history, age = features.history, features.history_age
+    known = [key for key in (history and history.column, age and age.column) if key]
+    read = _read(patterns, [*keys, *known, USER, RELEVANT], tft_output)
+    relevant, user = _lists(read, RELEVANT), _dense(read, USER)
+    seen = Lists(np.zeros(0, np.int64), np.zeros(len(user), np.int64))
+    if history is not None:
+        seen = _lists(read, history.column)
+    arrays = {key: _dense(read, key) for key in keys}
+    if age is not None:
+        arrays[age.column] = _dense(read, age.column)
+    # Beam writes examples in an order of its own; a fit must not depend on it. Queries of one user differ in their
+    # history, or else in what they ask for.
+    first = np.append(relevant.values, 0)[np.cumsum(relevant.lengths) - relevant.lengths]
+    order = np.lexsort((first, seen.lengths, user))
+    arrays = {key: values[order] for key, values in arrays.items()}
+    return answerable(specification, arrays, relevant.take(order), seen.take(order))
+
+
+def answerable(
+    specification: Specification, features: Mapping[str, np.ndarray], relevant: Lists, seen: Lists
+) -> Queries | None:
+    """Queries as the Evaluator counts them: an item of the history is not relevant; who asks for no other is left out.
+
+    Args:
+        specification: Says what a candidate is, and how long a history the tower reads.
+        features: Transformed query features [Q, ...] without the history.
+        relevant: Labels.
+        seen: Item ids of the whole histories, oldest first.
+
+    Returns:
+        A fixed draw of at most `MAX_QUERIES` of them; None where none is left.
+    """
+    catalogue, history = specification.catalogue, specification.features.history
+    labels = catalogue.label_of(relevant.values)
+    size = int(max(labels.max(initial=0), seen.values.max(initial=0))) + 1
+    wanted = np.unique((relevant.rows * size + labels)[catalogue.is_candidate[labels]])
+    wanted = np.setdiff1d(wanted, seen.rows * size + seen.values, assume_unique=False)
+    asked = Lists(wanted % size, np.bincount(wanted // size, minlength=len(relevant.lengths)))
+    left = np.flatnonzero(asked.lengths)
+    if not len(left):
+        return None
+    drawn = np.random.default_rng(specification.training.seed).permutation(left)[:MAX_QUERIES]
+    chosen = {key: values[drawn] for key, values in features.items()}
+    histories_ = seen.take(drawn)
+    if history is not None:
+        chosen[history.column] = newest_first(histories_.ragged(), history.max_length).numpy()
+    return Queries(chosen, asked.take(drawn).padded(), histories_.padded())
+
+
+def queries_of(specification: Specification, sequences: Sequences, mode: Literal["train", "rolling"]) -> Queries | None:
+    """What the places that are validation ask, cut from the sequences as InteractionExampleGen cuts its queries.
+
+    Args:
+        specification: Of the fit.
+        sequences: `is_validation` says what is asked for.
+        mode: `evaluation.history`.
+    """
+    train, validation = histories.SPLITS.index(TRAIN), histories.SPLITS.index(VALIDATION)
+    split = np.where(sequences.is_validation, validation, train)
+    asking = np.unique(sequences.owner[sequences.is_validation])
+    place, of_user, ages = [], [], []
+    seen: list[np.ndarray] = []
+    relevant: list[np.ndarray] = []
+    for user in np.sort(np.random.default_rng(specification.training.seed).permutation(asking)[:MAX_QUERIES]):
+        start = sequences.offsets[user]
+        own = slice(start, sequences.offsets[user + 1])
+        for query in histories.queries(sequences.times[own], sequences.items[own], split[own], validation, mode):
+            place.append(start + query.position)
+            of_user.append(user)
+            ages.append(query.age or 0)
+            seen.append(sequences.items[own][query.history])
+            relevant.append(sequences.items[own][query.relevant])
+    features = {key: values[of_user] for key, values in sequences.features.items()}
+    features |= {key: values[place] for key, values in sequences.context.items()}
+    if specification.features.history_age is not None:
+        features[specification.features.history_age.column] = np.array(ages, np.float32)
+    return answerable(specification, features, _as_lists(relevant), _as_lists(seen))
+
+
+class Windows:
+    """The input pipeline: batches of windows up to some places, a part of each hidden.
+
+    Args:
+        sequences: What is trained on.
+        features: What the query tower reads.
+        model: `mask_rate` of it.
+        training: Batch size, objective and locality.
+        weights: [T] how much the window up to each place counts.
+    """
+
+    def __init__(
+        self, sequences: Sequences, features: Features, model: Model, training: Training, weights: np.ndarray
+    ) -> None:
+        self._batch_size = training.batch_size
+        self._rate, self._locality = model.mask_rate, training.locality
+        self._history = features.history
+        self._masks_items = masks_items(features, training)
+        self._size = 1 + (self._history.max_length if self._history else 0)
+        self._items, self._weights = tf.constant(sequences.items), tf.constant(weights)
+        self._starts = tf.constant(sequences.starts.astype(np.int32))
+        self._owner = tf.constant(sequences.owner.astype(np.int32))
+        self._of_users = {key: tf.constant(values) for key, values in sequences.features.items()}
+        context = dict(sequences.context)
+        if features.history_age is not None:
+            context[features.history_age.column] = ages(sequences)
+        self._of_places = {key: tf.constant(values) for key, values in context.items()}
+        self._cut = tf.function(
+            self._batch,
+            input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
+            autograph=False,
+        )
+
+    @property
+    def signature(self) -> Batch:
+        """Shapes and dtypes of a batch."""
+        return self.epoch(np.zeros(0, np.int32), 0).element_spec
+
+    def epoch(self, places: np.ndarray, seed: int) -> tf.data.Dataset:
+        """Batches of the windows up to these places [C], in this order.
+
+        Args:
+            places: Places of the sequences.
+            seed: Of what is drawn in each step.
+        """
+        steps = tf.data.Dataset.from_tensor_slices(places.astype(np.int32)).batch(self._batch_size).enumerate()
+
+        def cut(step: tf.Tensor, some: tf.Tensor) -> Batch:
+            return self._cut(some, tf.stack([tf.constant(seed), 100 * tf.cast(step, tf.int32)]))
+
+        return steps.map(cut, num_parallel_calls=2, deterministic=True).prefetch(_PREFETCHED)
+
+    def _batch(self, places: tf.Tensor, seed: tf.Tensor) -> Batch:
+        index = places[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
+        inside = index >= tf.gather(self._starts, places)[:, tf.newaxis]
+        window = tf.where(inside, tf.gather(self._items, tf.maximum(index, 0)), 0)
+        owner = tf.gather(self._owner, places)
+        query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
+        query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
+        if self._masks_items:
+            hidden, visible = mask_items(window, self._rate, seed)
+            near = closeness(window, self._locality, seed + 5)
+        else:
+            hidden, visible = mask_next(window, self._rate, seed)
+            near = tf.ones_like(window, tf.float32)
+        if self._history is not None:
+            query[self._history.column] = visible
+        targets = near * tf.cast(hidden, tf.float32)
+        return Batch(query, window, targets, near, tf.gather(self._weights, places), seed)
+
+
+def masks_items(features: Features, training: Training) -> bool:
+    """Whether the objective is `masked_items`; without a history there is nothing to find an item from but itself."""
+    return training.objective == "masked_items" and features.history is not None
+
+
+def ages(sequences: Sequences) -> np.ndarray:
+    """[T] float32 seconds from the item before each place to it, as the encoding of the history's age has them."""
+    # The encoding's missing value.
+    return np.nan_to_num(histories.ages(sequences.times, sequences.offsets[:-1]), nan=0.0).astype(np.float32)
+
+
+def _keys_beside_history(features: Features) -> list[str]:
+    of_history = {f.column for f in (features.history, features.history_age) if f is not None}
+    return [key for key in encoded_keys(features.query) if key not in of_history]
+
+
+def _read(
+    patterns: Sequence[str], keys: Sequence[str], tft_output: tft.TFTransformOutput
+) -> dict[str, np.ndarray | Lists]:
+    """Some keys of transformed examples, in the order of the files: arrays [N, ...], or lists where lengths vary."""
+    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    transformed = tft_output.transformed_feature_spec()
+    spec = {
+        key: tf.io.RaggedFeature(transformed[key].dtype, row_splits_dtype=tf.int64)
+        if isinstance(transformed[key], tf.io.VarLenFeature)
+        else transformed[key]
+        for key in keys
+    }
+    parts: dict[str, list[Any]] = {key: [] for key in keys}
+    for compression in ("GZIP", ""):
+        chosen = [file for file in files if file.endswith(".gz") == (compression == "GZIP")]
+        records = tf.data.TFRecordDataset(chosen, compression_type=compression).batch(_READ_BATCH)
+        for batch in records.map(lambda serialized: tf.io.parse_example(serialized, spec)).prefetch(1):
+            for key, values in batch.items():
+                parts[key].append(values)
+    return {key: _joined(parts[key], transformed[key]) for key in keys}
+
+
+def _joined(parts: Sequence[Any], feature: Any) -> np.ndarray | Lists:
+    dtype = feature.dtype.as_numpy_dtype
+    if not isinstance(feature, tf.io.VarLenFeature):
+        empty = np.zeros((0, *feature.shape), dtype)
+        return _compact(np.concatenate([empty, *(part.numpy() for part in parts)]))
+    values = [np.zeros(0, dtype), *(part.values.numpy() for part in parts)]
+    lengths = [np.zeros(0, np.int64), *(part.row_lengths().numpy() for part in parts)]
+    return Lists(np.concatenate(values), np.concatenate(lengths))
+
+
+def _dense(arrays: Mapping[str, np.ndarray | Lists], key: str) -> np.ndarray:
+    values = arrays[key]
+    assert isinstance(values, np.ndarray), f"{key} is a list in the transformed examples"
+    return values
+
+
+def _lists(arrays: Mapping[str, np.ndarray | Lists], key: str) -> Lists:
+    values = arrays[key]
+    assert isinstance(values, Lists), f"{key} is no list in the transformed examples"
+    return values
+
+
+def _as_lists(parts: Sequence[np.ndarray]) -> Lists:
+    return Lists(np.concatenate([np.zeros(0, np.int64), *parts]), np.array([len(part) for part in parts], np.int64))
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, …, start + length − 1 of each, one range after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """Ids as int32: half the memory, and vocabularies are far below 2³¹."""
+    return values.astype(np.int32) if values.dtype == np.int64 else values

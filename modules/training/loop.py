@@ -1,0 +1,472 @@
+"""The fit: epochs with early stopping, then a refit on everything; a killed one goes on to the very same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras
+from tensorflow.python.framework import config as framework_config
+
+from modules import item_item
+from modules.errors import UserError
+from modules.popularity import recent_lift
+from modules.towers.two_tower import Batch, TwoTower
+from modules.training import sampling
+from modules.training.calibration import (
+    Blend,
+    Calibration,
+    ItemItem,
+    Ranker,
+    choose_item_item,
+    choose_window,
+    coordinate_ascent,
+)
+from modules.training.dataset import MAX_QUERIES, Queries, Sequences, Specification, Windows, masks_items
+from modules.training.warm_start import WarmStart
+
+_PROGRESS = logging.getLogger("twotower.progress")
+# Users whose features stand for everybody's in a cold-start query.
+_COLD_START_USERS = 64
+# Users that the item-item model's moments are taken over, at most; the matrices of more would say the same.
+_ITEM_ITEM_USERS = 50_000
+# Blend weights are chosen anew in every third epoch: each time takes as long as an epoch's steps on MovieLens-100K.
+_CALIBRATE_EVERY = 3
+# Rounds of coordinate ascent after the last epoch; two were enough in every fit that was looked at.
+_ROUNDS = 3
+# Biases and constants are few and well determined; decay would only pull them off the data.
+NO_DECAY = ("item_bias", "history_scale", "constant")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave; validation figures are NaN without validation queries."""
+
+    loss: float
+    ndcg: float
+    recall: float
+    factorized_top_k: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a fit went; of two phases, how the search went that chose for the refit."""
+
+    epochs: int
+    """The best number of them."""
+    resumed_from_epoch: int
+    seconds: float
+    history: tuple[Epoch, ...]
+    calibration: Calibration
+    warm_started: tuple[str, ...]
+    """Names of the variables that began as the last pushed model has them."""
+    ndcg: float
+    """On the validation queries, in the end; NaN without them."""
+    recall: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model and how it came to be."""
+
+    model: TwoTower
+    report: Report
+
+
+def fit(
+    specification: Specification,
+    sequences: Sequences,
+    queries: Queries | None,
+    checkpoint: str | None = None,
+    log_dir: str | None = None,
+    warm_start: WarmStart | None = None,
+) -> Fit:
+    """Fits with early stopping on the validation queries, then again on all interactions (`training.refit`).
+
+    The search leaves out the interactions that belong to validation. A fit that was killed goes on after its last whole
+    epoch when called again with the same `checkpoint` directory, and ends with the very same weights.
+
+    Args:
+        specification: Settings and catalogue.
+        sequences: Of all users.
+        queries: What validation asks; None fits on everything, all epochs.
+        checkpoint: A folder for the state after each epoch.
+        log_dir: A folder for TensorBoard.
+        warm_start: A pushed model to start from.
+
+    Raises:
+        UserError: There is nothing to fit, or the loss is not a number any more.
+    """
+    started = time.monotonic()
+
+    def run(name: str, kept: np.ndarray | None, asked: Queries | None, epochs: int, chosen: Calibration | None) -> Fit:
+        some = sequences if kept is None else sequences.take(kept)
+        if not some.trainable(specification.catalogue).any():
+            raise UserError(
+                "training: nothing in the train split has an item of the items table; check the split and the ids"
+            )
+        logs = log_dir and (os.path.join(log_dir, name) if name == "refit" else log_dir)
+        where = checkpoint and os.path.join(checkpoint, name)
+        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start).run(started)
+
+    epochs = specification.training.epochs
+    with _deterministic():
+        if queries is None:
+            return run("fit", None, None, epochs, None)
+        search = run("search", ~sequences.is_validation, queries, epochs, None)
+        if not specification.training.refit:
+            return search
+        final = run("refit", None, None, search.report.epochs, search.report.calibration)
+        seconds = round(time.monotonic() - started, 2)
+        return Fit(final.model, replace(search.report, seconds=seconds))
+
+
+class _Run:
+    """One fit from scratch, epoch by epoch; each epoch's randomness depends on the seed and its number only."""
+
+    def __init__(
+        self,
+        specification: Specification,
+        sequences: Sequences,
+        queries: Queries | None,
+        epochs: int,
+        checkpoint: str | None,
+        log_dir: str | None,
+        chosen: Calibration | None,
+        warm_start: WarmStart | None,
+    ) -> None:
+        self._specification, self._limit = specification, epochs
+        settings, catalogue = specification.training, specification.catalogue
+        self._ranker = Ranker(queries, catalogue.labels, settings.metric_k) if queries is not None else None
+        calibration = chosen or Calibration.default(specification.model, settings)
+        self._data = _TrainingData.of(specification, sequences)
+        factors = None
+        if specification.features.history is not None and specification.model.item_item_rank:
+            solved = self._solve(specification.model.item_item_ridges if self._ranker else (calibration.ridge,))
+            factors, calibration = solved.factors, replace(calibration, ridge=solved.ridge)
+        self.model = _build(specification, self._data.frequency, factors)
+        self._warm_started = warm_start.apply(self.model) if warm_start else ()
+        if calibration.weights is None:
+            weights = self.model.query_tower.blend
+            if factors is not None and solved.recency is not None:
+                weights = replace(weights, item_item_recency=solved.recency)
+            calibration = replace(calibration, weights=weights)
+        self._start = calibration
+        self._set(calibration)
+        self._blend: Blend | None = None
+        self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+        self._optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
+        self._optimizer.build(self.model.trainable_variables)
+        self.model.compile(optimizer=self._optimizer)
+        self._board = None
+        if log_dir:
+            self._board = tf_keras.callbacks.TensorBoard(log_dir, write_graph=False)
+            self._board.set_model(self.model)
+            self._board.on_train_begin()
+        self._averages = [tf.Variable(v, trainable=False) for v in self.model.trainable_variables]
+        self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
+        self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
+        kept = tf.train.Checkpoint(
+            model=self.model, optimizer=self._optimizer, averages=self._averages, best=self._best_weights,
+            state=self._state,
+        )  # fmt: skip
+        self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
+        self._epochs: list[Epoch] = []
+        self._resumed_from = 0
+        # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
+        self._step = tf.function(
+            self._train_step, input_signature=[self._data.windows.signature], autograph=not self.model.full_softmax
+        )
+
+    def run(self, started: float) -> Fit:
+        """All epochs, then what is fitted and chosen after them.
+
+        Args:
+            started: `time.monotonic()` at the beginning of the whole fit.
+        """
+        self._restore()
+        while len(self._epochs) < self._limit and not self._is_stale():
+            number = len(self._epochs)
+            epoch = self._epoch(number)
+            self._epochs.append(epoch)
+            self._say(number, epoch)
+            if self._saver is not None:
+                self._state.assign(json.dumps([asdict(e) for e in self._epochs]))
+                self._saver.save(number)
+        if self._board is not None:
+            self._board.on_train_end()
+        _assign(self.model.variables, self._best_weights)
+        catalogue, seed = self._specification.catalogue, self._specification.training.seed
+        self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
+        if self._specification.features.history is not None:
+            self.model.fit_cold_start_query(*self._data.cold_start(seed))
+        calibration, ndcg, recall = self._calibrate()
+        report = Report(
+            epochs=self._best + 1,
+            resumed_from_epoch=self._resumed_from,
+            seconds=round(time.monotonic() - started, 2),
+            history=tuple(self._epochs),
+            calibration=calibration,
+            warm_started=self._warm_started,
+            ndcg=ndcg,
+            recall=recall,
+        )
+        return Fit(self.model, report)
+
+    @property
+    def _best(self) -> int:
+        """Number of the best epoch so far, from 0; the first of equals."""
+        ndcg = [epoch.ndcg for epoch in self._epochs]
+        return len(ndcg) - 1 if self._ranker is None else int(np.argmax(ndcg))
+
+    def _is_stale(self) -> bool:
+        return bool(self._epochs) and len(self._epochs) - 1 - self._best >= self._specification.training.patience
+
+    def _restore(self) -> None:
+        if self._saver is not None and self._saver.restore_or_initialize():
+            self._epochs = [Epoch(**e) for e in json.loads(self._state.numpy())]
+            self._resumed_from = len(self._epochs)
+
+    def _epoch(self, number: int) -> Epoch:
+        started = time.monotonic()
+        settings = self._specification.training
+        losses = [self._step(batch) for batch in self._data.epoch(number)]
+        loss = float(np.mean([value.numpy() for value in losses])) if losses else 0.0
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training: the loss is not a number any more in epoch {number + 1}; "
+                f"lower training.learning_rate (it is {settings.learning_rate:g})"
+            )
+        # What is validated and kept are the averaged weights; the fit goes on from the last ones.
+        last = [v.numpy() for v in self.model.trainable_variables]
+        _assign(self.model.trainable_variables, self._averages)
+        ndcg, recall, factorized_top_k = self._validate() if self._ranker is not None else [math.nan] * 3
+        if self._ranker is None or ndcg > max((e.ndcg for e in self._epochs), default=-1.0):
+            _assign(self._best_weights, self.model.variables)
+        _assign(self.model.trainable_variables, last)
+        return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
+
+    def _train_step(self, batch: Batch) -> tf.Tensor:
+        loss = self.model.train_step(batch)["loss"]
+        # The first steps move fast and are forgotten sooner.
+        step = tf.cast(self._optimizer.iterations, tf.float32)
+        kept = tf.minimum(self._specification.training.averaging, step / (10.0 + step))
+        for average, variable in zip(self._averages, self.model.trainable_variables, strict=True):
+            average.assign(kept * average + (1.0 - kept) * variable)
+        return loss
+
+    def _validate(self) -> tuple[float, float, float]:
+        """NDCG, recall and TFRS's top k; every few epochs the blend weights are chosen first.
+
+        The choice begins anew each time: after an epoch the item-item model would win over a learned part that knows
+        little yet, and what was chosen then would hide what is learned later.
+        """
+        assert self._ranker is not None
+        tower, candidates = self.model.query_tower, self._candidate_vectors()
+        self._blend = Blend.of(self._ranker, tower, candidates, self._blend)
+        if len(self._epochs) % _CALIBRATE_EVERY == 0:
+            assert self._start.weights is not None
+            found = coordinate_ascent(self._blend.measure, self._start.weights, self._blend.weights_in_use, rounds=1)
+            tower.blend, measured = found.weights, found.measured
+        else:
+            measured = self._blend.measure(tower.blend)
+        return float(measured.ndcg.mean()), float(measured.recall.mean()), self._factorized_top_k(candidates)
+
+    def _calibrate(self) -> tuple[Calibration, float, float]:
+        """Lets the validation queries choose the blend weights and the recent window; NDCG and recall under them."""
+        if self._ranker is None:
+            return self._start, math.nan, math.nan
+        tower, ascents = self.model.query_tower, {}
+        start = tower.blend
+        blend = Blend.of(self._ranker, tower, self._candidate_vectors(), self._blend)
+        for window in self._specification.training.recent_windows:
+            self._set_recent_window(window)
+            with_window = blend.with_lift(tower.layout.lift.of(self._candidate_vectors()))
+            ascents[window] = coordinate_ascent(with_window.measure, start, blend.weights_in_use, _ROUNDS)
+        window = choose_window(ascents)
+        ascent = ascents[window]
+        calibration = replace(self._start, recent_window=window, weights=ascent.weights)
+        self._set(calibration)
+        return calibration, float(ascent.measured.ndcg.mean()), float(ascent.measured.recall.mean())
+
+    def _set(self, calibration: Calibration) -> None:
+        assert calibration.weights is not None
+        self.model.query_tower.blend = calibration.weights
+        self._set_recent_window(calibration.recent_window)
+
+    def _set_recent_window(self, window: float) -> None:
+        self.model.candidate_tower.lift.assign(self._data.lift(window))
+
+    def _candidate_vectors(self) -> np.ndarray:
+        return self.model.candidate_vectors(tf.constant(self._specification.catalogue.labels, tf.int32)).numpy()
+
+    def _solve(self, ridges: Sequence[float]) -> ItemItem:
+        """The item-item model of these users."""
+        specification, sets = self._specification, self._data.sets
+        assert specification.features.history is not None
+        some = sets.users(sampling.some(len(sets), _ITEM_ITEM_USERS, specification.training.seed))
+        items = min(len(specification.catalogue.is_candidate) - 1, specification.model.item_item_items)
+        moments = item_item.moments(some.offsets, some.items, items, specification.model.item_item_decay)
+        return choose_item_item(
+            moments, specification.model.item_item_rank, ridges, specification.item_rows, specification.catalogue,
+            self._ranker, specification.features.history.column,
+        )  # fmt: skip
+
+    def _factorized_top_k(self, candidates: np.ndarray) -> float:
+        """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""
+        assert self._ranker is not None
+        labels, queries = self._ranker.labels, self._ranker.queries
+        k = min(self._specification.training.metric_k, len(labels))
+        index = tfrs.layers.factorized_top_k.BruteForce(k=k).index(
+            tf.constant(candidates), tf.constant(labels, tf.int64)
+        )
+        metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
+        rows, columns = np.nonzero(queries.relevant)
+        rows, true = rows[:MAX_QUERIES], queries.relevant[rows, columns][:MAX_QUERIES].astype(np.int64)
+        vectors = np.concatenate(
+            [
+                self.model.query_vectors({key: tf.constant(v[part]) for key, v in queries.features.items()}).numpy()
+                for part in self._ranker.parts
+            ]
+        )
+        for start in range(0, len(rows), 4096):
+            part = slice(start, start + 4096)
+            of_true = candidates[np.searchsorted(labels, true[part])]
+            metric.update_state(vectors[rows[part]], of_true, true_candidate_ids=tf.constant(true[part]))
+        return float(metric.result()[0])
+
+    def _say(self, number: int, epoch: Epoch) -> None:
+        k = self._specification.training.metric_k
+        words, logs = f"epoch {number + 1}/{self._limit} · loss {epoch.loss:.3f}", {"loss": epoch.loss}
+        if self._ranker is not None:
+            words += f" · ndcg@{k} {epoch.ndcg:.4f} · recall@{k} {epoch.recall:.4f}"
+            logs |= {f"val_ndcg@{k}": epoch.ndcg, f"val_recall@{k}": epoch.recall}
+            logs |= {f"val_factorized_top_k/top_{k}": epoch.factorized_top_k}
+        _PROGRESS.info("%s · %.1f s", words, epoch.seconds)
+        if self._board is not None:
+            self._board.on_epoch_end(number, logs)
+
+
+@dataclass(frozen=True)
+class _TrainingData:
+    """What one fit is trained on, and what it counts of it."""
+
+    specification: Specification
+    sequences: Sequences
+    """Of the users that have something trainable."""
+    sets: Sequences
+    """The same with each item of a user once, at its newest place, up to the newest one that can be an answer."""
+    is_trainable: np.ndarray
+    """[T] places of `sequences` whose item can be an answer."""
+    windows: Windows
+
+    @classmethod
+    def of(cls, specification: Specification, sequences: Sequences) -> _TrainingData:
+        catalogue, settings, features = specification.catalogue, specification.training, specification.features
+        trainable = sequences.trainable(catalogue)
+        # Behind the last item that can be an answer nothing is asked for.
+        last = np.full(len(sequences), -1)
+        np.maximum.at(last, sequences.owner[trainable], np.flatnonzero(trainable))
+        sequences = sequences.take(np.arange(len(trainable)) <= last[sequences.owner])
+        is_trainable = sequences.trainable(catalogue)
+        sets = sequences.distinct()
+        size = features.history.max_length + 1 if features.history else 1
+        sets = sets.take(np.repeat(sets.offsets[1:], sets.counts) - np.arange(len(sets.items)) <= size)
+        if masks_items(features, settings):
+            weights = np.zeros(len(sets.items), np.float32)
+            newest = sets.offsets[1:] - 1
+            counts = np.bincount(sequences.owner[is_trainable], minlength=len(sequences))
+            weights[newest] = sets.weights[newest] * sampling.user_weights(counts, settings.user_exponent)
+            windows = Windows(sets, features, specification.model, settings, weights)
+        else:
+            windows = Windows(sequences, features, specification.model, settings, sequences.weights)
+        return cls(specification, sequences, sets, is_trainable, windows)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[U] trainable interactions of each user."""
+        return np.bincount(self.sequences.owner[self.is_trainable], minlength=len(self.sequences))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the trainable interactions."""
+        return self.sequences.items[self.is_trainable]
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """[V + 1] float32 trainable interactions by label."""
+        size = len(self.specification.catalogue.is_candidate)
+        return np.bincount(self.labels, minlength=size).astype(np.float32)
+
+    def lift(self, window: float) -> np.ndarray:
+        """[V + 1] recent popularity lift."""
+        prior, is_candidate = self.specification.training.lift_prior, self.specification.catalogue.is_candidate
+        return recent_lift(self.labels, self.sequences.times[self.is_trainable], window, prior, is_candidate)
+
+    def epoch(self, number: int) -> tf.data.Dataset:
+        """The batches of an epoch."""
+        settings, counts = self.specification.training, self.counts
+        if masks_items(self.specification.features, settings):
+            users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
+            places = self.sets.offsets[1:][users] - 1
+        else:
+            trainable = np.flatnonzero(self.is_trainable)
+            of_user = counts[self.sequences.owner[trainable]]
+            places = sampling.draw_places(trainable, of_user, settings.user_exponent, settings.seed, number)
+        return self.windows.epoch(places, settings.seed + 1000 * number)
+
+    def cold_start(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Query features of some users as they began, and [V + 1] how likely items are.
+
+        Every user counts alike: who comes new is one, however many interactions they will have.
+        """
+        trainable = np.flatnonzero(self.is_trainable)
+        owner = self.sequences.owner[trainable]
+        users, first = np.unique(owner, return_index=True)
+        some = np.sort(np.random.default_rng(seed).permutation(len(users))[:_COLD_START_USERS])
+        queries = {key: values[users[some]] for key, values in self.sequences.features.items()}
+        queries |= {key: values[trainable[first[some]]] for key, values in self.sequences.context.items()}
+        if (age := self.specification.features.history_age) is not None:
+            queries[age.column] = np.zeros(len(some), np.float32)
+        size = len(self.specification.catalogue.is_candidate)
+        return queries, np.bincount(self.labels, 1.0 / self.counts[owner], minlength=size)
+
+
+def _build(specification: Specification, frequency: np.ndarray, factors: item_item.Factors | None) -> TwoTower:
+    """New towers, with item biases from the interactions that they will be fitted on, and the item-item model."""
+    return TwoTower(
+        specification.features, specification.columns, specification.model, specification.training,
+        specification.cardinalities, specification.item_rows, specification.catalogue.features,
+        specification.catalogue.is_candidate, frequency, factors, specification.training.seed,
+    )  # fmt: skip
+
+
+def _assign(variables: Sequence[tf.Variable], values: Sequence[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Same seed, same weights: only here, since it would slow down whatever else runs in the process."""
+    before = framework_config.is_op_determinism_enabled()
+    tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            framework_config.disable_op_determinism()

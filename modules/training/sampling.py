@@ -1,0 +1,59 @@
+"""What an epoch trains on: which users, or which places of their sequences, and how much each counts.
+
+A user with n interactions counts n ** user_exponent (`training.user_exponent`), under either objective. Every draw
+depends on the seed and the epoch alone, so that a resumed fit draws what the killed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def draw_users(counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np.ndarray:
+    """Users of an epoch in the order of training, each about as often as any other.
+
+    `user_weights` makes the difference between them: drawn by weight, light users would be seen too rarely. Together
+    they are as many as `draw_places` would draw.
+
+    Args:
+        counts: [U] interactions of each user.
+        exponent: `training.user_exponent`.
+        seed: `training.seed`.
+        epoch: Its number, from 0.
+
+    Returns:
+        [C] user numbers.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    times = np.floor(np.mean(counts**exponent) + rng.random(len(counts))).astype(np.int64)
+    return rng.permutation(np.repeat(np.arange(len(counts)), times))
+
+
+def user_weights(counts: np.ndarray, exponent: float) -> np.ndarray:
+    """[U] float32 with mean 1: how much a user counts, n ** exponent for n interactions."""
+    weights = counts**exponent
+    return (weights / weights.mean()).astype(np.float32)
+
+
+def draw_places(places: np.ndarray, counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np.ndarray:
+    """Places of an epoch in the order of training, each with probability n ** (exponent − 1).
+
+    Args:
+        places: [P] places to draw from.
+        counts: [P] interactions n of the user of each.
+        exponent: `training.user_exponent`.
+        seed: `training.seed`.
+        epoch: Its number, from 0.
+
+    Returns:
+        [C] of the places.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(places[rng.random(len(places)) < counts ** (exponent - 1.0)])
+
+
+def some(count: int, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` of the numbers 0 … count − 1, rising: all of them, or a fixed draw."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
