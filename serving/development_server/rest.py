@@ -162,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         spec.signature_name = request.signature
         with self.server.models.servable(spec) as (_, servable):
             try:
+                # Without a signature REST answers in other words than gRPC.
                 servable.inputs(request.signature)
                 inputs = servable.read(request.signature, request, self.server.admission.limits)
             except RecursionError:

@@ -90,7 +90,8 @@ class _Signature:
         """Refuses what is too large, or whose inputs have different batch sizes, by its shapes alone."""
         batches, values = {}, 0
         for name, shape in shapes.items():
-            batch, width = (shape[0] if shape else 1), math.prod(shape[1:])
+            # No larger number is of use, and one of thousands of digits cannot even be written into a message.
+            batch, width = (shape[0] if shape else 1), min(math.prod(shape[1:]), 2**63)
             values += batch * width
             for what, number, (most, option) in (
                 ("rows", batch, (limits.max_batch, flag("max_batch"))),
