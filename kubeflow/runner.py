@@ -22,7 +22,8 @@ from kubeflow.parameters import (
     with_absolute_paths,
 )
 from modules.errors import UserError
-from pipeline.config import Config, Resources
+from modules.settings import Resources
+from pipeline.config import Config
 
 __all__ = ["check", "compile_pipeline", "parameters", "pipeline_job", "platform_spec", "with_absolute_paths"]
 

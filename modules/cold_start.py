@@ -17,11 +17,6 @@ import tf_keras
 from sklearn.linear_model import Ridge
 
 from modules.encodings.base import Encoding
-from modules.encodings.bucketized import Bucketized
-from modules.encodings.hash import Hash
-from modules.encodings.text import Text
-from modules.encodings.timestamp import Timestamp
-from modules.encodings.vocabulary import Vocabulary
 
 # The penalty counts as this many items without content would.
 _RIDGE = 10.0
@@ -39,22 +34,17 @@ class ContentTable(NamedTuple):
 
 
 def content_tables(features: Sequence[Encoding], cardinalities: Mapping[str, int]) -> dict[str, ContentTable]:
-    """Encoded key → its rows: the one place that tells encodings apart here.
+    """Encoded key → its rows.
 
     Args:
         features: Content features of the candidate tower.
         cardinalities: Rows of each feature that has ids, by column.
     """
-    tables: dict[str, ContentTable] = {}
-    for feature in features:
-        if isinstance(feature, Timestamp):
-            tables[f"{feature.column}_bucket"] = ContentTable(cardinalities[feature.column], True)
-            tables[f"{feature.column}_cyclic"] = ContentTable(4, False)
-        elif isinstance(feature, (Vocabulary, Hash, Text, Bucketized)):
-            tables[feature.column] = ContentTable(cardinalities[feature.column], True)
-        else:
-            tables[feature.column] = ContentTable(1, False)
-    return tables
+    return {
+        key: ContentTable(cardinalities[feature.column] if encoded.holds_ids else encoded.width, encoded.holds_ids)
+        for feature in features
+        for key, encoded in feature.encoded.items()
+    }
 
 
 class ContentMap(tf_keras.layers.Layer):

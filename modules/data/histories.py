@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,11 +58,11 @@ class Interactions:
         )
 
 
-def by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[bytes, Interactions]]:
+def by_user(users: np.ndarray, interactions: Interactions) -> Iterator[tuple[Any, Interactions]]:
     """(user id, their interactions) of many users' interactions, in the order of each user's first.
 
     Args:
-        users: Whose each interaction is, [N] objects of type bytes.
+        users: Whose each interaction is, [N] objects of one type.
         interactions: [N].
     """
     if not len(users):

@@ -1,48 +1,24 @@
-"""What features other than the history add to a tower: one term each. The one place that tells encodings apart here."""
+"""What features other than the history add to a tower: one term each, as its encoding says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from modules.encodings.base import Encoding
-from modules.encodings.bucketized import Bucketized
+from modules.encodings.base import Embedded, Encoded, Encoding
+from modules.encodings.base import term as term_of
 from modules.encodings.features import Columns
-from modules.encodings.hash import Hash
 from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
-from modules.encodings.text import Text
-from modules.encodings.timestamp import Timestamp
 from modules.encodings.vocabulary import Vocabulary
-
-
-class Encoded(NamedTuple):
-    """What a key of the transformed examples holds."""
-
-    shape: tuple[int, ...]
-    """Of one value: () or (width,)."""
-    dtype: tf.DType
 
 
 def encoded_keys(features: Sequence[Encoding]) -> dict[str, Encoded]:
     """Keys of transformed features, as a tower takes them."""
-    keys: dict[str, Encoded] = {}
-    for feature in features:
-        if isinstance(feature, Timestamp):
-            keys[f"{feature.column}_bucket"] = Encoded((), tf.int64)
-            keys[f"{feature.column}_cyclic"] = Encoded((4,), tf.float32)
-        elif isinstance(feature, History):
-            keys[feature.column] = Encoded((feature.max_length,), tf.int64)
-        elif isinstance(feature, Text):
-            keys[feature.column] = Encoded((feature.max_tokens,), tf.int64)
-        elif isinstance(feature, (Vocabulary, Hash)):
-            keys[feature.column] = Encoded((feature.max_values,) if feature.is_multivalued else (), tf.int64)
-        else:
-            keys[feature.column] = Encoded((), tf.int64 if isinstance(feature, Bucketized) else tf.float32)
-    return keys
+    return {key: encoded for feature in features for key, encoded in feature.encoded.items()}
 
 
 def is_item_id(feature: Encoding, columns: Columns) -> bool:
@@ -63,18 +39,6 @@ def history_age_of(features: Sequence[Encoding]) -> HistoryAge | None:
     return next((feature for feature in features if isinstance(feature, HistoryAge)), None)
 
 
-def newest_first(history: tf.RaggedTensor | tf.SparseTensor, max_length: int) -> tf.Tensor:
-    """Histories as a tower takes them, [B, max_length]: the newest item first, padded with 0.
-
-    Args:
-        history: Item ids, oldest first.
-        max_length: Older items are cut off.
-    """
-    if isinstance(history, tf.SparseTensor):
-        history = tf.RaggedTensor.from_sparse(history)
-    return history[:, ::-1].to_tensor(default_value=0, shape=[None, max_length])
-
-
 class FeatureTerms(tf_keras.layers.Layer):
     """Σ over features of (embedding or number) · matrix: [B, width]; a missing value adds nothing."""
 
@@ -86,7 +50,7 @@ class FeatureTerms(tf_keras.layers.Layer):
         self._projections: dict[str, Any] = {}
         for number, feature in enumerate(features):
             draw = seed + 101 * (number + 1)
-            if isinstance(feature, (Vocabulary, Hash, Text, Bucketized, Timestamp)):
+            if isinstance(feature, Embedded):
                 self._embeddings[feature.column] = tf_keras.layers.Embedding(
                     cardinalities[feature.column],
                     feature.dimension,
@@ -113,28 +77,12 @@ class FeatureTerms(tf_keras.layers.Layer):
         """
         total = tf.zeros([rows, self._width])
         for number, feature in enumerate(self._features):
-            term = self._projections[feature.column](self._encode(feature, inputs))
+            term = self._projections[feature.column](term_of(feature, inputs, self._embeddings.get(feature.column)))
             if dropout and seed is not None:
                 kept = tf.random.stateless_uniform([rows, 1], seed + 17 * (number + 1)) >= dropout
                 term *= tf.cast(kept, tf.float32)
             total += term
         return total
-
-    def _encode(self, feature: Encoding, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        column = feature.column
-        if isinstance(feature, Timestamp):
-            bucket = self._mean_embedding(column, inputs[f"{column}_bucket"])
-            return tf.concat([bucket, inputs[f"{column}_cyclic"]], axis=1)
-        if column in self._embeddings:
-            return self._mean_embedding(column, inputs[column])
-        return inputs[column][:, tf.newaxis]
-
-    def _mean_embedding(self, column: str, ids: tf.Tensor) -> tf.Tensor:
-        """Mean of the embeddings of the ids above 0: [B] or [B, M] → [B, dimension]."""
-        ids = ids[:, tf.newaxis] if ids.shape.rank == 1 else ids
-        present = tf.cast(ids > 0, tf.float32)
-        total = tf.reduce_sum(present[:, :, tf.newaxis] * self._embeddings[column](ids), axis=1)
-        return tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
 
 
 class Residual(tf_keras.layers.Layer):

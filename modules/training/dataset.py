@@ -17,15 +17,12 @@ import tensorflow_transform as tft
 
 from modules.data import histories
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, TRAIN, USER, VALIDATION, WEIGHT
+from modules.encodings import items as item_ids
 from modules.encodings.features import Columns, Features
-from modules.encodings.history_age import HistoryAge
-from modules.encodings.log1p import Log1p
-from modules.encodings.normalized import Normalized
-from modules.encodings.vocabulary import Vocabulary
-from modules.preprocessing import cardinality, item_frequency
+from modules.encodings.history import newest_first
 from modules.settings import Model, Training
 from modules.towers.masking import closeness, mask_items, mask_next
-from modules.towers.terms import encoded_keys, is_item_id, newest_first
+from modules.towers.terms import encoded_keys
 from modules.towers.two_tower import Batch
 
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
@@ -210,18 +207,14 @@ def read_specification(
 ) -> Specification:
     """The settings, and what Transform learned and encoded of the catalogue, whose split lies beside `train_files`."""
     catalogue_files = os.path.join(os.path.dirname(os.path.dirname(train_files[0])), "Split-catalogue", "*")
-    item = next((f for f in features.candidate if is_item_id(f, columns)), None) or Vocabulary(column=columns.item)
+    items = features.items(columns)
     return Specification(
         features=features,
         columns=columns,
         model=model,
         training=training,
-        cardinalities={
-            f.column: cardinality(f, columns, features, tft_output)
-            for f in (*features.query, *features.candidate)
-            if not isinstance(f, (Normalized, Log1p, HistoryAge))
-        },
-        item_rows=cardinality(item, columns, features, tft_output),
+        cardinalities={f.column: rows for f in features.all if (rows := f.cardinality(tft_output, items)) is not None},
+        item_rows=items.rows(tft_output),
         catalogue=read_catalogue([catalogue_files], features, tft_output),
     )
 
@@ -230,7 +223,7 @@ def read_catalogue(patterns: Sequence[str], features: Features, tft_output: tft.
     """The candidate side of the transformed items, laid out by label; items outside of the vocabulary are left out."""
     arrays = _read(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
     labels = _dense(arrays, LABEL)
-    items = len(item_frequency(tft_output))
+    items = len(item_ids.frequency(tft_output))
     is_candidate = np.zeros(items + 1, bool)
     is_candidate[labels] = True
     is_candidate[0] = False

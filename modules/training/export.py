@@ -7,7 +7,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules.data.examples import LABEL
-from modules.preprocessing import Preprocessor, item_frequency
+from modules.encodings.items import frequency
+from modules.preprocessing import Preprocessor
 from modules.servable import embedding
 from modules.servable.contract import CANDIDATE_EMBEDDING, QUERY_EMBEDDING
 from modules.towers.two_tower import TwoTower
@@ -30,7 +31,7 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
-    module.popularity = tf.Variable(np.append(np.float32(0), item_frequency(tft_output)), trainable=False)
+    module.popularity = tf.Variable(np.append(np.float32(0), frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"embedding": model.query_tower(query(requests))}

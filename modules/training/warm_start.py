@@ -17,7 +17,6 @@ from modules.encodings.features import Columns, Features
 from modules.encodings.items import ITEM_VOCABULARY
 from modules.encodings.text import Text
 from modules.encodings.vocabulary import Vocabulary
-from modules.preprocessing import vocabulary_name
 from modules.servable.contract import OldContractError, read_servable
 from modules.servable.embedding import read_variables
 from modules.towers.terms import is_item_id
@@ -76,7 +75,7 @@ class WarmStart:
             return ITEM_VOCABULARY if kind in _ITEM_TABLES else None
         if "embedding" not in kind.partition("/")[0] or not isinstance(feature, (Vocabulary, Text)):
             return None
-        return ITEM_VOCABULARY if feature.column == self.columns.item else vocabulary_name(feature)
+        return ITEM_VOCABULARY if feature.column == self.columns.item else feature.vocabulary
 
     def _tokens(self, vocabulary: str | None) -> tuple[list[bytes], list[bytes]] | None:
         if vocabulary is None:

@@ -436,7 +436,8 @@ def test_artifact_is_what_stock_components_expect(output: Output) -> None:
     assert examples_utils.get_payload_format_string(output.artifact) == "FORMAT_TF_EXAMPLE"
     assert examples_utils.get_file_format(output.artifact) == "tfrecords_gzip"
     counts = {
-        "interactions": 10, "users": 3, "items": 4, "items_not_in_table": 1, "dropped_items_not_in_table": 1, "users_not_in_table": 1,
+        "interactions": 10, "users": 3, "items": 4, "items_not_in_table": 1, "dropped_items_not_in_table": 1,
+        "users_not_in_table": 1,
         "dropped_users_not_in_table": 0, "examples_train": 3, "examples_validation": 2, "examples_eval": 2,
         "examples_catalogue": 4, "interactions_train": 5, "interactions_validation": 2, "interactions_eval": 2,
         "cut_sequences": 0, "cut_interactions": 0,
@@ -705,7 +706,9 @@ def test_ranges_are_named_by_their_boundaries(boundaries: tuple[float, ...], nam
 
 def test_everything_wrong_with_the_rows_is_said_at_once(tmp_path: Path) -> None:
     """Each kind of mistake once, in a table that is right otherwise: every one gets its words, count and example."""
-    world = small_world(split=ColumnSplit(column="part"), names={"items_not_in_table": "fail", "users_not_in_table": "fail"})
+    world = small_world(
+        split=ColumnSplit(column="part"), names={"items_not_in_table": "fail", "users_not_in_table": "fail"}
+    )
     parts = itertools.cycle([TRAIN, VALIDATION, EVAL])
     good = [{**row, "timestamp": float(row["timestamp"]), "part": next(parts)} for row in world.interactions]
     bad: Rows = [

@@ -389,7 +389,7 @@ def test_validation_queries_are_put_as_the_evaluation_puts_them(world):
     train, validation = world.rows("train"), world.rows("validation")
     queries = trainer.validation_queries(train, validation, problem)
     assert len(queries.relevant) == USERS
-    vocabulary = ["", *preprocessing.item_vocabulary(world.tft_output)]
+    vocabulary = ["", *items.vocabulary(world.tft_output)]
     raw = split_rows()
     users = [t.decode() for t in world.tft_output.vocabulary_by_name("vocabulary_user")]
     for user, history, relevant, seen in zip(
@@ -510,7 +510,7 @@ def test_whole_histories_own_all_that_a_user_took_up(which, request):
     world = request.getfixturevalue(which)
     problem, rows = world.problem(), world.rows("train") + world.rows("validation")
     wholes = trainer.whole_histories(rows, trainer.user_groups(rows), problem)
-    vocabulary = ["", *preprocessing.item_vocabulary(world.tft_output)]
+    vocabulary = ["", *items.vocabulary(world.tft_output)]
     splits = split_rows()
     expected = set()
     for user in range(USERS):
