@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from modules.data.examples import CATALOGUE, EVAL, HELD_OUT, SEQUENCE_PREFIX, TRAIN, VALIDATION, WEIGHT
+from modules.data.examples import CATALOGUE, EVAL, HELD_OUT, RELEVANT, SEQUENCE_PREFIX, TRAIN, VALIDATION, WEIGHT
 from modules.encodings.features import Columns, Features
 
 TYPES = {"string": schema_pb2.BYTES, "float32": schema_pb2.FLOAT, "int64": schema_pb2.INT}
@@ -16,13 +16,13 @@ TYPES = {"string": schema_pb2.BYTES, "float32": schema_pb2.FLOAT, "int64": schem
 def described(features: Features, columns: Columns) -> list[str]:
     """Keys of the examples that statistics and schema are about, sorted.
 
-    What the pipeline itself adds for the Evaluator (slices, the items that count as hits) is none of their business.
+    What the pipeline itself adds for the Evaluator, the slices, is none of their business.
     """
     query = {columns.user, columns.timestamp, *(feature.column for feature in features.query)}
     # Which of the query's features are of the interactions table, only the tables know.
     of_interaction = {columns.item, WEIGHT, HELD_OUT, *query}
     candidate = {columns.item, *(feature.column for feature in features.candidate)}
-    return sorted(query | candidate | {SEQUENCE_PREFIX + key for key in of_interaction})
+    return sorted({RELEVANT} | query | candidate | {SEQUENCE_PREFIX + key for key in of_interaction})
 
 
 def of_split(schema: schema_pb2.Schema, split: str, features: Features, columns: Columns) -> schema_pb2.Schema:
@@ -31,7 +31,7 @@ def of_split(schema: schema_pb2.Schema, split: str, features: Features, columns:
     A feature that the pipeline does not know belongs to every split.
     """
     candidate = {columns.item, *(feature.column for feature in features.candidate)}
-    asked = {columns.timestamp, *(feature.column for feature in features.query if feature.of_history)}
+    asked = {columns.timestamp, RELEVANT, *(feature.column for feature in features.query if feature.of_history)}
     # What is a list of the sequence and not the item is of the interaction, and of the query that asks for it.
     lists = {known.name.removeprefix(SEQUENCE_PREFIX) for known in schema.feature if _is_list(known)}
     asked |= lists - candidate
@@ -89,4 +89,4 @@ def _expected(features: Features, columns: Columns) -> list[tuple[str, int, str]
     ]
     lists = {columns.item: "string", columns.timestamp: "int64", WEIGHT: "float32", HELD_OUT: "int64"}
     sequence = [(SEQUENCE_PREFIX + key, TYPES[kind], "in the users' sequences") for key, kind in lists.items()]
-    return [*encoded, *sequence]
+    return [*encoded, (RELEVANT, TYPES["string"], "of what queries ask for"), *sequence]
