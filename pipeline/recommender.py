@@ -130,7 +130,9 @@ class Recommender:
         if column == self._interactions.user:
             raise UserError(f"{where}: the user's id is given with --user")
         if feature is None:
-            known = [c for c, f in self._wanted.items() if c != self._interactions.user and not isinstance(f, History)]
+            known = sorted(
+                c for c, f in self._wanted.items() if c != self._interactions.user and not isinstance(f, History)
+            )
             raise UserError(
                 f"{where}: the model asks for {', '.join(known) or 'no features'}; correct the column's name"
             )

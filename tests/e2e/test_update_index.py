@@ -95,7 +95,7 @@ def test_a_table_that_cannot_be_read_is_called_by_its_option(pushed: list[str], 
     for name, content, words in (
         ("new.txt", b"1", "--add: "),
         ("torn.parquet", b"PAR1 torn", "--add: "),
-        ("latin.csv", "item_id,title,genres,price\n501,caf\xe9,War,1\n".encode("latin-1"), "latin.csv: cannot be read"),
+        ("latin.csv", "item_id,title,genres,price\n501,caf\xe9,War,1\n".encode("latin-1"), "latin.csv"),
     ):
         (tmp_path / name).write_bytes(content)
         outcome = twotower("update-index", *pushed, "--add", str(tmp_path / name))
