@@ -377,6 +377,8 @@ class Cluster:
                 artifact.uri = own.uri or artifact.uri
                 artifact.metadata.MergeFrom(own.metadata)
             if key != _LOGS:
+                if self.backend == "native" and not self._mounted(name, artifact.uri).exists():
+                    raise FileNotFoundError(f"declared output artifact {key} is missing")
                 _copy_files(self._mounted(name, artifact.uri), self._stored(artifact.uri))
             stored = pipeline_spec_pb2.RuntimeArtifact(name=key, uri=artifact.uri, metadata=artifact.metadata)
             if self.backend == "mlmd":
