@@ -19,7 +19,7 @@ from servers import eventually, http_request
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from modules import servable as pipeline_servable
+from modules.servable import contract as pipeline_contract
 from serving.client import GrpcClient, RestClient, ServingError
 from serving.development_server import errors, servable
 from serving.development_server.limits import Limits
@@ -79,7 +79,7 @@ def configured(base_path: Path, text: str) -> model_server_config_pb2.ModelServe
 
 
 def test_the_server_understands_the_contract_that_the_pipeline_writes():
-    assert servable.CONTRACT_VERSION == pipeline_servable.CONTRACT_VERSION
+    assert servable.CONTRACT_VERSION == pipeline_contract.CONTRACT_VERSION
 
 
 def test_the_newest_version_answers_and_the_old_one_is_unloaded(models: Models, base_path: Path, versions: Path):
