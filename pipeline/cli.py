@@ -332,7 +332,7 @@ def _update_index(options: argparse.Namespace) -> int:
         items = config.tables.items.model_copy(update={"path": options.add})
         changed = config.tables.model_copy(update={"items": items})
         plan = tables.plan(
-            changed, config.split, tables.wanted(changed, config.features, config.evaluation, config.serving)
+            changed, config.split, tables.wanted(changed, config.features, config.evaluation, config.serving), "--add"
         )
     with local_runner.captured_output(os.devnull):
         from components.scann_index_builder import update

@@ -22,11 +22,11 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
 from components.interaction_example_gen import columns, history, tables
-from components.interaction_example_gen.columns import Value
+from components.interaction_example_gen.columns import Fault, Value
 from components.interaction_example_gen.history import SPLITS, Cutoffs, Interactions
-from components.interaction_example_gen.tables import Column, Part, Plan, Wanted
+from components.interaction_example_gen.tables import Column, Part, Plan, Wanted, shown
 from modules.errors import UserError
-from modules.features import CATALOGUE, RELEVANT, SLICE_PREFIX, WEIGHT
+from modules.features import CATALOGUE, RELEVANT, SLICE_PREFIX, TRAIN, WEIGHT
 from modules.settings import Slice
 from modules.tables import ColumnSplit, LeaveLastOutSplit, Split, Tables, TemporalSplit
 
@@ -42,7 +42,6 @@ _TIMES = 2**20
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
 _REPORT = "report"
-_WORDS = {"string": "text", "float32": "numbers", "int64": "times"}
 _REFUSED_WRITES = (
     "No space left on device",
     "Permission denied",
@@ -150,10 +149,16 @@ class Report:
         for name in SPLITS:
             if not counts[f"rows_{name}"]:
                 raise UserError(f"split: the {name} split of {kept:,} interactions is empty; {_fix_of(name, split)}")
+        if not counts["weighted_train"]:
+            raise UserError(
+                f"tables.interactions.weight: all interactions of the train split have the weight 0 in column "
+                f"{settings.interactions.weight!r} of {settings.interactions.path}, which leaves nothing to learn; "
+                "correct the column, or leave tables.interactions.weight out"
+            )
 
 
 _COUNTS = ("interactions", "users", "items", "unknown_items", "dropped_unknown_items", "unknown_users",
-           "dropped_unknown_users", *(f"interactions_{split}" for split in SPLITS))  # fmt: skip
+           "dropped_unknown_users", "weighted_train", *(f"interactions_{split}" for split in SPLITS))  # fmt: skip
 
 
 def _fix_of(empty: str, split: Split) -> str:
@@ -235,86 +240,68 @@ class _Parts(beam.PTransform):
 
     def __init__(self, table: str, path: str) -> None:
         super().__init__()
-        self._files = list(enumerate(tables.files(table, path)))
+        key = f"tables.{table}.path"
+        self._files = [(number, file, key) for number, file in enumerate(tables.files(table, path))]
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
         return pipeline | beam.Create(self._files) | beam.FlatMapTuple(_parts) | beam.Reshuffle()
 
 
-def _parts(file: int, path: str) -> Iterator[Part]:
+def _parts(file: int, path: str, key: str) -> Iterator[Part]:
     try:
-        yield from tables.parts(file, path)
-    except (pa.ArrowException, OSError):
+        yield from tables.parts(file, path, key)
+    except UserError:
         # Whoever reads this part meets the same error, and reports it.
-        yield Part(file, path, 0, 0)
+        yield Part(file, path, 0, 0, key)
 
 
 class _Read(beam.DoFn):
     """Base of what reads a table: a bad cell or file becomes a report instead of a stack trace."""
 
     table: str
-    columns: Sequence[str]
+    columns: Sequence[Column]
 
     def process(self, part: Part) -> Iterator[Any]:
         try:
             for first_row, batch in tables.read(part, self.columns):
                 yield from self.rows(part, first_row, batch)
-        except tables.MissingColumnError as error:
-            yield _problem(
-                f"tables.{self.table}", "files lack a column that the first file has",
-                f"{part.path} without {str(error)!r}", "write all files of a table with the same columns",
-            )  # fmt: skip
-        except (pa.ArrowException, OSError) as error:
-            yield _problem(
-                f"tables.{self.table}", "files cannot be read", f"{part.path} ({' '.join(str(error).split())[:200]})",
-                "write them again",
-            )  # fmt: skip
+        except tables.TableError as error:
+            # Raised, it would come out of Beam with the traces of every step on its way.
+            yield _problem(error.key, "files cannot be read", f"{error.file} ({error.reason})", error.fix)
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         raise NotImplementedError
 
-    def _wrong(self, column: str, texts: Sequence[str], expected: str) -> Iterator[Any]:
-        if texts:
-            yield _problem(
-                f"tables.{self.table}", f"values of {column!r} are not {expected}", repr(texts[0]),
-                "correct them, or describe the column with another encoding", len(texts),
-            )  # fmt: skip
+    def _report(self, column: str, faults: Iterable[Fault], part: Part, first_row: int) -> Iterator[Any]:
+        for fault in faults:
+            place = f"{fault.example} in row {first_row + int(np.argmax(fault.rows)) + 1} of {part.path}"
+            count = int(fault.rows.sum())
+            yield _problem(f"tables.{self.table}", f"values of {column!r} {fault.what}", place, fault.fix, count)
 
-    def _where(
-        self,
-        bad: np.ndarray,
-        part: Part,
-        first_row: int,
-        what: str,
-        fix: str,
-        values: Sequence[Any] | np.ndarray | None = None,
+    def _nameless(
+        self, column: str, ids: Sequence[bytes | None] | np.ndarray, part: Part, first_row: int, fix: str
     ) -> Iterator[Any]:
-        """Reports the rows of a mask."""
-        count = int(bad.sum())
-        if count:
-            at = int(np.argmax(bad))
-            example = f"row {first_row + at + 1} of {part.path}"
-            if values is not None:
-                example = f"{values[at]} in {example}"
-            yield _problem(f"tables.{self.table}", what, example, fix, count)
+        """Reports rows without an id."""
+        missing = pd.isna(np.asarray(ids, object))
+        if missing.any():
+            place = f"row {first_row + int(np.argmax(missing)) + 1} of {part.path}"
+            yield _problem(f"tables.{self.table}", f"rows have no {column}", place, fix, int(missing.sum()))
 
     def _encode(
-        self, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
+        self, part: Part, first_row: int, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
     ) -> tuple[list[bytes], list[Any]]:
         """Columns and slices of a batch as serialized features, one per row, and reports."""
         by_name: dict[str, Sequence[Value]] = {}
-        problems: dict[str, list[Any]] = {}
+        faults: dict[str, list[Fault]] = {}
         for column in wanted:
-            by_name[column.name], wrong = columns.cells(batch, column)
-            problems[column.source] = list(self._wrong(column.source, wrong, _WORDS[column.kind]))
+            by_name[column.name], faults[column.source] = columns.cells(batch, column)
         for by in slices:
-            by_name[SLICE_PREFIX + by.column], wrong = columns.slice_values(batch, by)
+            by_name[SLICE_PREFIX + by.column], found = columns.slice_values(batch, by)
             # A column that is a feature as well is wrong once, not twice.
-            if not problems.get(by.column):
-                problems[by.column] = list(self._wrong(by.column, wrong, _WORDS["float32"]))
+            faults[by.column] = faults.get(by.column) or found
         rows = zip(*by_name.values(), strict=True) if by_name else [()] * batch.num_rows
         encoded = [_features(zip(by_name, row, strict=True)) for row in rows]
-        return encoded, [problem for found in problems.values() for problem in found]
+        return encoded, [p for name, found in faults.items() for p in self._report(name, found, part, first_row)]
 
 
 class _ReadItems(_Read):
@@ -327,14 +314,13 @@ class _ReadItems(_Read):
         self._key = settings.interactions.item
         self._items = [c for c in plan.items if c.name != self._key]
         self._returned = plan.returned
-        self.columns = [self._id, *(c.source for c in (*self._items, *plan.returned))]
+        self.columns = [_id(self._id), *self._items, *plan.returned]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         ids = columns.ids(batch.column(self._id))
-        nameless = np.array([item is None for item in ids], bool)
-        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every item an id")
-        features, reports = self._encode(batch, self._items)
-        more, more_reports = self._encode(batch, self._returned)
+        yield from self._nameless(self._id, ids, part, first_row, "give every item an id")
+        features, reports = self._encode(part, first_row, batch, self._items)
+        more, more_reports = self._encode(part, first_row, batch, self._returned)
         yield from (*reports, *more_reports)
         for item, taken, returned in zip(ids, features, more, strict=True):
             if item is not None:
@@ -350,13 +336,12 @@ class _ReadUsers(_Read):
         assert settings.users is not None
         self._id = settings.users.id
         self._users, self._slices = plan.users, plan.user_slices
-        self.columns = [self._id, *(c.source for c in self._users), *(s.column for s in self._slices)]
+        self.columns = [_id(self._id), *self._users, *map(Column.of_slice, self._slices)]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         ids = columns.ids(batch.column(self._id))
-        nameless = np.array([user is None for user in ids], bool)
-        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every user an id")
-        features, reports = self._encode(batch, self._users, self._slices)
+        yield from self._nameless(self._id, ids, part, first_row, "give every user an id")
+        features, reports = self._encode(part, first_row, batch, self._users, self._slices)
         yield from reports
         for user, taken in zip(ids, features, strict=True):
             if user is not None:
@@ -373,59 +358,46 @@ class _ReadInteractions(_Read):
         self._split = split.column if isinstance(split, ColumnSplit) else None
         self._context, self._slices = plan.interactions, plan.interaction_slices
         names = self._names
-        extra = [name for name in (names.weight, self._split) if name is not None]
-        context = [*(c.source for c in self._context), *(s.column for s in self._slices)]
-        self.columns = [names.user, names.item, names.timestamp, *extra, *context]
+        self.columns = [_id(names.user), _id(names.item), Column(name="", source=names.timestamp, kind="int64")]
+        if names.weight is not None:
+            self.columns.append(Column(name="", source=names.weight, kind="float32"))
+        if self._split is not None:
+            self.columns.append(Column(name="", source=self._split))
+        self.columns += [*self._context, *map(Column.of_slice, self._slices)]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         names = self._names
         yield _count("interactions", batch.num_rows)
         users = np.array(columns.ids(batch.column(names.user)), object)
         items = np.array(columns.ids(batch.column(names.item)), object)
-        times, timeless, unreadable = columns.seconds(batch.column(names.timestamp))
-        impossible = columns.is_no_time(times) & ~timeless
         remove = "correct or remove those rows"
-        userless, itemless = pd.isna(users), pd.isna(items)
-        yield from self._where(userless, part, first_row, f"rows have no {names.user}", remove)
-        yield from self._where(itemless, part, first_row, f"rows have no {names.item}", remove)
-        given = f"values of {names.timestamp!r}"
-        if unreadable:
-            yield _problem(
-                "tables.interactions", f"{given} are neither seconds since 1970 nor dates", repr(unreadable[0]),
-                remove, len(unreadable),
-            )  # fmt: skip
-        if timeless.sum() > len(unreadable):
-            yield from self._where(timeless, part, first_row, f"{given} are missing (NaN or empty)", remove)
-        yield from self._where(
-            impossible, part, first_row, f"{given} are negative or too large to be seconds since 1970",
-            f"{remove}, and divide milliseconds by 1000", times,
-        )  # fmt: skip
-        bad = userless | itemless | timeless | impossible
+        yield from self._nameless(names.user, users, part, first_row, remove)
+        yield from self._nameless(names.item, items, part, first_row, remove)
+        times, faults = columns.moments(batch.column(names.timestamp))
+        yield from self._report(names.timestamp, faults, part, first_row)
 
         weights = np.ones(batch.num_rows, np.float32)
         if names.weight is not None:
-            found, wrong = columns.numbers(batch.column(names.weight))
-            yield from self._wrong(names.weight, wrong, "numbers")
-            light = ~(np.isfinite(found) & (found >= 0))
-            if light.sum() > len(wrong):
-                what = f"values of {names.weight!r} are missing, negative or infinite"
-                yield from self._where(light, part, first_row, what, remove, found)
-            bad |= light
-            weights = found.astype(np.float32)
+            weights, light = columns.weights(batch.column(names.weight))
+            yield from self._report(names.weight, light, part, first_row)
+            faults += light
 
         codes = None
         if self._split is not None:
             named = columns.texts(batch.column(self._split))
             codes = np.array([_CODES.get(name or b"", -1) for name in named], np.int8)
-            yield from self._where(
-                codes < 0, part, first_row, f"values of {self._split!r} are none of train, validation and eval",
-                "write one of the three", [None if name is None else name.decode() for name in named],
-            )  # fmt: skip
-            bad |= codes < 0
+            other = codes < 0
+            if other.any():
+                name = named[int(np.argmax(other))]
+                example = shown(None if name is None else name.decode())
+                none = Fault(other, "are none of train, validation and eval", "write one of the three", example)
+                yield from self._report(self._split, [none], part, first_row)
+                faults.append(none)
+        bad = np.logical_or.reduce([pd.isna(users), pd.isna(items), *(fault.rows for fault in faults)])
 
         context = None
         if self._context or self._slices:
-            encoded, reports = self._encode(batch, self._context, self._slices)
+            encoded, reports = self._encode(part, first_row, batch, self._context, self._slices)
             yield from reports
             context = np.array(encoded, object)
         everything = Interactions(
@@ -438,6 +410,10 @@ class _ReadInteractions(_Read):
             context=context,
         )
         yield from _by_user(users[~bad], everything.take(~bad))
+
+
+def _id(column: str) -> Column:
+    return Column(name="", source=column)
 
 
 _CODES = {name.encode(): code for code, name in enumerate(SPLITS)}
@@ -484,7 +460,7 @@ class _Join(beam.DoFn):
             if settings.unknown_items == "fail":
                 yield _problem(
                     "tables.interactions", f"rows have an item that {settings.items.path} lacks",
-                    repr(interactions.item[np.argmin(known)].decode()),
+                    shown(interactions.item[np.argmin(known)].decode()),
                     "add those items, or set tables.unknown_items to drop or keep", unknown,
                 )  # fmt: skip
             if settings.unknown_items != "keep":
@@ -494,7 +470,7 @@ class _Join(beam.DoFn):
             yield _count("unknown_users", len(known))
             if settings.unknown_users == "fail":
                 yield _problem(
-                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", repr(user.decode()),
+                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", shown(user.decode()),
                     "add those users, or set tables.unknown_users to drop or keep", len(known),
                 )  # fmt: skip
             if settings.unknown_users != "keep":
@@ -547,6 +523,7 @@ class _Rows(beam.DoFn):
             example = _example(about_user, about_item, context, _features(own))
             yield beam.pvalue.TaggedOutput(SPLITS[row.split], example)
             written[row.split] += 1
+        yield _count("weighted_train", np.count_nonzero(interactions.weight[codes == SPLITS.index(TRAIN)]))
         for name, count, rows in zip(SPLITS, kept.tolist(), written, strict=True):
             yield _count(f"interactions_{name}", count)
             yield _count(f"rows_{name}", rows)
@@ -661,7 +638,7 @@ def _problem(where: str, what: str, example: str, fix: str, count: int = 1) -> b
 
 def _duplicate(table: str, column: str, key: bytes) -> beam.pvalue.TaggedOutput:
     return _problem(
-        f"tables.{table}", f"values of {column!r} are there more than once", repr(key.decode()), "keep one row of each"
+        f"tables.{table}", f"values of {column!r} are there more than once", shown(key.decode()), "keep one row of each"
     )
 
 

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from components.baseline_resolver import versions
 from components.interaction_example_gen import columns, tables
-from components.interaction_example_gen.tables import Column, MissingColumnError, Plan
+from components.interaction_example_gen.tables import Column, Plan
 from components.scann_index_builder.tuning import SAMPLING_TOLERANCE
 from components.servable_validator import replay
 from modules import retrieval, servable
@@ -37,6 +37,7 @@ UPDATE_PATH = os.path.join("assets.extra", "update.json")
 """In a version that was made by an update: what was updated, and the recall that was measured."""
 
 _BATCH = 512
+_ADD = "--add"
 
 
 class Update(BaseModel):
@@ -75,18 +76,13 @@ class NewItems:
         """
         wanted: list[Column] = [*plan.items, *plan.returned]
         found: dict[str, bytes] = {}
-        for number, file in enumerate(tables.files("items", path)):
-            try:
-                for part in tables.parts(number, file):
-                    for _, batch in tables.read(part, [id_column, *(c.source for c in wanted)]):
-                        for item_id, example in _examples(batch, id_column, wanted, file):
-                            if item_id in found:
-                                raise UserError(f"{file}: item {item_id!r} is there twice; keep one of its rows")
-                            found[item_id] = example
-            except MissingColumnError as error:
-                raise UserError(f"{file}: has no column {str(error)!r}, which the model reads") from None
-            except (OSError, tables.pa.ArrowException) as error:
-                raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        for number, file in enumerate(tables.files("items", path, _ADD)):
+            for part in tables.parts(number, file, _ADD):
+                for _, batch in tables.read(part, [id_column, *wanted]):
+                    for item_id, example in _examples(batch, id_column, wanted, file):
+                        if item_id in found:
+                            raise UserError(f"{_ADD}: {file}: item {item_id!r} is there twice; keep one of its rows")
+                        found[item_id] = example
         return cls(found)
 
 
@@ -208,16 +204,19 @@ def _check_updatable(description: Description, version: str, features: Features,
 def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -> list[tuple[str, bytes]]:
     cells: dict[str, Sequence[columns.Value]] = {}
     for column in wanted:
-        cells[column.name], wrong = columns.cells(batch, column)
-        if wrong:
-            raise UserError(f"{file}: {wrong[0]!r} in column {column.source!r} is not a {column.kind} value")
+        cells[column.name], faults = columns.cells(batch, column)
+        for fault in faults:
+            raise UserError(
+                f"{_ADD}: {file}: {fault.rows.sum()} values of {column.source!r} {fault.what}, "
+                f"for instance {fault.example}: {fault.fix}"
+            )
     ids = columns.ids(batch.column(id_column))
     # The id is an id, whatever encoding reads it: 12 and 12.0 are the same.
     cells[wanted[0].name] = ids
     found = []
     for number, item_id in enumerate(ids):
         if item_id is None:
-            raise UserError(f"{file}: a row has no {id_column}; give every item an id")
+            raise UserError(f"{_ADD}: {file}: a row has no {id_column}; give every item an id")
         example = tf.train.Example()
         for name, of_column in cells.items():
             value = of_column[number]
