@@ -21,6 +21,7 @@ class ExampleValidatorSpec(keys.ExampleValidatorSpec):
     PARAMETERS = {
         **keys.ExampleValidatorSpec.PARAMETERS,
         executor.FEATURES_KEY: component_spec.ExecutionParameter(type=str, optional=True),
+        executor.K_KEY: component_spec.ExecutionParameter(type=int, optional=True),
         _CODE_KEY: component_spec.ExecutionParameter(type=str, optional=True),
     }
 
@@ -41,6 +42,7 @@ class ExampleValidator(stock.ExampleValidator):
         schema: types.BaseChannel,
         exclude_splits: list[str] | None = None,
         features: Features | None = None,
+        k: int = 1,
         code: str = "",
     ):
         """Construct an ExampleValidator.
@@ -50,6 +52,8 @@ class ExampleValidator(stock.ExampleValidator):
             schema: Schema.
             exclude_splits: Splits that the schema does not describe, such as the catalogue.
             features: What the towers read; the schema must have all of it.
+            k: Items in an answer; the catalogue must have as many. It is no parameter of InteractionExampleGen, which
+                another k would execute again, and all training with it.
             code: Fingerprint of the executor's code, which TFX's cache does not see.
         """
         parameters = {executor.FEATURES_KEY: features.model_dump_json()} if features else {}
@@ -60,6 +64,7 @@ class ExampleValidator(stock.ExampleValidator):
                 schema=schema,
                 exclude_splits=json_utils.dumps(exclude_splits or []),
                 anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
+                k=k,
                 code=code,
                 **parameters,
             )

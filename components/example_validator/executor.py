@@ -11,6 +11,7 @@ from absl import logging
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
 from tfx import types
 from tfx.components.example_validator import executor as stock
+from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.dsl.io import fileio
 from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils
@@ -19,9 +20,10 @@ from tfx.utils import io_utils
 
 from modules import schema as schemas
 from modules.errors import UserError
-from modules.features import Features
+from modules.features import CATALOGUE, Features
 
 FEATURES_KEY = "features"
+K_KEY = "k"
 
 # Longer lists of allowed values are cut.
 _VALUES_SHOWN = 10
@@ -41,10 +43,12 @@ class Executor(stock.Executor):
         Args:
             input_dict: As for the stock executor.
             output_dict: As for the stock executor.
-            exec_properties: As for the stock executor, and `features`: modules.features.Features as JSON.
+            exec_properties: As for the stock executor; `features`: modules.features.Features as JSON; `k`: items in an
+                answer.
 
         Raises:
-            UserError: The schema does not describe the features, or the data is not what the schema says.
+            UserError: The schema does not describe the features, the data is not what the schema says, or the catalogue
+                is smaller than an answer.
         """
         schema = io_utils.SchemaReader().read(
             io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict[keys.SCHEMA_KEY]))
@@ -53,6 +57,15 @@ class Executor(stock.Executor):
             mismatches = schemas.mismatches(schema, Features.model_validate_json(exec_properties[FEATURES_KEY]))
             if mismatches:
                 raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
+
+        statistics = artifact_utils.get_single_instance(input_dict[keys.STATISTICS_KEY])
+        k = exec_properties.get(K_KEY) or 1
+        if CATALOGUE in artifact_utils.decode_split_names(statistics.split_names):
+            size = _examples(statistics, CATALOGUE)
+            if k > size:
+                raise UserError(
+                    f"serving.k is {k} but the catalogue has {size} items; set it, and evaluation.k, to {size} or less"
+                )
 
         result = super().Do(input_dict, output_dict, exec_properties)
         found: dict[str, list[str]] = {}
@@ -104,6 +117,11 @@ def _read(artifact: types.Artifact, split: str) -> anomalies_pb2.Anomalies:
     path = os.path.join(artifact_utils.get_split_uri([artifact], split), stock.DEFAULT_FILE_NAME)
     with fileio.open(path, "rb") as file:
         return anomalies_pb2.Anomalies.FromString(file.read())
+
+
+def _examples(statistics: types.Artifact, split: str) -> int:
+    """Number of a split's examples."""
+    return stats_artifact_utils.load_statistics(statistics, split).proto().datasets[0].num_examples
 
 
 def _clause(

@@ -56,7 +56,7 @@ def agreed():
 def validate(tmp_path, agreed):
     """Runs the executor over the tables of some splits; returns the anomalies artifact."""
 
-    def run(splits, schema=None, features=FEATURES, exclude=()):
+    def run(splits, schema=None, features=FEATURES, exclude=(), k=1):
         statistics, schemas_, anomalies = (
             standard_artifacts.ExampleStatistics(),
             standard_artifacts.Schema(),
@@ -77,6 +77,7 @@ def validate(tmp_path, agreed):
             {
                 keys.EXCLUDE_SPLITS_KEY: json_utils.dumps(list(exclude)),
                 executor.FEATURES_KEY: features.model_dump_json() if features else None,
+                executor.K_KEY: k,
             },
         )
         return anomalies
@@ -156,6 +157,18 @@ def test_a_long_list_of_allowed_values_is_cut(validate, agreed):
 
 def test_excluded_splits_are_not_looked_at(validate):
     validate({"train": table(), "catalogue": table()[["item_id"]]}, exclude=["catalogue"])
+
+
+def test_an_answer_may_be_as_long_as_the_catalogue(validate):
+    splits = {"train": table(), "catalogue": table()[["item_id"]]}
+    validate(splits, exclude=["catalogue"], k=ROWS)
+
+
+def test_a_catalogue_of_one_item_less_than_k_is_too_small(validate):
+    splits = {"train": table(), "catalogue": table()[["item_id"]]}
+    assert refusal(validate, splits, exclude=["catalogue"], k=ROWS + 1) == (
+        "serving.k is 201 but the catalogue has 200 items; set it, and evaluation.k, to 200 or less"
+    )
 
 
 def test_a_schema_that_lacks_a_feature_or_has_it_as_something_else(validate):
