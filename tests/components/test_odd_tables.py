@@ -344,7 +344,7 @@ def _without(table: str, column: str, suffix: str) -> Fault:
     def spoil(file: File) -> File:
         return replace(file, columns={name: a for name, a in file.columns.items() if name != column})
 
-    return Fault(table, column, "no column", suffix, spoil)
+    return Fault(table, column, "no column|no table has a column", suffix, spoil)
 
 
 _I, _C, _U = "interactions", "items", "users"
@@ -609,7 +609,7 @@ def assert_refused(world: World, fault: Fault, at: int, generated: Callable[[Tab
 # Properties.
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(world=worlds())
 def test_any_writing_of_a_table_gives_the_examples_that_it_means(world: World) -> None:
     with tempfile.TemporaryDirectory() as folder:
