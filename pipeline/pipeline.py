@@ -117,6 +117,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         schema=schema,
         features=config.features.encodings,
         columns=columns,
+        k=config.serving.k,
         code=code("components.example_validator.executor"),
     )
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from modules.data import columns, histories, rows, tables
 from modules.data.histories import Interactions
+from modules.data.tables import Column
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
@@ -306,9 +307,9 @@ class Recommender:
         if table is None:
             return {}
         found: dict[str, dict[str, Any]] = {}
-        for file, batch in rows.batches("users", table.path, [table.id, *(c.source for c in self._plan.users)]):
+        for _, batch in rows.batches("users", table.path, [table.id, *self._plan.users]):
             values = [(c.name, columns.cells(batch, c)[0]) for c in self._plan.users]
-            for row, user in enumerate(rows.ids(batch, table.id, file)):
+            for row, user in enumerate(rows.ids(batch, table.id)):
                 if user is not None and (users is None or user in users):
                     found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
         return found
@@ -326,8 +327,9 @@ def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> d
     """
     found: dict[str, list[Interactions]] = {}
     start = 0
-    for file, batch in rows.batches("interactions", table.path, [table.user, table.item, table.timestamp]):
-        who, what = (np.array(rows.ids(batch, c, file), object) for c in (table.user, table.item))
+    time = Column(name="", source=table.timestamp, kind="int64")
+    for _, batch in rows.batches("interactions", table.path, [table.user, table.item, time]):
+        who, what = (np.array(rows.ids(batch, c), object) for c in (table.user, table.item))
         times, timeless, _ = columns.seconds(batch.column(table.timestamp))
         taken = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
         start += batch.num_rows

@@ -22,6 +22,7 @@ class ExampleValidatorSpec(keys.ExampleValidatorSpec):
         **keys.ExampleValidatorSpec.PARAMETERS,
         executor.FEATURES_KEY: component_spec.ExecutionParameter(type=str),
         executor.COLUMNS_KEY: component_spec.ExecutionParameter(type=str),
+        executor.K_KEY: component_spec.ExecutionParameter(type=int),
         _CODE_KEY: component_spec.ExecutionParameter(type=str, optional=True),
     }
 
@@ -43,6 +44,7 @@ class ExampleValidator(stock.ExampleValidator):
         features: Features,
         columns: Columns,
         exclude_splits: list[str] | None = None,
+        k: int = 1,
         code: str = "",
     ):
         """Construct an ExampleValidator.
@@ -52,6 +54,8 @@ class ExampleValidator(stock.ExampleValidator):
             schema: Schema.
             features: What the towers read; the schema must have all of it.
             columns: The columns of an interaction.
+            k: Items in an answer; the catalogue must have as many. It is no parameter of InteractionExampleGen, which
+                another k would execute again, and all training with it.
             exclude_splits: Splits that are not looked at.
             code: Fingerprint of the executor's code, which TFX's cache does not see.
         """
@@ -66,6 +70,7 @@ class ExampleValidator(stock.ExampleValidator):
                 schema=schema,
                 exclude_splits=json_utils.dumps(exclude_splits or []),
                 anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
+                k=k,
                 code=code,
                 **parameters,
             )

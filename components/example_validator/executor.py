@@ -18,10 +18,11 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, json_utils
 
 from modules import schema as schemas
+from modules.data.examples import CATALOGUE
 from modules.encodings.features import Columns, Features
 from modules.errors import UserError
 
-FEATURES_KEY, COLUMNS_KEY = "features", "columns"
+FEATURES_KEY, COLUMNS_KEY, K_KEY = "features", "columns", "k"
 
 # Longer lists of allowed values are cut.
 _VALUES_SHOWN = 10
@@ -43,10 +44,11 @@ class Executor(stock.Executor):
         Args:
             input_dict: As for the stock executor.
             output_dict: As for the stock executor.
-            exec_properties: As for the stock executor, and JSON of `Features` and `Columns`.
+            exec_properties: As for the stock executor; JSON of `Features` and `Columns`; `k`: items in an answer.
 
         Raises:
-            UserError: The schema does not describe the features, or the data is not what the schema says.
+            UserError: The schema does not describe the features, the data is not what the schema says, or the catalogue
+                is smaller than an answer.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         schema = io_utils.SchemaReader().read(
@@ -59,6 +61,14 @@ class Executor(stock.Executor):
             raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
 
         statistics = artifact_utils.get_single_instance(input_dict[keys.STATISTICS_KEY])
+        k = exec_properties[K_KEY]
+        if CATALOGUE in artifact_utils.decode_split_names(statistics.split_names):
+            size = _examples(statistics, CATALOGUE)
+            if k > size:
+                raise UserError(
+                    f"serving.k is {k} but the catalogue has {size} items; set it, and evaluation.k, to {size} or less"
+                )
+
         anomalies = artifact_utils.get_single_instance(output_dict[keys.ANOMALIES_KEY])
         excluded = json_utils.loads(exec_properties.get(keys.EXCLUDE_SPLITS_KEY, "null")) or []
         splits = [s for s in artifact_utils.decode_split_names(statistics.split_names) if s not in excluded]
@@ -119,6 +129,11 @@ def in_words(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> l
             else:
                 result.append(words)
     return result
+
+
+def _examples(statistics: types.Artifact, split: str) -> int:
+    """Number of a split's examples."""
+    return stats_artifact_utils.load_statistics(statistics, split).proto().datasets[0].num_examples
 
 
 def _clause(

@@ -21,6 +21,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
 from modules.data import columns, examples, histories, tables
+from modules.data.columns import Fault
 from modules.data.examples import (
     CATALOGUE,
     HELD_OUT,
@@ -34,7 +35,7 @@ from modules.data.examples import (
     Value,
 )
 from modules.data.histories import SPLITS, Cutoffs, Interactions
-from modules.data.tables import Column, Part, Plan, Wanted
+from modules.data.tables import Column, Part, Plan, Wanted, shown
 from modules.errors import UserError
 from modules.settings import ColumnSplit, LeaveLastOutSplit, Slice, Split, Tables, TemporalSplit
 
@@ -50,7 +51,6 @@ _TIMES = 2**20
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
 _REPORT = "report"
-_WORDS = {"string": "text", "float32": "numbers", "int64": "times"}
 _REFUSED_WRITES = (
     "No space left on device",
     "Permission denied",
@@ -162,10 +162,16 @@ class Report:
             raise UserError(
                 f"tables.max_sequence is {settings.max_sequence}, which leaves validation interactions alone; raise it"
             )
+        if not counts["weighted_train"]:
+            raise UserError(
+                f"tables.interactions.weight: all interactions of the train split have the weight 0 in column "
+                f"{settings.interactions.weight!r} of {settings.interactions.path}, which leaves nothing to learn; "
+                "correct the column, or leave tables.interactions.weight out"
+            )
 
 
 _COUNTS = ("interactions", "users", "items", "items_not_in_table", "dropped_items_not_in_table", "users_not_in_table",
-           "dropped_users_not_in_table", *(f"interactions_{split}" for split in SPLITS),
+           "dropped_users_not_in_table", "weighted_train", *(f"interactions_{split}" for split in SPLITS),
            "cut_sequences", "cut_interactions", "cut_train_interactions")  # fmt: skip
 
 
@@ -247,84 +253,66 @@ class _Parts(beam.PTransform):
 
     def __init__(self, table: str, path: str) -> None:
         super().__init__()
-        self._files = list(enumerate(tables.files(table, path)))
+        key = f"tables.{table}.path"
+        self._files = [(number, file, key) for number, file in enumerate(tables.files(table, path))]
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
         return pipeline | beam.Create(self._files) | beam.FlatMapTuple(_parts) | beam.Reshuffle()
 
 
-def _parts(file: int, path: str) -> Iterator[Part]:
+def _parts(file: int, path: str, key: str) -> Iterator[Part]:
     try:
-        yield from tables.parts(file, path)
-    except (pa.ArrowException, OSError):
+        yield from tables.parts(file, path, key)
+    except UserError:
         # Whoever reads this part meets the same error, and reports it.
-        yield Part(file, path, 0, 0)
+        yield Part(file, path, 0, 0, key)
 
 
 class _Read(beam.DoFn):
     """Base of what reads a table: a bad cell or file becomes a report instead of a stack trace."""
 
     table: str
-    columns: Sequence[str]
+    columns: Sequence[Column]
 
     def process(self, part: Part) -> Iterator[Any]:
         try:
             for first_row, batch in tables.read(part, self.columns):
                 yield from self.rows(part, first_row, batch)
-        except tables.MissingColumnError as error:
-            yield _problem(
-                f"tables.{self.table}", "files lack a column that the first file has",
-                f"{part.path} without {str(error)!r}", "write all files of a table with the same columns",
-            )  # fmt: skip
-        except (pa.ArrowException, OSError) as error:
-            yield _problem(
-                f"tables.{self.table}", "files cannot be read", f"{part.path} ({' '.join(str(error).split())[:200]})",
-                "write them again",
-            )  # fmt: skip
+        except tables.TableError as error:
+            # Raised, it would come out of Beam with the traces of every step on its way.
+            yield _problem(error.key, "files cannot be read", f"{error.file} ({error.reason})", error.fix)
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         raise NotImplementedError
 
-    def _wrong(self, column: str, texts: Sequence[str], expected: str) -> Iterator[Any]:
-        if texts:
-            yield _problem(
-                f"tables.{self.table}", f"values of {column!r} are not {expected}", repr(texts[0]),
-                "correct them, or describe the column with another encoding", len(texts),
-            )  # fmt: skip
+    def _report(self, column: str, faults: Iterable[Fault], part: Part, first_row: int) -> Iterator[Any]:
+        for fault in faults:
+            place = f"{fault.example} in row {first_row + int(np.argmax(fault.rows)) + 1} of {part.path}"
+            count = int(fault.rows.sum())
+            yield _problem(f"tables.{self.table}", f"values of {column!r} {fault.what}", place, fault.fix, count)
 
-    def _where(
-        self,
-        bad: np.ndarray,
-        part: Part,
-        first_row: int,
-        what: str,
-        fix: str,
-        values: Sequence[Any] | np.ndarray | None = None,
+    def _nameless(
+        self, column: str, ids: Sequence[bytes | None] | np.ndarray, part: Part, first_row: int, fix: str
     ) -> Iterator[Any]:
-        """Reports the rows of a mask."""
-        count = int(bad.sum())
-        if count:
-            at = int(np.argmax(bad))
-            example = f"row {first_row + at + 1} of {part.path}"
-            if values is not None:
-                example = f"{values[at]} in {example}"
-            yield _problem(f"tables.{self.table}", what, example, fix, count)
+        """Reports rows without an id."""
+        missing = pd.isna(np.asarray(ids, object))
+        if missing.any():
+            place = f"row {first_row + int(np.argmax(missing)) + 1} of {part.path}"
+            yield _problem(f"tables.{self.table}", f"rows have no {column}", place, fix, int(missing.sum()))
 
     def _cells(
-        self, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
+        self, part: Part, first_row: int, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
     ) -> tuple[dict[str, Sequence[Value]], list[Any]]:
         """Columns and slices of a batch by key of the example, [N] each, and reports."""
         by_name: dict[str, Sequence[Value]] = {}
-        problems: dict[str, list[Any]] = {}
+        faults: dict[str, list[Fault]] = {}
         for column in wanted:
-            by_name[column.name], wrong = columns.cells(batch, column)
-            problems[column.source] = list(self._wrong(column.source, wrong, _WORDS[column.kind]))
+            by_name[column.name], faults[column.source] = columns.cells(batch, column)
         for by in slices:
-            by_name[SLICE_PREFIX + by.column], wrong = columns.slice_values(batch, by)
+            by_name[SLICE_PREFIX + by.column], found = columns.slice_values(batch, by)
             # A column that is a feature as well is wrong once, not twice.
-            if not problems.get(by.column):
-                problems[by.column] = list(self._wrong(by.column, wrong, _WORDS["float32"]))
-        return by_name, [problem for found in problems.values() for problem in found]
+            faults[by.column] = faults.get(by.column) or found
+        return by_name, [p for name, found in faults.items() for p in self._report(name, found, part, first_row)]
 
 
 def _encoded(cells: dict[str, Sequence[Value]], rows: int) -> list[bytes]:
@@ -342,13 +330,12 @@ class _ReadItems(_Read):
         self._id = settings.items.id
         self._key = settings.interactions.item
         self._items = [c for c in (*plan.items, *plan.returned) if c.name != self._key]
-        self.columns = [self._id, *(c.source for c in self._items)]
+        self.columns = [_id(self._id), *self._items]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         ids = columns.ids(batch.column(self._id))
-        nameless = np.array([item is None for item in ids], bool)
-        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every item an id")
-        cells, reports = self._cells(batch, self._items)
+        yield from self._nameless(self._id, ids, part, first_row, "give every item an id")
+        cells, reports = self._cells(part, first_row, batch, self._items)
         yield from reports
         for item, encoded in zip(ids, _encoded({self._key: ids, **cells}, len(ids)), strict=True):
             if item is not None:
@@ -364,13 +351,12 @@ class _ReadUsers(_Read):
         assert settings.users is not None
         self._id = settings.users.id
         self._users, self._slices = plan.users, plan.user_slices
-        self.columns = [self._id, *(c.source for c in self._users), *(s.column for s in self._slices)]
+        self.columns = [_id(self._id), *self._users, *map(Column.of_slice, self._slices)]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         ids = columns.ids(batch.column(self._id))
-        nameless = np.array([user is None for user in ids], bool)
-        yield from self._where(nameless, part, first_row, f"rows have no {self._id}", "give every user an id")
-        cells, reports = self._cells(batch, self._users, self._slices)
+        yield from self._nameless(self._id, ids, part, first_row, "give every user an id")
+        cells, reports = self._cells(part, first_row, batch, self._users, self._slices)
         yield from reports
         slices = {key: cells.pop(key) for key in [SLICE_PREFIX + s.column for s in self._slices]}
         for user, *about in zip(ids, _encoded(cells, len(ids)), _encoded(slices, len(ids)), strict=True):
@@ -389,65 +375,54 @@ class _ReadInteractions(_Read):
         self._context, self._slices = plan.interactions, plan.interaction_slices
         self._kinds = {column.name: column.kind for column in self._context}
         names = self._names
-        extra = [name for name in (names.weight, self._split) if name is not None]
-        context = [*(c.source for c in self._context), *(s.column for s in self._slices)]
-        self.columns = [names.user, names.item, names.timestamp, *extra, *context]
+        self.columns = [_id(names.user), _id(names.item), Column(name="", source=names.timestamp, kind="int64")]
+        if names.weight is not None:
+            self.columns.append(Column(name="", source=names.weight, kind="float32"))
+        if self._split is not None:
+            self.columns.append(Column(name="", source=self._split))
+        self.columns += [*self._context, *map(Column.of_slice, self._slices)]
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
         names = self._names
         yield _count("interactions", batch.num_rows)
         users = np.array(columns.ids(batch.column(names.user)), object)
         items = np.array(columns.ids(batch.column(names.item)), object)
-        times, timeless, unreadable = columns.seconds(batch.column(names.timestamp))
-        impossible = columns.is_no_time(times) & ~timeless
         remove = "correct or remove those rows"
-        userless, itemless = pd.isna(users), pd.isna(items)
-        yield from self._where(userless, part, first_row, f"rows have no {names.user}", remove)
-        yield from self._where(itemless, part, first_row, f"rows have no {names.item}", remove)
-        given = f"values of {names.timestamp!r}"
-        if unreadable:
-            yield _problem(
-                "tables.interactions", f"{given} are neither seconds since 1970 nor dates", repr(unreadable[0]),
-                remove, len(unreadable),
-            )  # fmt: skip
-        if timeless.sum() > len(unreadable):
-            yield from self._where(timeless, part, first_row, f"{given} are missing (NaN or empty)", remove)
-        yield from self._where(
-            impossible, part, first_row, f"{given} are negative or too large to be seconds since 1970",
-            f"{remove}, and divide milliseconds by 1000", times,
-        )  # fmt: skip
-        bad = userless | itemless | timeless | impossible
+        yield from self._nameless(names.user, users, part, first_row, remove)
+        yield from self._nameless(names.item, items, part, first_row, remove)
+        times, faults = columns.moments(batch.column(names.timestamp))
+        yield from self._report(names.timestamp, faults, part, first_row)
 
         weights = np.ones(batch.num_rows, np.float32)
         if names.weight is not None:
-            found, wrong = columns.numbers(batch.column(names.weight))
-            yield from self._wrong(names.weight, wrong, "numbers")
-            light = ~(np.isfinite(found) & (found >= 0))
-            if light.sum() > len(wrong):
-                what = f"values of {names.weight!r} are missing, negative or infinite"
-                yield from self._where(light, part, first_row, what, remove, found)
-            bad |= light
-            weights = found.astype(np.float32)
+            weights, light = columns.weights(batch.column(names.weight))
+            yield from self._report(names.weight, light, part, first_row)
+            faults += light
 
         codes = None
         if self._split is not None:
             named = columns.texts(batch.column(self._split))
             codes = np.array([_CODES.get(name or b"", -1) for name in named], np.int8)
-            yield from self._where(
-                codes < 0, part, first_row, f"values of {self._split!r} are none of train, validation and eval",
-                "write one of the three", [None if name is None else name.decode() for name in named],
-            )  # fmt: skip
-            bad |= codes < 0
+            other = codes < 0
+            if other.any():
+                name = named[int(np.argmax(other))]
+                example = shown(None if name is None else name.decode())
+                none = Fault(other, "are none of train, validation and eval", "write one of the three", example)
+                yield from self._report(self._split, [none], part, first_row)
+                faults.append(none)
+        bad = np.logical_or.reduce([pd.isna(users), pd.isna(items), *(fault.rows for fault in faults)])
 
-        cells, reports = self._cells(batch, self._context, self._slices)
+        cells, reports = self._cells(part, first_row, batch, self._context, self._slices)
         yield from reports
         context = {}
         for key, values in cells.items():
             joined = np.array([isinstance(cell, list) and _holds_separator(cell) for cell in values], bool)
-            yield from self._where(
-                joined, part, first_row, f"lists for {key!r} hold the character U+001F, which separates their values",
-                "remove it",
-            )  # fmt: skip
+            if joined.any():
+                # A list holds what its values are separated by where there is one for each interaction.
+                fault = Fault(
+                    joined, "hold the character U+001F, which separates the values of a list", "remove it", "a list"
+                )
+                yield from self._report(key, [fault], part, first_row)
             context[key] = examples.aligned(values, self._kinds.get(key, "string"))
         everything = Interactions(
             timestamp=times,
@@ -459,6 +434,10 @@ class _ReadInteractions(_Read):
             context=context,
         )
         yield from histories.by_user(users[~bad], everything.take(~bad))
+
+
+def _id(column: str) -> Column:
+    return Column(name="", source=column)
 
 
 _CODES = {name.encode(): code for code, name in enumerate(SPLITS)}
@@ -509,7 +488,7 @@ class _Join(beam.DoFn):
             if settings.items_not_in_table == "fail":
                 yield _problem(
                     "tables.interactions", f"rows have an item that {settings.items.path} lacks",
-                    repr(interactions.item[np.argmin(known)].decode()),
+                    shown(interactions.item[np.argmin(known)].decode()),
                     "add those items, or set tables.items_not_in_table to drop or keep", unknown,
                 )  # fmt: skip
             if settings.items_not_in_table != "keep":
@@ -519,7 +498,7 @@ class _Join(beam.DoFn):
             yield _count("users_not_in_table", len(known))
             if settings.users_not_in_table == "fail":
                 yield _problem(
-                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", repr(user.decode()),
+                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", shown(user.decode()),
                     "add those users, or set tables.users_not_in_table to drop or keep", len(known),
                 )  # fmt: skip
             if settings.users_not_in_table != "keep":
@@ -554,6 +533,7 @@ class _Examples(beam.DoFn):
         about += examples.features([(self._names.user, user)])
         codes = histories.assign(user, interactions, self._split, cutoffs)
         kept = np.bincount(codes, minlength=len(SPLITS))
+        yield _count("weighted_train", np.count_nonzero(interactions.weight[codes == SPLITS.index(TRAIN)]))
         for name, count in zip(SPLITS, kept.tolist(), strict=True):
             yield _count(f"interactions_{name}", count)
 
@@ -673,7 +653,7 @@ def _problem(where: str, what: str, example: str, fix: str, count: int = 1) -> b
 
 def _duplicate(table: str, column: str, key: bytes) -> beam.pvalue.TaggedOutput:
     return _problem(
-        f"tables.{table}", f"values of {column!r} are there more than once", repr(key.decode()), "keep one row of each"
+        f"tables.{table}", f"values of {column!r} are there more than once", shown(key.decode()), "keep one row of each"
     )
 
 

@@ -18,7 +18,8 @@ import tensorflow as tf
 from pydantic import BaseModel
 
 from modules import push_destination as destinations
-from modules.data import columns, rows
+from modules.data import columns, examples, rows
+from modules.data.examples import Value
 from modules.data.tables import Column, Plan
 from modules.encodings.features import Features
 from modules.errors import UserError
@@ -34,6 +35,7 @@ from modules.servable.embedding import Embedding, candidate_requests
 from modules.servable.signatures import ServableModule
 from modules.settings import Index, Serving
 
+_ADD = "--add"
 UPDATE_PATH = os.path.join("assets.extra", "update.json")
 """In a version that was made by an update: what was updated, and the recall that was measured."""
 
@@ -75,13 +77,13 @@ class NewItems:
             UserError: A file cannot be read, a row has no id or one that came before, or a value has the wrong type.
         """
         wanted: list[Column] = [*plan.items, *plan.returned]
-        examples: dict[str, bytes] = {}
-        for file, batch in rows.batches("items", path, [id_column, *(c.source for c in wanted)]):
+        found: dict[str, bytes] = {}
+        for file, batch in rows.batches("items", path, [id_column, *wanted], _ADD):
             for item_id, example in _examples(batch, id_column, wanted, file):
-                if item_id in examples:
-                    raise UserError(f"{file}: item {item_id!r} is there twice; keep one of its rows")
-                examples[item_id] = example
-        return cls(examples)
+                if item_id in found:
+                    raise UserError(f"{_ADD}: {file}: item {item_id!r} is there twice; keep one of its rows")
+                found[item_id] = example
+        return cls(found)
 
 
 def update(
@@ -217,34 +219,23 @@ def _check_updatable(contract: ServableContract, version: str, features: Feature
 
 
 def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -> list[tuple[str, bytes]]:
-    cells: dict[str, Sequence[columns.Value]] = {}
+    cells: dict[str, Sequence[Value]] = {}
     for column in wanted:
-        cells[column.name], wrong = columns.cells(batch, column)
-        if wrong:
-            raise UserError(f"{file}: {wrong[0]!r} in column {column.source!r} is not a {column.kind} value")
-    ids = rows.ids(batch, id_column, file)
+        cells[column.name], faults = columns.cells(batch, column)
+        for fault in faults:
+            raise UserError(
+                f"{_ADD}: {file}: {fault.rows.sum()} values of {column.source!r} {fault.what}, "
+                f"for instance {fault.example}: {fault.fix}"
+            )
     # The id is an id, whatever encoding reads it: 12 and 12.0 are the same.
-    cells[wanted[0].name] = [None if item_id is None else item_id.encode() for item_id in ids]
-    examples = []
-    for number, item_id in enumerate(ids):
+    ids = columns.ids(batch.column(id_column))
+    cells[wanted[0].name] = ids
+    found = []
+    for item_id, *row in zip(ids, *cells.values(), strict=True):
         if item_id is None:
-            raise UserError(f"{file}: a row has no {id_column}; give every item an id")
-        example = tf.train.Example()
-        for name, of_column in cells.items():
-            value = of_column[number]
-            feature = example.features.feature[name]
-            if isinstance(value, bytes):
-                feature.bytes_list.value.append(value)
-            elif isinstance(value, list):
-                feature.bytes_list.value.extend(value)
-            elif isinstance(value, int):
-                feature.int64_list.value.append(value)
-            elif value is not None:
-                feature.float_list.value.append(value)
-            if value is None or value in (b"", []):
-                del example.features.feature[name]
-        examples.append((item_id, example.SerializeToString()))
-    return examples
+            raise UserError(f"{_ADD}: {file}: a row has no {id_column}; give every item an id")
+        found.append((item_id.decode(), examples.example(examples.features(zip(cells, row, strict=True)))))
+    return found
 
 
 def _embedded(

@@ -28,11 +28,7 @@ def update_index(common: Common, add: str | None, remove: str) -> int:
         items = config.tables.items.model_copy(update={"path": add})
         changed = config.tables.model_copy(update={"items": items})
         wanted = tables.wanted(changed, config.features, config.evaluation, config.serving)
-        try:
-            plan = tables.plan(changed, config.split, wanted)
-        except UserError as error:
-            # It stands in for the items table, and is looked at as one.
-            raise UserError(str(error).replace("tables.items.path", "--add")) from None
+        plan = tables.plan(changed, config.split, wanted, "--add")
     with local_runner.captured_output(os.devnull):
         from modules.servable import update
 

@@ -78,7 +78,7 @@ def agreed():
 def validate(tmp_path, agreed):
     """Runs the executor over the tables of some splits; returns the anomalies artifact."""
 
-    def run(splits, schema=None, features=FEATURES, exclude=()):
+    def run(splits, schema=None, features=FEATURES, exclude=(), k=1):
         statistics, schemas_, anomalies = (
             standard_artifacts.ExampleStatistics(),
             standard_artifacts.Schema(),
@@ -100,6 +100,7 @@ def validate(tmp_path, agreed):
                 keys.EXCLUDE_SPLITS_KEY: json_utils.dumps(list(exclude)),
                 executor.FEATURES_KEY: features.model_dump_json(),
                 executor.COLUMNS_KEY: COLUMNS.model_dump_json(),
+                executor.K_KEY: k,
             },
         )
         return anomalies
@@ -199,6 +200,18 @@ def test_a_feature_that_only_the_schema_knows_is_missed_in_every_split(validate,
     assert refusal(validate, {"train": sequences(), "eval": table(), "catalogue": items()}, schema=schema) == (
         "anomalies in train, eval, catalogue: mood: expected in the data; is in no example; "
         "correct the tables or the schema"
+    )
+
+
+def test_an_answer_may_be_as_long_as_the_catalogue(validate):
+    splits = {"train": table(), "catalogue": table()[["item_id"]]}
+    validate(splits, exclude=["catalogue"], k=ROWS)
+
+
+def test_a_catalogue_of_one_item_less_than_k_is_too_small(validate):
+    splits = {"train": table(), "catalogue": table()[["item_id"]]}
+    assert refusal(validate, splits, exclude=["catalogue"], k=ROWS + 1) == (
+        "serving.k is 201 but the catalogue has 200 items; set it, and evaluation.k, to 200 or less"
     )
 
 

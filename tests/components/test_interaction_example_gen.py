@@ -679,11 +679,11 @@ def test_values_by_type() -> None:
     assert columns.lists(pa.array([["x"], ["a", "b"], [], ["c"]]).slice(1), None) == [[b"a", b"b"], None, [b"c"]]
     assert columns.lists(pa.array([[1, 2]], pa.list_(pa.int32(), 2)), None) == [[b"1", b"2"]]
     assert columns.lists(pa.array(["a | b||", "", None, "c"]), "|") == [[b"a", b"b"], None, None, [b"c"]]
-    found, wrong = columns.numbers(pa.array(["1", " 2.5", "NA", None, "x", "y"]))
+    found, (words,) = columns.numbers(pa.array(["1", " 2.5", "NA", None, "x", "y"]))
     np.testing.assert_array_equal(found, [1, 2.5, np.nan, np.nan, np.nan, np.nan])
-    assert wrong == ["x", "y"]
-    found, missing, wrong = columns.seconds(pa.array(["10", "1970-01-01T00:01:00+01:00", "", "soon"]))
-    assert (found[0], found[1], missing.tolist(), wrong) == (10, 60 - 3600, [False, False, True, True], ["soon"])
+    assert (words.rows.tolist(), words.example) == ([False] * 4 + [True] * 2, "'x'")
+    found, missing, (word,) = columns.seconds(pa.array(["10", "1970-01-01T00:01:00+01:00", "", "soon"]))
+    assert (found[0], found[1], missing.tolist(), word.example) == (10, 60 - 3600, [False, False, True, True], "'soon'")
     before = pa.array([datetime.datetime(1969, 12, 31, 23, 59, 59, 500_000)], pa.timestamp("us"))
     assert columns.seconds(before)[0].tolist() == [-1]
     assert columns.seconds(pa.array([datetime.date(1970, 1, 2)]))[0].tolist() == [86400]
@@ -724,12 +724,14 @@ def test_everything_wrong_with_the_rows_is_said_at_once(tmp_path: Path) -> None:
     refused = assert_refused(world, tmp_path, "tables")
     place = re.escape(str(tmp_path / "interactions.parquet"))
     for message in (
-        rf"1 values of 'timestamp' are missing \(NaN or empty\), for instance row 11 of {place}: correct or remove",
-        rf"2 values of 'timestamp' are negative or too large .*, for instance -5 in row 12 of {place}: .* milliseconds",
-        rf"2 values of 'weight' are missing, negative or infinite, for instance -1\.0 in row 14 of {place}",
+        rf"1 values of 'timestamp' are missing \(NaN or empty\), for instance nan in row 11 of {place}: write the time",
+        rf"1 values of 'timestamp' are before 1970 or after 2099, .* instance -5\.0 in row 12 of {place}: correct or",
+        rf"1 values of 'timestamp' are infinite .* 1700000000000\.0 in row 13 of {place}: .* milliseconds",
+        rf"1 values of 'weight' are no weights, .* instance -1\.0 in row 14 of {place}: correct them",
+        rf"1 values of 'weight' are missing \(NaN or empty\), for instance nan in row 15 of {place}: write a weight",
         rf"1 rows have no user_id, for instance row 16 of {place}",
         rf"1 rows have no item_id, for instance row 17 of {place}",
-        r"2 values of 'part' are none of train, validation and eval, for instance (test|None) in row 1[89]",
+        r"2 values of 'part' are none of train, validation and eval, for instance ('test'|None) in row 1[89]",
         r"1 rows have an item that .*items\.parquet lacks, for instance 'i9': add those items, or set",
         r"1 rows have a user that .*users\.parquet lacks, for instance 'u3': add those users, or set",
         r"tables\.items: 1 values of 'item_id' are there more than once, for instance 'i1': keep one row of each",
@@ -745,7 +747,9 @@ def test_times_that_are_words_and_an_empty_split(tmp_path: Path) -> None:
     assert_refused(world, tmp_path, message)
     world.interactions = [{**row, "timestamp": str(row["timestamp"])} for row in world.interactions]
     world.interactions[3]["timestamp"] = "yesterday"
-    assert_refused(world, tmp_path, r"1 values of 'timestamp' are neither seconds.*nor dates, for instance 'yesterday'")
+    assert_refused(
+        world, tmp_path, r"1 values of 'timestamp' are neither seconds.*nor dates.* instance 'yesterday' in row 4"
+    )
 
 
 @pytest.mark.parametrize(
@@ -782,8 +786,8 @@ def test_torn_files_and_files_with_other_columns(tmp_path: Path) -> None:
     settings = world.settings(tmp_path)
     with pytest.raises(UserError) as caught:
         world.run(tmp_path, settings)
-    assert re.search(r"1 files lack a column .*part-2\.parquet without 'item_id': write all files", str(caught.value))
-    assert re.search(r"2 files cannot be read, for instance .*part-3\.parquet \(", str(caught.value))
+    assert re.search(r"1 files .*part-2\.parquet \(it has no column 'item_id'\): write all files", str(caught.value))
+    assert re.search(r"2 files cannot be read, for instance .*part-3\.parquet \(.*\): is it torn\?", str(caught.value))
     # The first file is looked at before anything runs.
     (tmp_path / "part-1.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"part-1\.parquet cannot be read"):
@@ -857,7 +861,7 @@ def test_missing_files_and_columns(tmp_path: Path, names: dict[str, Any], messag
     ("query", "candidate", "message"),
     [
         ({"column": "mood", "encoding": "vocabulary"}, None,
-         r"features\.query: no table has a column 'mood' \(interactions has user_id.*; users has user_id, age"),
+         r"features\.query: no table has a column 'mood' \(interactions .* has user_id.*; users .* has user_id, age"),
         ({"column": "both", "encoding": "vocabulary"}, None, r"both interactions and users have a column 'both'"),
         ({"column": "when", "encoding": "log1p"}, None, r"'when' is of type timestamp.*timestamp encoding"),
         (None, {"column": "age", "encoding": "normalized"}, r"features\.candidate: items .* no column 'age'"),
