@@ -109,8 +109,8 @@ def _neighbours(
 def solve(moments: Moments, ridge: float) -> np.ndarray:
     """[V, V] weights B: column j scores item j, and no item scores itself.
 
-    With P = (gram + λI)⁻¹: B = P · cross − P · diag(diag(P · cross) / diag(P)), as in EASE (Steck 2019, equation 8), whose
-    Lagrange multipliers keep the diagonal at zero.
+    With P = (gram + λI)⁻¹: B = P · cross − P · diag(diag(P · cross) / diag(P)), as in EASE (Steck 2019, equation 8),
+    whose Lagrange multipliers keep the diagonal at zero.
 
     Args:
         moments: Of the users.

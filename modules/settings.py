@@ -42,7 +42,7 @@ class Model(Settings):
     item_item_decay: float = Field(0.85, ge=0)
     """In the item-item model's transitions the n-th item before or behind a place weighs n ** −item_item_decay."""
     item_item_ridges: tuple[float, ...] = Field((100.0, 300.0, 1000.0), min_length=1)
-    """Ridges of the item-item model that validation chooses from, rising; without validation the middle one is taken."""
+    """Ridges of the item-item model that validation chooses from, rising; without validation it is the middle one."""
     popularity_lift: bool = True
     """Lets validation choose how much counts what is more popular now than in the long run."""
     inactivity_gap: float = Field(86_400.0, gt=0)
@@ -63,8 +63,8 @@ class Training(Settings):
     weight_decay: float = Field(5.0, ge=0)
     """Decoupled (AdamW), multiplied by the learning rate at each step."""
     objective: Literal["masked_items", "next_item"] = "masked_items"
-    """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest. next_item:
-    each interaction's item is to be found from the history before it; so it is always without a history feature."""
+    """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
+    next_item: each interaction's item is to be found from the history before it; so it always is without a history."""
     locality: float = Field(0.5, ge=0)
     """Under masked_items the item d places away from a random one weighs (1 + d) ** −locality, as a target and as part
     of the query; 0 treats the whole history alike."""

@@ -23,8 +23,8 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
     out, and asked for as `evaluation.history` says: eval takes no part.
 
     Args:
-        fn_args: As for `trainer.run_fn`; `custom_config` also holds `tuner`, the JSON of `settings.Tuner`, and `history`,
-            which is `evaluation.history`.
+        fn_args: As for `trainer.run_fn`; `custom_config` also holds `tuner`, the JSON of `settings.Tuner`, and
+            `history`, which is `evaluation.history`.
 
     Raises:
         UserError: There is nothing to train on or to judge by.

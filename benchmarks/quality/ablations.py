@@ -14,30 +14,33 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modules.errors import UserError
+from modules.features import Columns
 from pipeline import local_runner
 from pipeline.config import load
+
+if TYPE_CHECKING:
+    from modules.training.dataset import Queries, Sequences, Specification
 
 # Settings that take a part away; `features` names the encoding of query features that are left out.
 PARTS: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "no closed-form part": {"model.linear_rank": 0},
-    "no trend": {"model.trend": False},
+    "no item-item model": {"model.item_item_rank": 0},
+    "no recent popularity lift": {"model.popularity_lift": False},
     "the history's age not told": {"features": "history_age"},
-    "histories completed as a whole": {"training.locality": 0.0},
+    "masked items anywhere in a history": {"training.locality": 0.0},
     "locality 1": {"training.locality": 1.0},
     "the Tuner's winner": {"training.locality": 1.0, "training.learning_rate": 1e-3},
-    "next items instead of completion": {"training.completion": 0.0},
+    "next_item instead of masked_items": {"training.objective": "next_item"},
     "in-batch softmax with logQ": {"training.negatives": "in_batch"},
     "the last weights instead of their average": {"training.averaging": 0.0},
     "no weight decay": {"training.weight_decay": 0.0},
-    "5 % of the history hidden": {"model.dropout": 0.05},
-    "no dropout of query features": {"model.id_dropout": 0.0},
+    "5 % of the history hidden": {"model.mask_rate": 0.05},
+    "no dropout of query features": {"model.query_feature_dropout": 0.0},
     "64 learned dimensions": {"model.dimension": 64},
     "cosine with temperature 0.1": {"model.normalize": True, "training.temperature": 0.1},
     "a dense layer on the query": {"model.query_layers": (256,)},
@@ -59,23 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := sorted(set(parts) - set(PARTS)):
             raise UserError(f"--parts: unknown {unknown[0]!r}; known are {', '.join(PARTS)}")
         local_runner.quiet_libraries()
-        problems = {name: _read(options, name) for name in names}
+        inputs = {name: _read(options, name) for name in names}
     except UserError as error:
         print(f"bench-ablations: {error}", file=sys.stderr)
         return 2
-    from modules import trainer
+    from modules.training.loop import fit
 
     print("| part | " + " | ".join(f"{name}: NDCG@10 | recall@10" for name in names) + " |")
     print("| --- |" + " --- | --- |" * len(names), flush=True)
     results: dict[str, Any] = {}
     for part in parts:
         cells = []
-        for name, (problem, train, validation) in problems.items():
+        for name, (specification, sequences, queries) in inputs.items():
             figures = []
             for seed in range(1, options.seeds + 1):
-                tried = _without(problem, PARTS[part], seed)
-                _, report = trainer.fit(tried, train, validation)
-                figures.append((report["ndcg"], report["recall"]))
+                report = fit(_without(specification, PARTS[part], seed), sequences, queries).report
+                figures.append((report.ndcg, report.recall))
             ndcg, recall = np.mean(figures, axis=0)
             results.setdefault(part, {})[name] = figures
             cells.append(f"{ndcg:.4f} | {recall:.4f}")
@@ -84,19 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _without(problem: Any, part: dict[str, Any], seed: int) -> Any:
-    """The problem with one part taken away."""
+def _without(specification: Specification, part: dict[str, Any], seed: int) -> Specification:
+    """The specification with one part taken away."""
     settings = {**part, "training.seed": seed, "training.refit": False}
     dropped = settings.pop("features", None)
-    query = tuple(f for f in problem.features.query if f.encoding != dropped)
-    return replace(problem.with_settings(settings), features=problem.features.model_copy(update={"query": query}))
+    query = tuple(f for f in specification.features.query if f.encoding != dropped)
+    features = specification.features.model_copy(update={"query": query})
+    return replace(specification.with_settings(settings), features=features)
 
 
-def _read(options: argparse.Namespace, protocol: str) -> Any:
-    """The problem and the rows of the last run on one protocol."""
+def _read(options: argparse.Namespace, protocol: str) -> tuple[Specification, Sequences, Queries | None]:
+    """What the last run on one protocol was fitted on."""
     import tensorflow_transform as tft
 
-    from modules import trainer
+    from modules.training.dataset import read_queries, read_sequences, read_specification
     from pipeline import runs
 
     root = options.results.resolve() / protocol / "ours" / "runs"
@@ -109,21 +112,11 @@ def _read(options: argparse.Namespace, protocol: str) -> Any:
         raise UserError(f"there is no run on {protocol} in {options.results}; `make bench-quality` makes it")
     names = config.tables.interactions
     files = {split: [os.path.join(examples.uri, f"Split-{split}", "*")] for split in ("train", "validation")}
-    problem = trainer.read_problem(
-        SimpleNamespace(
-            train_files=files["train"],
-            transform_graph_path=graph.uri,
-            custom_config={
-                "features": config.features.model_dump_json(),
-                "columns": json.dumps({"user": names.user, "item": names.item, "timestamp": names.timestamp}),
-                "model": config.model.model_dump_json(),
-                "training": config.training.model_dump_json(),
-            },
-        )
-    )
+    columns = Columns(user=names.user, item=names.item, timestamp=names.timestamp)
     output = tft.TFTransformOutput(graph.uri)
-    rows = [trainer.read_rows(files[split], problem.features, output) for split in ("train", "validation")]
-    return problem, *rows
+    specification = read_specification(config.features, columns, config.model, config.training, files["train"], output)
+    sequences = read_sequences(files["train"], config.features, columns, output)
+    return specification, sequences, read_queries(files["validation"], specification, output)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ _HISTORY_SCALE = 10.0
 class BlendWeights:
     """How much the parts of a query's vector count.
 
-    Which items go together is learned; how that answers a request depends on what is asked for, any of the user's further
-    items or the very next one, in an old catalogue or a new one. So validation chooses these (training/calibration.py).
-    The defaults stand where there is no validation.
+    Which items go together is learned; how that answers a request depends on what is asked for, any of the user's
+    further items or the very next one, in an old catalogue or a new one. So validation chooses these
+    (training/calibration.py). The defaults stand where there is no validation.
     """
 
     recency: float = 0.0
@@ -46,8 +46,8 @@ class BlendWeights:
 
         Args:
             model: Without `popularity_lift` the lift counts nothing.
-            has_age: Whether requests tell the history's age. Then the lift is for those who come back after a long time,
-                and starts where those want it; else most queries are in-session and are better without.
+            has_age: Whether requests tell the history's age. Then the lift is for those who come back after a long
+                time, and starts where those want it; else most queries are in-session and are better without.
         """
         if not model.popularity_lift:
             return cls()

@@ -5,8 +5,8 @@ import pytest
 import scipy.sparse
 import tensorflow as tf
 
-from modules.features import Features
 from modules.cold_start import ContentMap, ridge_regression
+from modules.features import Features
 
 FEATURES = Features.model_validate(
     {

@@ -23,7 +23,7 @@ def touch(path: Path) -> None:
 
 def test_a_direct_and_an_indirect_import_count(project):
     before = fingerprint.code("modules.trainer")
-    touch(project / "modules/two_tower.py")
+    touch(project / "modules/training/loop.py")
     direct = fingerprint.code("modules.trainer")
     touch(project / "modules/features.py")
     assert len({before, direct, fingerprint.code("modules.trainer")}) == 3
@@ -31,7 +31,7 @@ def test_a_direct_and_an_indirect_import_count(project):
 
 def test_what_is_not_imported_does_not_count(project):
     before = fingerprint.code("modules.preprocessing")
-    touch(project / "modules/two_tower.py")
+    touch(project / "modules/towers/two_tower.py")
     touch(project / "modules/evaluation.py")
     assert fingerprint.code("modules.preprocessing") == before
 
