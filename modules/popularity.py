@@ -22,8 +22,7 @@ def log_popularity(frequency: np.ndarray) -> np.ndarray:
 def recent_lift(
     labels: np.ndarray, times: np.ndarray, window: float, prior: float, is_candidate: np.ndarray
 ) -> np.ndarray:
-    """[V + 1] float32, the recent popularity lift: log of an item's share of the recent interactions over its share of
-    all.
+    """[V + 1] float32: log of an item's share of the recent interactions over its share of all of them.
 
     The recent share is smoothed towards the long-run one as by a Dirichlet prior, so that an item of which little is
     known has a lift near 0.

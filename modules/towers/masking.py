@@ -23,8 +23,8 @@ class Masked(NamedTuple):
 def mask_items(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
     """`masked_items`: a random part of a set of items is to be found from the rest.
 
-    Masked-set training: Devlin et al. 2019 mask words of a sentence; Sun et al. (BERT4Rec, CIKM 2019) items of a
-    history. Here the order does not matter, as in a denoising autoencoder over sets (Liang et al., WWW 2018).
+    Masked-set training: BERT4Rec (Sun et al., CIKM 2019) masks items of a history; here their order does not matter, as
+    in a denoising autoencoder over sets (Mult-DAE: Liang et al., WWW 2018).
 
     Args:
         window: [B, S] int32, each item once.

@@ -144,7 +144,9 @@ class TwoTower(tfrs.Model):
         keys = encoded_keys(self.query_tower.features)
         inputs = {key: tf.constant(queries[key]) for key in keys if key != self._history.column}
         history = keys[self._history.column]
-        inputs[self._history.column] = tf.zeros([len(next(iter(queries.values()))), *history.shape], history.dtype)
+        # Where a query is its history alone, one stands for all.
+        rows = len(next(iter(queries.values()))) if queries else 1
+        inputs[self._history.column] = tf.zeros([rows, *history.shape], history.dtype)
         fit_cold_start_query(
             self.query_tower.cold_start,
             lambda: self.query_tower.learned(inputs, 0.0),

@@ -1,7 +1,7 @@
 """What a fit reads: users' sequences, validation's queries and the catalogue, as Transform encodes them.
 
 Sequences lie in flat arrays, each interaction once. What a training step needs of them, a window up to a place with a
-part of it hidden, is cut in the input pipeline (`Windows`) and never stored.
+part of it hidden, is cut in the input pipeline (training/windows.py) and never stored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,11 @@ from modules.encodings import items as item_ids
 from modules.encodings.features import Columns, Features
 from modules.encodings.history import newest_first
 from modules.settings import Model, Training
-from modules.towers.masking import closeness, mask_items, mask_next
 from modules.towers.terms import encoded_keys
-from modules.towers.two_tower import Batch
 
 # At most this many validation queries are ranked after an epoch; a fixed draw of them.
 MAX_QUERIES = 10_000
 _READ_BATCH = 4096
-_PREFETCHED = 4
 
 
 @dataclass(frozen=True)
@@ -229,7 +226,7 @@ def read_catalogue(patterns: Sequence[str], features: Features, tft_output: tft.
     is_candidate[0] = False
     by_label = {}
     for key in encoded_keys(features.candidate):
-        values = _dense(arrays, key)
+        values = _compact(_dense(arrays, key))
         by_label[key] = np.zeros((items + 1, *values.shape[1:]), values.dtype)
         by_label[key][labels] = values
     return CandidateTable(by_label, is_candidate)
@@ -257,7 +254,7 @@ def read_sequences(
     sequences = Sequences(
         offsets=np.append(0, np.cumsum(lengths)),
         user=_dense(read, USER),
-        features={key: _dense(read, key) for key in of_users},
+        features={key: _compact(_dense(read, key)) for key in of_users},
         items=flat(items).astype(np.int32),
         times=flat(times),
         weights=flat(weights),
@@ -280,7 +277,7 @@ def read_queries(
     seen = Lists(np.zeros(0, np.int64), np.zeros(len(user), np.int64))
     if history is not None:
         seen = _lists(read, history.column)
-    arrays = {key: _dense(read, key) for key in keys}
+    arrays = {key: _compact(_dense(read, key)) for key in keys}
     if age is not None:
         arrays[age.column] = _dense(read, age.column)
     # Beam writes examples in an order of its own; a fit must not depend on it. Queries of one user differ in their
@@ -352,88 +349,6 @@ def queries_of(specification: Specification, sequences: Sequences, mode: Literal
     return answerable(specification, features, _as_lists(relevant), _as_lists(seen))
 
 
-class Windows:
-    """The input pipeline: batches of windows up to some places, a part of each hidden.
-
-    Args:
-        sequences: What is trained on.
-        features: What the query tower reads.
-        model: `mask_rate` of it.
-        training: Batch size, objective and locality.
-        weights: [T] how much the window up to each place counts.
-    """
-
-    def __init__(
-        self, sequences: Sequences, features: Features, model: Model, training: Training, weights: np.ndarray
-    ) -> None:
-        self._batch_size = training.batch_size
-        self._rate, self._locality = model.mask_rate, training.locality
-        self._history = features.history
-        self._masks_items = masks_items(features, training)
-        self._size = 1 + (self._history.max_length if self._history else 0)
-        self._items, self._weights = tf.constant(sequences.items), tf.constant(weights)
-        self._starts = tf.constant(sequences.starts.astype(np.int32))
-        self._owner = tf.constant(sequences.owner.astype(np.int32))
-        self._of_users = {key: tf.constant(values) for key, values in sequences.features.items()}
-        context = dict(sequences.context)
-        if features.history_age is not None:
-            context[features.history_age.column] = ages(sequences)
-        self._of_places = {key: tf.constant(values) for key, values in context.items()}
-        self._cut = tf.function(
-            self._batch,
-            input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
-            autograph=False,
-        )
-
-    @property
-    def signature(self) -> Batch:
-        """Shapes and dtypes of a batch."""
-        return self.epoch(np.zeros(0, np.int32), 0).element_spec
-
-    def epoch(self, places: np.ndarray, seed: int) -> tf.data.Dataset:
-        """Batches of the windows up to these places [C], in this order.
-
-        Args:
-            places: Places of the sequences.
-            seed: Of what is drawn in each step.
-        """
-        steps = tf.data.Dataset.from_tensor_slices(places.astype(np.int32)).batch(self._batch_size).enumerate()
-
-        def cut(step: tf.Tensor, some: tf.Tensor) -> Batch:
-            return self._cut(some, tf.stack([tf.constant(seed), 100 * tf.cast(step, tf.int32)]))
-
-        return steps.map(cut, num_parallel_calls=2, deterministic=True).prefetch(_PREFETCHED)
-
-    def _batch(self, places: tf.Tensor, seed: tf.Tensor) -> Batch:
-        index = places[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
-        inside = index >= tf.gather(self._starts, places)[:, tf.newaxis]
-        window = tf.where(inside, tf.gather(self._items, tf.maximum(index, 0)), 0)
-        owner = tf.gather(self._owner, places)
-        query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
-        query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
-        if self._masks_items:
-            hidden, visible = mask_items(window, self._rate, seed)
-            near = closeness(window, self._locality, seed + 5)
-        else:
-            hidden, visible = mask_next(window, self._rate, seed)
-            near = tf.ones_like(window, tf.float32)
-        if self._history is not None:
-            query[self._history.column] = visible
-        targets = near * tf.cast(hidden, tf.float32)
-        return Batch(query, window, targets, near, tf.gather(self._weights, places), seed)
-
-
-def masks_items(features: Features, training: Training) -> bool:
-    """Whether the objective is `masked_items`; without a history there is nothing to find an item from but itself."""
-    return training.objective == "masked_items" and features.history is not None
-
-
-def ages(sequences: Sequences) -> np.ndarray:
-    """[T] float32 seconds from the item before each place to it, as the encoding of the history's age has them."""
-    # The encoding's missing value.
-    return np.nan_to_num(histories.ages(sequences.times, sequences.offsets[:-1]), nan=0.0).astype(np.float32)
-
-
 def _keys_beside_history(features: Features) -> list[str]:
     of_history = {f.column for f in (features.history, features.history_age) if f is not None}
     return [key for key in encoded_keys(features.query) if key not in of_history]
@@ -465,7 +380,7 @@ def _joined(parts: Sequence[Any], feature: Any) -> np.ndarray | Lists:
     dtype = feature.dtype.as_numpy_dtype
     if not isinstance(feature, tf.io.VarLenFeature):
         empty = np.zeros((0, *feature.shape), dtype)
-        return _compact(np.concatenate([empty, *(part.numpy() for part in parts)]))
+        return np.concatenate([empty, *(part.numpy() for part in parts)])
     values = [np.zeros(0, dtype), *(part.values.numpy() for part in parts)]
     lengths = [np.zeros(0, np.int64), *(part.row_lengths().numpy() for part in parts)]
     return Lists(np.concatenate(values), np.concatenate(lengths))

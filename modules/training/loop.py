@@ -32,8 +32,9 @@ from modules.training.calibration import (
     choose_window,
     coordinate_ascent,
 )
-from modules.training.dataset import MAX_QUERIES, Queries, Sequences, Specification, Windows, masks_items
+from modules.training.dataset import MAX_QUERIES, Queries, Sequences, Specification
 from modules.training.warm_start import WarmStart
+from modules.training.windows import Windows, masks_items
 
 _PROGRESS = logging.getLogger("twotower.progress")
 # Users whose features stand for everybody's in a cold-start query.

@@ -78,8 +78,8 @@ def test_warm_start_on_a_new_span(small: Small, tmp_path):
 
 def test_the_tuner_searches_before_the_trainer_and_the_trainer_takes_what_it_found(small: Small, tmp_path):
     changes = ["tuner.enabled=true", "tuner.trials=3", "training.epochs=2", f"output.push={tmp_path}/served",
-               "tuner.search={training.learning_rate: [1.0e-7, 0.02], model.dropout: [0.2]}",
-               "training.learning_rate=1.0e-7", "model.linear_rank=0"]  # fmt: skip
+               "tuner.search={training.learning_rate: [1.0e-7, 0.02], model.mask_rate: [0.2]}",
+               "training.learning_rate=1.0e-7", "model.item_item_rank=0"]  # fmt: skip
     outcome = twotower("run", "--config", small.config_path, *[w for c in changes for w in ("--set", c)])
     assert outcome.code in (0, 1), outcome.errors
     assert "Tuner" in executed(small.config_path, *changes)

@@ -119,8 +119,8 @@ def test_a_much_worse_model_loses_to_the_baseline(small: Small):
     before = versions(small.folder)
     outcome = twotower(
         "run", "--config", small.config_path, "--set", "training.epochs=1", "--set", "training.learning_rate=0.000001",
-        # The closed-form part alone would be good enough to pass.
-        "--set", "model.linear_rank=0", "--set", "evaluation.beat_popularity=false",
+        # The item-item model alone would be good enough to pass.
+        "--set", "model.item_item_rank=0", "--set", "evaluation.beat_popularity=false",
     )  # fmt: skip
     assert outcome.code == 1
     assert versions(small.folder) == before

@@ -1,0 +1,199 @@
+"""What validation chooses, and how the queries are ranked."""
+
+from dataclasses import replace
+
+import checkerboard
+import numpy as np
+import pytest
+import tensorflow as tf
+from checkerboard import ITEMS
+
+from modules import item_item
+from modules.item_item import Factors
+from modules.towers.query import BlendWeights
+from modules.towers.two_tower import TwoTower
+from modules.training import calibration
+from modules.training.calibration import (
+    CHOICES,
+    WORTH,
+    Ascent,
+    Blend,
+    Measured,
+    Ranker,
+    choose_item_item,
+    choose_window,
+    coordinate_ascent,
+    surely_better,
+)
+
+NAMES = tuple(CHOICES)
+
+
+def built(spec, frequency=None, rank=0, seed=5):
+    """Towers with random weights."""
+    rng = np.random.default_rng(seed)
+    rows = len(spec.catalogue.is_candidate)
+    factors = None
+    if rank:
+        tables = [rng.normal(size=(n, rank)).astype(np.float32) for n in (spec.item_rows, rows)]
+        factors = Factors(*tables)
+    model = TwoTower(
+        spec.features, spec.columns, spec.model, spec.training, spec.cardinalities, spec.item_rows,
+        spec.catalogue.features, spec.catalogue.is_candidate,
+        np.ones(rows, np.float32) if frequency is None else frequency, factors,
+    )  # fmt: skip
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+def query_vectors(model, queries):
+    return model.query_vectors({key: tf.constant(values) for key, values in queries.features.items()}).numpy()
+
+
+def test_ranking_metrics_against_plain_python():
+    spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
+    queries = checkerboard.queries(spec, checkerboard.sequences(spec.features))
+    model, labels = built(spec), spec.catalogue.labels
+    candidates = model.candidate_vectors(tf.constant(labels, tf.int32)).numpy()
+    vectors = query_vectors(model, queries)
+    measured = Ranker(queries, labels, 5).rank(vectors, candidates)
+    expected = []
+    for vector, relevant, seen in zip(vectors, queries.relevant, queries.seen, strict=True):
+        scores = {int(i): float(c @ vector) for i, c in zip(labels, candidates, strict=True) if i not in seen}
+        top = sorted(scores, key=lambda i: -scores[i])[:5]
+        gains = [1 / np.log2(2 + rank) for rank, item in enumerate(top) if item in relevant]
+        expected.append((sum(gains), len(gains)))
+    np.testing.assert_allclose(np.stack(measured, axis=1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [2**29, 0])
+@pytest.mark.parametrize(
+    ("features", "rank", "changes"),
+    [
+        (checkerboard.FEATURES, 7, {}),
+        (checkerboard.FEATURES, 7, {"diversity": 0.5}),
+        (checkerboard.FEATURES, 0, {"normalize": True}),
+        (checkerboard.HISTORY_ONLY, 5, {"popularity_lift": False}),
+    ],
+)
+def test_sums_of_parts_score_as_whole_vectors_do(features, rank, changes, kept, monkeypatch):
+    monkeypatch.setattr(calibration, "_KEPT", kept)
+    monkeypatch.setattr(calibration, "_QUERY_BATCH", 7)
+    rng = np.random.default_rng(5)
+    spec = checkerboard.specification(features, checkerboard.MODEL.model_copy(update=changes))
+    queries = checkerboard.queries(spec, checkerboard.sequences(features))
+    # Somebody comes without a history.
+    queries.features["history"][3] = 0
+    # Nobody has interacted with some items yet.
+    frequency = (np.arange(ITEMS + 2) % 4 > 0).astype(np.float32)
+    model = built(spec, frequency, rank)
+    ranker, labels = Ranker(queries, spec.catalogue.labels, 10), tf.constant(spec.catalogue.labels, tf.int32)
+    tower, results = model.query_tower, set()
+    blend = None
+    for step in range(4):
+        if step >= 2:
+            for variable in model.trainable_variables:
+                variable.assign(rng.normal(size=variable.shape))
+        if step == 3:
+            # These items get their item-item part from their content.
+            model.candidate_tower.fit_content(spec.catalogue.features, spec.catalogue.is_candidate, 1)
+        model.candidate_tower.lift.assign(rng.normal(size=ITEMS + 2))
+        candidates = model.candidate_vectors(labels).numpy()
+        if step == 1:
+            blend = blend.with_lift(model.layout.lift.of(candidates))
+        else:
+            blend = Blend.of(ranker, tower, candidates, blend)
+        for _ in range(8):
+            weights = BlendWeights(**{name: float(rng.choice([0.0, 0.5, 2.0])) for name in tower.weights_in_use})
+            tower.blend = weights
+            expected = ranker.rank(query_vectors(model, queries), candidates)
+            np.testing.assert_allclose(blend.measure(weights), expected, atol=1e-9)
+            results.add(float(expected.ndcg.mean()))
+    assert len(results) > 5, "the weights and the lift make no difference here"
+
+
+def test_where_nobody_asks_without_a_history_the_cold_start_weight_is_not_searched():
+    spec = checkerboard.specification()
+    queries = checkerboard.queries(spec, checkerboard.sequences())
+    model, ranker = built(spec), Ranker(queries, spec.catalogue.labels, 10)
+    candidates = model.candidate_vectors(tf.constant(spec.catalogue.labels, tf.int32)).numpy()
+    assert "cold_start_lift" not in Blend.of(ranker, model.query_tower, candidates).weights_in_use
+    queries.features["history"][3] = 0
+    assert "cold_start_lift" in Blend.of(ranker, model.query_tower, candidates).weights_in_use
+
+
+def measuring(best: BlendWeights, slope: float = 0.1):
+    """A measure whose NDCG falls with the distance from some weights; remembers what it was asked."""
+    asked = []
+
+    def measure(weights):
+        asked.append(weights)
+        away = sum(abs(getattr(weights, name) - getattr(best, name)) for name in NAMES)
+        return Measured(np.full(50, 1.0 - slope * away), np.zeros(50))
+
+    return measure, asked
+
+
+def test_coordinate_ascent_finds_the_top_of_a_hill_and_asks_nothing_twice():
+    best = BlendWeights(recency=1.0, item_item_recency=0.4, item_item=2.0, lift=0.75, cold_start_lift=1.0)
+    measure, asked = measuring(best, slope=0.05)
+    ascent = coordinate_ascent(measure, BlendWeights(), NAMES, rounds=5)
+    assert ascent.weights == best and ascent.measured.ndcg.mean() == 1.0
+    assert len(asked) == len(set(asked))
+
+
+def test_a_step_that_gains_too_little_is_not_taken():
+    best = BlendWeights(recency=0.25)
+    start = BlendWeights()
+    measure, _ = measuring(best, slope=WORTH / 0.25 * 0.9)
+    assert coordinate_ascent(measure, start, ("recency",), 3).weights == start
+    measure, _ = measuring(best, slope=WORTH / 0.25 * 1.1)
+    assert coordinate_ascent(measure, start, ("recency",), 3).weights == best
+
+
+def test_weights_that_are_not_named_stay():
+    measure, _ = measuring(BlendWeights(recency=1.0, lift=1.0), slope=0.1)
+    ascent = coordinate_ascent(measure, BlendWeights(lift=3.0), ("recency",), 3)
+    assert ascent.weights == BlendWeights(recency=1.0, lift=3.0)
+
+
+def test_another_window_must_be_better_beyond_chance():
+    rng = np.random.default_rng(0)
+    here, there = rng.uniform(0, 1, 200), rng.uniform(0, 1, 200)
+    better = here + 0.02 + rng.normal(0, 0.05, 200)
+    assert not surely_better(there - there.mean() + here.mean() + 0.02, here)
+    assert surely_better(better, here)
+    assert not surely_better(here, here)
+    assert not surely_better(np.array([1.0]), np.array([0.0])), "one query says nothing"
+
+    def ascents(**ndcg):
+        return {float(w[1:]) / 100: Ascent(BlendWeights(), Measured(values, values)) for w, values in ndcg.items()}
+
+    assert choose_window(ascents(w20=here, w10=here, w5=there - there.mean() + here.mean())) == 0.2
+    assert choose_window(ascents(w20=here, w10=better, w5=here)) == 0.1
+
+
+def test_the_ridge_is_the_one_whose_scores_are_best():
+    spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
+    sequences = checkerboard.sequences(spec.features)
+    train = sequences.take(~sequences.is_validation)
+    moments = item_item.moments(train.offsets, train.items, ITEMS, 0.85)
+    ranker = Ranker(checkerboard.queries(spec, sequences), spec.catalogue.labels, 10)
+    ridges = (1e-3, 10.0, 1e9)
+    chosen = choose_item_item(moments, 16, ridges, spec.item_rows, spec.catalogue, ranker, "history")
+    history = ranker.queries.features["history"]
+    ndcg = {}
+    for ridge in ridges:
+        factors = item_item.factors(moments, item_item.solve(moments, ridge), 16).covering(ITEMS + 3, ITEMS + 2)
+        for recency in CHOICES["item_item_recency"]:
+            vectors = item_item.query_factors(history, recency, factors.history)
+            ndcg[ridge, recency] = ranker.rank(vectors, factors.items[ranker.labels]).ndcg.mean()
+    assert (chosen.ridge, chosen.recency) == max(ndcg, key=ndcg.get)
+    alone = choose_item_item(moments, 16, (10.0,), spec.item_rows, spec.catalogue, None, "history")
+    assert alone.ridge == 10.0 and alone.recency is None
+
+
+def test_frozen_weights_are_moved_by_copies():
+    weights = BlendWeights()
+    assert replace(weights, lift=1.0) != weights == BlendWeights()

@@ -1,0 +1,236 @@
+"""Fitting on data with a known answer: early stopping, the refit, the same model twice, what validation chose."""
+
+import json
+import logging
+import os
+from dataclasses import replace
+
+import checkerboard
+import numpy as np
+import pytest
+import tensorflow as tf
+from checkerboard import CONTENT_ONLY, FEATURES, HISTORY_ONLY, TASTES, changed, queries, sequences, specification
+
+from modules.errors import UserError
+from modules.towers.query import BlendWeights
+from modules.training.calibration import CHOICES, WORTH, Calibration, Ranker
+from modules.training.loop import fit
+
+
+def query_vectors(model, asked):
+    return model.query_vectors({key: tf.constant(values) for key, values in asked.features.items()}).numpy()
+
+
+def candidate_vectors(model, spec):
+    return model.candidate_vectors(tf.constant(spec.catalogue.labels, tf.int32)).numpy()
+
+
+def own_taste_share(model, spec, asked):
+    """Share of each query's ten best items that are of the user's taste; 0.25 for a model that learned nothing."""
+    scores = query_vectors(model, asked) @ candidate_vectors(model, spec)[: checkerboard.ITEMS].T
+    top = np.argsort(-scores, axis=1)[:, :10]
+    # Label i + 1 is item i.
+    return np.mean(top % TASTES == (asked.relevant[:, :1] - 1) % TASTES)
+
+
+@pytest.fixture(scope="module")
+def small():
+    spec = specification(HISTORY_ONLY)
+    of = sequences(HISTORY_ONLY)
+    return spec, of, queries(spec, of)
+
+
+@pytest.fixture(scope="module")
+def fitted(small):
+    """Three epochs without a refit."""
+    spec, of, asked = small
+    return fit(changed(spec, epochs=3, refit=False), of, asked)
+
+
+@pytest.mark.parametrize("objective", ["masked_items", "next_item"])
+@pytest.mark.parametrize("negatives", ["catalogue", "in_batch"])
+def test_a_fit_learns_the_checkerboard(negatives, objective):
+    spec = changed(specification(FEATURES), negatives=negatives, objective=objective)
+    of = sequences()
+    asked = queries(spec, of)
+    # The item-item model alone would answer.
+    spec = spec.with_settings({"model.item_item_rank": 0})
+    result = fit(spec, of, asked)
+    assert own_taste_share(result.model, spec, asked) > 0.8
+    assert result.report.epochs <= len(result.report.history) <= spec.training.epochs
+    assert result.report.resumed_from_epoch == 0
+
+
+def test_without_a_history_the_item_is_found_from_the_user():
+    spec = specification(CONTENT_ONLY)
+    of = sequences(CONTENT_ONLY)
+    asked = queries(spec, of)
+    result = fit(spec, of, asked)
+    assert own_taste_share(result.model, spec, asked) > 0.8
+
+
+def test_the_item_item_model_alone_answers_before_anything_is_learned(small):
+    spec, of, asked = small
+    result = fit(changed(spec, epochs=1, learning_rate=1e-9, refit=False), of, asked)
+    assert own_taste_share(result.model, spec, asked) > 0.8
+
+
+def weights(model):
+    return [v.numpy() for v in model.variables]
+
+
+def test_same_seed_same_weights():
+    spec = changed(specification(FEATURES), epochs=2, refit=False)
+    of = sequences()
+    first, again, other = (weights(fit(s, of, queries(s, of)).model) for s in (spec, spec, changed(spec, seed=1)))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+class Killed(Exception):
+    """Whoever called has died."""
+
+
+def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path, monkeypatch):
+    spec, of, asked = small
+    spec = changed(spec, epochs=6, patience=1000)
+    whole = fit(spec, of, asked, str(tmp_path / "whole"))
+    save = tf.train.CheckpointManager.save
+
+    def die(self, number, *args, **kwargs):
+        save(self, number, *args, **kwargs)
+        if number == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(tf.train.CheckpointManager, "save", die)
+        fit(spec, of, asked, str(tmp_path / "killed"))
+    resumed = fit(spec, of, asked, str(tmp_path / "killed"))
+    assert resumed.report.resumed_from_epoch == 4 and whole.report.resumed_from_epoch == 0
+    assert [e.loss for e in resumed.report.history] == [e.loss for e in whole.report.history]
+    assert resumed.report.calibration == whole.report.calibration
+    for a, b in zip(weights(resumed.model), weights(whole.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loss_that_is_no_number_names_the_learning_rate(small):
+    spec, of, _ = small
+    with pytest.raises(UserError, match=r"training\.learning_rate"):
+        fit(changed(spec, learning_rate=1e30), of, None)
+
+
+def test_nothing_to_train_on(small):
+    spec, of, _ = small
+    with pytest.raises(UserError, match="train split"):
+        fit(spec, replace(of, items=np.full_like(of.items, spec.item_rows - 1)), None)
+
+
+def test_early_stopping_keeps_the_best_epoch(small):
+    spec, of, asked = small
+    # A learning rate that overshoots: the last epochs are worse than an earlier one. The lift and the item-item model
+    # would cover it up.
+    spec = changed(spec, learning_rate=0.5, patience=3, epochs=30, refit=False)
+    spec = spec.with_settings({"model.item_item_rank": 0, "model.popularity_lift": False})
+    result = fit(spec, of, asked)
+    ndcg = [epoch.ndcg for epoch in result.report.history]
+    assert result.report.epochs == 1 + int(np.argmax(ndcg))
+    assert len(ndcg) in (30, result.report.epochs + 3)
+    assert result.report.ndcg >= max(ndcg) - 1e-6
+
+
+def test_the_search_does_not_see_what_it_is_stopped_by(small):
+    spec, of, asked = small
+    spec = changed(spec, epochs=2, refit=False)
+    # Other items in the held-out places: nothing but the questions would be different.
+    other = replace(of, items=np.where(of.is_validation, 1 + of.items % checkerboard.ITEMS, of.items).astype(np.int32))
+    for a, b in zip(weights(fit(spec, of, asked).model), weights(fit(spec, other, asked).model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_refit_sees_validation_too(small):
+    spec, of, asked = small
+    results = [fit(changed(spec, epochs=2, refit=refit), of, asked) for refit in (True, False)]
+    # The bias of an item starts at the logarithm of its count in what it is fitted on.
+    with_refit, without = (result.model.candidate_tower.bias.numpy() for result in results)
+    assert (with_refit != without).any()
+    assert results[0].report.history == replace(results[1].report, history=results[0].report.history).history
+    assert [e.ndcg for e in results[0].report.history] == [e.ndcg for e in results[1].report.history]
+
+
+def test_without_queries_everything_is_fitted_for_all_epochs(small):
+    spec, of, _ = small
+    result = fit(changed(spec, epochs=2), of, None)
+    assert result.report.epochs == 2 and np.isnan(result.report.ndcg)
+    assert result.report.calibration.ridge == 300.0 and result.report.calibration.recent_window == 0.2
+
+
+def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(small, fitted):
+    spec, of, asked = small
+    model, report = fitted.model, fitted.report
+    ranker = Ranker(asked, spec.catalogue.labels, 10)
+    candidates = candidate_vectors(model, spec)
+    measured = ranker.rank(query_vectors(model, asked), candidates)
+    assert [values.mean() for values in measured] == pytest.approx([report.ndcg, report.recall])
+    assert report.ndcg >= report.history[report.epochs - 1].ndcg
+    chosen = report.calibration.weights
+    assert model.query_tower.blend == chosen
+    for name in set(model.query_tower.weights_in_use) - {"cold_start_lift"}:
+        # No other value is worth the steps to it.
+        place = int(np.argmin(np.abs(np.array(CHOICES[name]) - getattr(chosen, name))))
+        for other, choice in enumerate(CHOICES[name]):
+            model.query_tower.blend = replace(chosen, **{name: choice})
+            ndcg = ranker.rank(query_vectors(model, asked), candidates).ndcg
+            assert ndcg.mean() <= report.ndcg * (1 + WORTH * abs(other - place)) + 1e-9
+    model.query_tower.blend = chosen
+    refitted = fit(changed(spec, epochs=3), of, asked)
+    assert refitted.model.query_tower.blend == chosen
+
+
+def test_without_a_history_items_are_as_likely_as_among_users_who_count_alike(small):
+    spec, of, _ = small
+    of = checkerboard.without(of)
+    model = fit(spec, of, None).model
+    counts = np.bincount(of.items, 1.0 / of.counts[of.owner])
+    labels = np.flatnonzero(counts)
+    counts = counts[labels]
+    candidates = model.learned_candidates(tf.constant(labels, tf.int32)).numpy()
+
+    def wrong():
+        """Total variation: the share of probability in the wrong place."""
+        scores = candidates @ model.query_tower.learned({"history": tf.zeros([1, 6], tf.int32)}, 0.0).numpy()[0]
+        likely = np.exp(scores) / np.exp(scores).sum()
+        return np.abs(likely - counts / counts.sum()).sum() / 2
+
+    actual = wrong()
+    model.query_tower.cold_start.assign(tf.zeros_like(model.query_tower.cold_start))
+    assert actual < 0.75 * wrong()
+
+
+def test_progress_says_the_epoch_and_tensorboard_has_it(small, caplog, tmp_path):
+    spec, of, asked = small
+    with caplog.at_level(logging.INFO, "twotower.progress"):
+        fit(changed(spec, epochs=2, refit=False), of, asked, log_dir=str(tmp_path))
+    # TensorFlow's own loggers write to the same place.
+    said = [record.getMessage() for record in caplog.records if record.name == "twotower.progress"]
+    assert said[0].startswith("epoch 1/2 · loss ") and "ndcg@10" in said[1]
+    tags = {}
+    for file in tmp_path.rglob("events.out.tfevents.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                tags.setdefault(value.tag, []).append(event.step)
+    assert tags["epoch_loss"] == tags["epoch_ndcg@10"] == tags["epoch_factorized_top_k/top_10"] == [0, 1]
+
+
+def test_determinism_is_left_as_it_was(fitted):
+    from tensorflow.python.framework import config
+
+    assert not config.is_op_determinism_enabled()
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
+
+
+def test_the_report_is_json_whose_calibration_can_be_read_back(fitted):
+    content = json.loads(json.dumps(fitted.report.to_json()))
+    calibration = content["calibration"]
+    read = Calibration(**{**calibration, "weights": BlendWeights(**calibration["weights"])})
+    assert read == fitted.report.calibration

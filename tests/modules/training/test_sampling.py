@@ -1,0 +1,46 @@
+"""What an epoch draws."""
+
+import numpy as np
+import pytest
+
+from modules.training import sampling
+
+COUNTS = np.array([4, 25, 100])
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5, 0.0])
+def test_under_either_objective_a_user_counts_by_the_exponent(exponent):
+    places = np.arange(COUNTS.sum())
+    owner = np.repeat(np.arange(3), COUNTS)
+    draws = range(200)
+    drawn = [np.bincount(sampling.draw_users(COUNTS, exponent, 42, epoch), minlength=3) for epoch in draws]
+    by_users = np.mean(drawn, axis=0) * sampling.user_weights(COUNTS, exponent)
+    by_places = np.mean(
+        [
+            np.bincount(owner[sampling.draw_places(places, COUNTS[owner], exponent, 42, epoch)], minlength=3)
+            for epoch in draws
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(by_users, COUNTS**exponent, rtol=0.15, atol=0.15)
+    np.testing.assert_allclose(by_places, COUNTS**exponent, rtol=0.15, atol=0.15)
+
+
+def test_users_come_up_equally_often():
+    drawn = np.bincount(np.concatenate([sampling.draw_users(COUNTS, 0.5, 1, epoch) for epoch in range(50)]))
+    assert drawn.max() - drawn.min() <= 50
+
+
+def test_an_epoch_depends_on_seed_and_number_alone():
+    first, again = (sampling.draw_users(COUNTS, 1.0, 7, 3) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    for seed, epoch in ((8, 3), (7, 4)):
+        other = sampling.draw_users(COUNTS, 1.0, seed, epoch)
+        assert len(other) != len(first) or (other != first).any()
+
+
+def test_some_are_all_where_there_are_few_and_else_a_fixed_draw():
+    np.testing.assert_array_equal(sampling.some(5, 10, 0), np.arange(5))
+    drawn = sampling.some(100, 10, 0)
+    assert len(set(drawn)) == 10 and (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, sampling.some(100, 10, 0))

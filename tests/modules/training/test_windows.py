@@ -1,0 +1,62 @@
+"""The windows that are cut from sequences."""
+
+import checkerboard
+import numpy as np
+from checkerboard import random_sequences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modules.settings import Model, Training
+from modules.training.windows import Windows
+
+SPEC = checkerboard.specification()
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(st.integers(0, 10_000))
+def test_a_window_holds_what_came_before_its_place_and_nothing_else(seed):
+    sequences = random_sequences(seed)
+    windows = Windows(
+        sequences, SPEC.features, Model(mask_rate=0.0), Training(objective="next_item", batch_size=4), sequences.weights
+    )
+    places = np.random.default_rng(seed).permutation(len(sequences.items))
+    batches = list(windows.epoch(places, seed=3).as_numpy_iterator())
+    window = np.concatenate([b.window for b in batches])
+    visible = np.concatenate([b.query["history"] for b in batches])
+    ages = np.concatenate([b.query["history_age"] for b in batches])
+    for row, place in enumerate(places):
+        user = sequences.owner[place]
+        before = sequences.items[sequences.offsets[user] : place + 1][::-1][:7]
+        np.testing.assert_array_equal(window[row], np.pad(before, (0, 7 - len(before))))
+        # The target is nowhere in what the query sees, whenever it was interacted with.
+        np.testing.assert_array_equal(visible[row], np.where(window[row] == before[0], 0, window[row]))
+        first = place == sequences.offsets[user]
+        assert ages[row] == (0 if first else sequences.times[place] - sequences.times[place - 1])
+    np.testing.assert_array_equal(np.concatenate([b.weight for b in batches]), sequences.weights[places])
+    np.testing.assert_array_equal(
+        np.concatenate([b.query["user"] for b in batches]), sequences.features["user"][sequences.owner[places]]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([b.query["time_cyclic"] for b in batches]), sequences.context["time_cyclic"][places]
+    )
+    assert all(b.targets[:, 0].all() and not b.targets[:, 1:].any() for b in batches)
+
+
+def test_masked_windows_weigh_what_is_hidden_by_its_closeness():
+    sequences = checkerboard.sequences()
+    training = Training(batch_size=500, locality=0.5)
+    windows = Windows(sequences, SPEC.features, Model(mask_rate=0.4), training, sequences.weights)
+    (batch,) = windows.epoch(np.tile(sequences.offsets[1:] - 1, 8), seed=1).as_numpy_iterator()
+    hidden = batch.targets > 0
+    np.testing.assert_array_equal(batch.targets[hidden], batch.closeness[hidden])
+    np.testing.assert_array_equal(batch.query["history"], np.where(hidden, 0, batch.window))
+    assert hidden.any(axis=1).all() and abs(hidden.mean() - 0.4) < 0.05
+
+
+def test_an_epoch_is_cut_the_same_way_again():
+    sequences = checkerboard.sequences()
+    windows = Windows(sequences, SPEC.features, Model(), Training(batch_size=16), sequences.weights)
+    one, again, other = (list(windows.epoch(np.arange(8, 400, 9), seed).as_numpy_iterator()) for seed in (1, 1, 2))
+    for a, b in zip(one, again, strict=True):
+        np.testing.assert_array_equal(a.targets, b.targets)
+    assert any((a.targets != b.targets).any() for a, b in zip(one, other, strict=True))
