@@ -414,15 +414,15 @@ class _ReadInteractions(_Read):
 
         cells, reports = self._cells(part, first_row, batch, self._context, self._slices)
         yield from reports
-        context = {}
+        context, told = {}, set()
         for key, values in cells.items():
+            column = key.removeprefix(SLICE_PREFIX)
             joined = np.array([isinstance(cell, list) and _holds_separator(cell) for cell in values], bool)
-            if joined.any():
-                # A list holds what its values are separated by where there is one for each interaction.
-                fault = Fault(
-                    joined, "hold the character U+001F, which separates the values of a list", "remove it", "a list"
-                )
-                yield from self._report(key, [fault], part, first_row)
+            # A column that is a feature and a slice is wrong once, not twice.
+            if joined.any() and column not in told:
+                told.add(column)
+                what = "hold the character U+001F, which separates the values of a list"
+                yield from self._report(column, [Fault(joined, what, "remove it", "a list")], part, first_row)
             context[key] = examples.aligned(values, self._kinds.get(key, "string"))
         everything = Interactions(
             timestamp=times,

@@ -47,6 +47,7 @@ def table():
             "gender": ["F", "M"] * (ROWS // 2),
             "age": np.arange(ROWS, dtype=np.float32) % 60 + 18,
             "timestamp": np.arange(ROWS) + 1_600_000_000,
+            "relevant_items": [f"item {i}" for i in range(ROWS)],
         }
     )
 
@@ -54,7 +55,11 @@ def table():
 def sequences():
     """Train's; one interaction is enough for a list."""
     lists = {"item_id": "item", "timestamp": 1_600_000_000, "interaction_weight": np.float32(1), "is_validation": 0}
-    return table().drop(columns="timestamp").assign(**{f"sequence_{key}": value for key, value in lists.items()})
+    return (
+        table()
+        .drop(columns=["timestamp", "relevant_items"])
+        .assign(**{f"sequence_{key}": value for key, value in lists.items()})
+    )
 
 
 def items():
@@ -65,7 +70,7 @@ def items():
 def agreed():
     """The schema that a person has curated."""
     schema = schema_pb2.Schema()
-    for frame in (sequences(), table()[["timestamp"]], items()):
+    for frame in (sequences(), table()[["timestamp", "relevant_items"]], items()):
         part = tfdv.infer_schema(tfdv.generate_statistics_from_dataframe(frame))
         schema.feature.extend(part.feature)
         schema.string_domain.extend(part.string_domain)

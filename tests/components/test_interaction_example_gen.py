@@ -11,7 +11,7 @@ import resource
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ import pytest
 import tensorflow as tf
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
+from example_gen_runs import Output, Rows, run
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tfx.components.util import examples_utils
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import artifact_utils
 
 from components.interaction_example_gen import executor
-from components.interaction_example_gen.component import InteractionExampleGen
 from modules.data import columns, histories, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
@@ -48,11 +48,9 @@ from modules.settings import (
 from pipeline.datasets import movielens_100k
 
 # With an image named, which the in-memory runner never asks for, TFX does not pack a copy of itself for remote workers.
-BEAM_ARGS = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--sdk_container_image=unused"]
 # Of the towers; examples hold whole histories.
 MAX_LENGTH = 3
 
-Rows = list[dict[str, Any]]
 
 FEATURES: dict[str, Any] = {
     "query": [
@@ -126,73 +124,6 @@ class World:
     def check(self, settings: Tables) -> tables.Plan:
         evaluation, serving = Evaluation.model_validate(self.evaluation), Serving.model_validate(self.serving)
         return tables.check_tables(settings, self.split, Features.model_validate(self.features), evaluation, serving)
-
-
-@dataclass
-class Output:
-    artifact: standard_artifacts.Examples
-    splits: dict[str, Rows]
-
-    def count(self, name: str) -> int:
-        return self.artifact.get_int_custom_property(name)
-
-    def queries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in (VALIDATION, EVAL):
-            yield from ((name, row) for row in self.splits[name])
-
-    def sequences(self) -> dict[str, list[dict[str, Any]]]:
-        """By user, the interactions of the train example, each as a dict."""
-        found = {}
-        for example in self.splits[TRAIN]:
-            lists = {k.removeprefix("sequence_"): v for k, v in example.items() if k.startswith("sequence_")}
-            assert len({len(values) for values in lists.values()}) == 1, "lists are not aligned"
-            (user,) = example["user_id"]
-            assert user not in found
-            found[user] = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-        return found
-
-
-def run(
-    settings: Tables,
-    split: Split,
-    features: dict[str, Any],
-    evaluation: dict[str, Any],
-    serving: dict[str, Any],
-    uri: str,
-    read: Sequence[str] = (TRAIN, VALIDATION, EVAL, CATALOGUE),
-) -> Output:
-    component = InteractionExampleGen(
-        tables=settings,
-        split=split,
-        features=Features.model_validate(features),
-        evaluation=Evaluation.model_validate(evaluation),
-        serving=Serving.model_validate(serving),
-        fingerprint=tables.fingerprint(settings),
-        code="",
-    )
-    artifact = standard_artifacts.Examples()
-    artifact.uri = uri
-    context = executor.Executor.Context(beam_pipeline_args=list(BEAM_ARGS))
-    executor.Executor(context).Do({}, {"examples": [artifact]}, dict(component.exec_properties))
-    names = artifact_utils.decode_split_names(artifact.split_names)
-    assert sorted(os.listdir(uri)) == sorted(f"Split-{name}" for name in names)
-    return Output(artifact, {name: read_split(uri, name) for name in read})
-
-
-def read_split(uri: str, name: str) -> Rows:
-    """Examples as dicts: a list of strings, a number, or a list of whatever is in a sequence."""
-    paths = tf.io.gfile.glob(os.path.join(uri, f"Split-{name}", "data_tfrecord-*.gz"))
-    rows = []
-    for record in tf.data.TFRecordDataset(paths, compression_type="GZIP").as_numpy_iterator():
-        row: dict[str, Any] = {}
-        for key, feature in tf.train.Example.FromString(record).features.feature.items():
-            kind = feature.WhichOneof("kind")
-            values = list(getattr(feature, kind).value)
-            assert values, f"{key} is empty instead of absent"
-            texts = [value.decode() for value in values] if kind == "bytes_list" else values
-            row[key] = texts if kind == "bytes_list" or key.startswith("sequence_") else texts[0]
-        rows.append(row)
-    return rows
 
 
 def small_world(interactions: Rows | None = None, **changes: Any) -> World:
@@ -380,7 +311,7 @@ def test_the_interactions_own_columns_stay_aligned(tmp_path: Path) -> None:
     assert validation["slice_seen_on"] == ["tv"] and eval_["slice_seen_on"] == ["unknown"]
     assert "seen_on" not in eval_ and "paid" not in eval_ and eval_["opened"] == 400
     world.interactions[0]["seen_on"] = ["a\x1fb"]
-    message = r"1 lists for 'seen_on' hold the character U\+001F, .* row 1 of .*: remove it"
+    message = r"1 values of 'seen_on' hold the character U\+001F, .* row 1 of .*: remove it"
     assert_refused(world, tmp_path / "refused", message)
 
 

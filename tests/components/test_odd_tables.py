@@ -23,15 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from example_gen_runs import run
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_interaction_example_gen import run
 
-from components.interaction_example_gen import columns, executor, tables
-from components.scann_index_builder.update import NewItems
+from components.interaction_example_gen import executor
+from modules.data import columns, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
+from modules.servable.update import NewItems
 from modules.settings import Evaluation, Serving, Tables, TemporalSplit
 
 SPLIT = TemporalSplit(validation_from=1000, eval_from=2000)
@@ -472,44 +473,50 @@ def oracle(world: World) -> dict[str, Counter[str]]:
     items, users = ({row[key]: row for row in world.rows[t]} for t, key in (("items", "item_id"), ("users", "user_id")))
     found: dict[str, Counter[str]] = {split: Counter() for split in (TRAIN, VALIDATION, EVAL, CATALOGUE)}
 
-    def features_of(item: Any) -> dict[str, Any]:
-        return {name: items[item][name] for name in ("item_id", "tags", "price", "released")}
-
-    for item in items:
-        found[CATALOGUE][_canonical(features_of(item) | {"maker": items[item]["maker"]})] += 1
-    order = sorted((row["timestamp"], n) for n, row in enumerate(world.rows["interactions"]) if row["item_id"] in items)
-    splits = (TRAIN, VALIDATION, EVAL)
-    past: dict[tuple[Any, str], list[tuple[Any, int]]] = defaultdict(list)
-    for time, n in order:
-        row = world.rows["interactions"][n]
-        user, code = row["user_id"], (time >= 1000) + (time >= 2000)
-        seen = past[user, splits[code]]
-        about = users.get(user, {"age": None, "city": None})
-        age = about["age"]
-        example = {
-            **features_of(row["item_id"]),
-            **{"user_id": user, "age": age, "city": about["city"], "device": row["device"], "timestamp": time},
-            "interaction_weight": row["weight"],
-            "relevant_items": [row["item_id"]],
-            "history": [item for item, _ in (seen if splits[code] == EVAL else seen[-3:])],
-            "history_age": float(np.float32(time - seen[-1][1])) if seen else None,
-            "slice_city": about["city"] or "unknown",
-            "slice_age": "unknown" if age is None else "<18" if age < 18 else "18-24" if age < 25 else "25+",
-        }
-        found[splits[code]][_canonical(example)] += 1
-        for later in splits[code:]:
-            past[user, later].append((row["item_id"], time))
+    for item in items.values():
+        found[CATALOGUE][_canonical(item)] += 1
+    kept = [(r["timestamp"], n, r) for n, r in enumerate(world.rows["interactions"]) if r["item_id"] in items]
+    by_user: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for _, _, row in sorted(kept, key=lambda found: found[:2]):
+        by_user[row["user_id"]].append(row | {"split": (row["timestamp"] >= 1000) + (row["timestamp"] >= 2000)})
+    for user, sequence in by_user.items():
+        about = {"user_id": user, **{c: users.get(user, {}).get(c) for c in ("age", "city")}}
+        learned = [row for row in sequence if row["split"] < 2]
+        if learned:
+            lists = {
+                "sequence_item_id": [str(row["item_id"]) for row in learned],
+                "sequence_timestamp": [row["timestamp"] for row in learned],
+                "sequence_interaction_weight": [row["weight"] for row in learned],
+                "sequence_is_validation": [row["split"] for row in learned],
+                "sequence_device": [row["device"] or "" for row in learned],
+            }
+            found[TRAIN][_canonical(about | lists)] += 1
+        for place, row in enumerate(sequence):
+            if not row["split"]:
+                continue
+            seen = [earlier for earlier in sequence[:place] if earlier["split"] <= row["split"]]
+            time, age = row["timestamp"], about["age"]
+            query = {
+                "device": row["device"],
+                "timestamp": time,
+                "relevant_items": [row["item_id"]],
+                "history": [earlier["item_id"] for earlier in seen],
+                "history_age": float(np.float32(time - seen[-1]["timestamp"])) if seen else None,
+                "slice_city": about["city"] or "unknown",
+                "slice_age": "unknown" if age is None else "<18" if age < 18 else "18-24" if age < 25 else "25+",
+            }
+            found[(TRAIN, VALIDATION, EVAL)[row["split"]]][_canonical(about | query)] += 1
     return found
 
 
-_NUMERIC = ("age", "price", "timestamp", "released", "interaction_weight", "history_age")
+_NUMERIC = ("age", "price", "timestamp", "released", "history_age")
 
 
 def _canonical(example: dict[str, Any]) -> str:
     """Strings as lists of strings, numbers as they are, nothing for what is missing."""
     whole = {
         name: value
-        if name in _NUMERIC
+        if name in _NUMERIC or name.startswith("sequence_")
         else [str(v) for v in (value if isinstance(value, list) else [value])]
         for name, value in example.items()
         if value is not None and value != []
@@ -522,8 +529,11 @@ def decoded(record: bytes) -> str:
     for name, feature in tf.train.Example.FromString(record).features.feature.items():
         kind = feature.WhichOneof("kind")
         values = getattr(feature, kind).value
-        example[name] = [value.decode() for value in values] if kind == "bytes_list" else values[0]
-        assert len(values) and (kind == "bytes_list" or (len(values) == 1 and math.isfinite(values[0])))
+        texts = [value.decode() for value in values] if kind == "bytes_list" else list(values)
+        is_list = kind == "bytes_list" or name.startswith("sequence_")
+        example[name] = texts if is_list else texts[0]
+        assert len(values) and (is_list or len(values) == 1)
+        assert kind == "bytes_list" or all(map(math.isfinite, values))
     return json.dumps(example, sort_keys=True)
 
 
@@ -558,11 +568,11 @@ def generate(tables_settings: Tables) -> dict[str, Counter[str]]:
     )
     unique = executor._UniqueItems(tables_settings)
     catalogue = {item: example for row in items.items() for item, example in rows(unique, row)}
-    join, examples = executor._Join(tables_settings), executor._Rows(tables_settings, SPLIT, wanted, plan)
+    join, examples = executor._Join(tables_settings), executor._Examples(tables_settings, SPLIT, wanted, plan)
     for user in {**users, **taken}:
         found = {"users": users.get(user, []), "interactions": taken.get(user, [])}
         for joined in rows(join, (user, found), catalogue):
-            assert not list(rows(examples, joined, catalogue, (1000, 2000)))
+            assert not list(rows(examples, joined, (1000, 2000)))
     findings: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
     for key, finding in json.loads(json.dumps(tagged.pop("report"))):
         findings[tuple(key)].append(finding)

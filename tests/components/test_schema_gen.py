@@ -114,7 +114,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, types.Artifa
 def test_the_schema_has_every_feature_of_every_split_once(made: Any) -> None:
     config, _, schema, _ = made
     lists = {"item_id", "timestamp", "interaction_weight", "is_validation", "device", "paid", "tags"}
-    query = {"user_id", "age", "gender", "timestamp", "history", "history_age", "device", "paid", "tags"}
+    query = {"user_id", "age", "gender", "timestamp", "history", "history_age", "relevant_items", "device", "paid"}
+    query |= {"tags"}
     candidate = {"item_id", "title", "genres", "price"}
     names = [feature.name for feature in schema.feature]
     assert sorted(names) == sorted({f"sequence_{name}" for name in lists} | query | candidate)
@@ -132,7 +133,7 @@ def test_each_split_is_expected_to_hold_what_the_contract_says(made: Any) -> Non
     user = {"user_id", "age", "gender"}
     assert of["train"] == user | {feature.name for feature in schema.feature if feature.name.startswith("sequence_")}
     assert of["validation"] == of["eval"]
-    assert of["eval"] == user | {"timestamp", "device", "paid", "tags", "history", "history_age"}
+    assert of["eval"] == user | {"timestamp", "device", "paid", "tags", "history", "history_age", "relevant_items"}
     assert of["catalogue"] == {"item_id", "title", "genres", "price"}
 
 

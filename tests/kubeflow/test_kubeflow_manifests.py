@@ -74,7 +74,7 @@ def test_the_pipeline_pushes_to_the_volume_that_tf_serving_watches():
     [volume] = [v for v in pod["volumes"] if "persistentVolumeClaim" in v]
     [mount] = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == volume["name"]]
     claim = volume["persistentVolumeClaim"]["claimName"]
-    guide = (ROOT / "kubeflow" / "README.md").read_text()
+    guide = (ROOT / "docs" / "kubeflow.md").read_text()
     assert f"{{claim: {claim}, path: {mount['mountPath']}}}" in guide and f"push: {mount['mountPath']}\n" in guide
     models = (ROOT / "serving" / "models.config").read_text()
     assert f'base_path: "{mount["mountPath"]}/movielens-100k"' in models
@@ -153,7 +153,7 @@ def test_a_pod_copies_the_tables_in_as_the_stages_user(version: str):
     user = pod["spec"]["securityContext"]["runAsUser"]
     assert f"USER {user}:{user}" in (ROOT / "kubeflow" / "Dockerfile").read_text()
     config = yaml.safe_load((ROOT / "configs" / "movielens-100k.yaml").read_text())
-    assert f"{pod['metadata']['name']}:{config['kubeflow']['tables']}" in (ROOT / "kubeflow" / "README.md").read_text()
+    assert f"{pod['metadata']['name']}:{config['kubeflow']['tables']}" in (ROOT / "docs" / "kubeflow.md").read_text()
 
 
 def test_pods_run_under_the_runtimes_seccomp_profile():

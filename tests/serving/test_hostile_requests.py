@@ -20,13 +20,11 @@ import tensorflow as tf
 from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from known_towers import FEATURES, World
+from known_towers import World, save_servable
 from servers import SIGNATURES, Running, Target, development_server, http_request, look_at
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import model_management_pb2, predict_pb2
 
-from modules.retrieval import BruteForce
-from modules.servable import Description, Servable, save
 from modules.settings import Serving
 from serving.client import GrpcClient, _fill
 
@@ -92,17 +90,8 @@ class Attacked:
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     folder = tmp_path_factory.mktemp("attacked")
     world = World(300)
-    (folder / "assets").mkdir()
-    catalogue = world.catalogue()
-    loaded = tf.saved_model.load(world.save_embedding(folder / "embedding"))
     serving = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
-    built = Servable(loaded, catalogue, BruteForce(catalogue.vectors), FEATURES, serving, 10, str(folder / "assets"))
-    description = Description(
-        model=_MODEL, k=20, evaluation_k=10, layer="brute_force", strategy="exact", partitions_to_search=1, reorder=20,
-        catalogue_size=300, dimension=8, query_columns=("user_id", "history"), history_column="history",
-        exclude_history=True, return_columns=("title",), filter_columns=("genres",), signatures={},
-    )  # fmt: skip
-    save(built, str(folder / _MODEL / "1"), description, {})
+    save_servable(world, world.save_embedding(folder / "embedding"), folder / _MODEL / "1", serving)
     with development_server("--model-name", _MODEL, "--model-base-path", str(folder / _MODEL)) as running:
         target = look_at(running.grpc, running.rest, _MODEL, None, "")
         good = {name: request(target, name) for name in SIGNATURES}
