@@ -3,6 +3,7 @@
 import pytest
 
 from modules.errors import UserError
+from modules.settings import RENAMED
 from pipeline.config import load
 
 DEFAULT = "configs/movielens-100k.yaml"
@@ -37,6 +38,8 @@ def test_set_replaces_a_key(override, read, expected):
     ("override", "words"),
     [
         ("training.epoch=3", "training.epoch: unknown key"),
+        ("training.completion=0.5", "training.completion: is now training.objective (masked_items, which was 1, or "),
+        *((f"{old}=1", f"{old}: is now {new}; rename it") for old, new in RENAMED.items() if "(" not in new),
         ("training.epochs=three", "training.epochs: Input should be a valid integer"),
         ("training.epochs=0", "training.epochs: Input should be greater than or equal to 1, not 0"),
         ("tables.items.path=null", "tables.items.path: Input should be a valid string"),
