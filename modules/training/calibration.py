@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -291,7 +291,7 @@ class ItemItem:
     factors: Factors
     """With rows for every id."""
     ridge: float
-    recency: float | None = field(default=None)
+    recency: float | None = None
     """`BlendWeights.item_item_recency` to start from; None without validation."""
 
 

@@ -178,7 +178,10 @@ class _Run:
             self._board = tf_keras.callbacks.TensorBoard(log_dir, write_graph=False)
             self._board.set_model(self.model)
             self._board.on_train_begin()
-        self._averages = [tf.Variable(v, trainable=False) for v in self.model.trainable_variables]
+        # With `num_updates` the first steps, which move fast, are forgotten sooner.
+        self._average = tf.train.ExponentialMovingAverage(settings.averaging, self._optimizer.iterations)
+        # The first call makes the averages, which a checkpoint must know, at the initial values.
+        self._average.apply(self.model.trainable_variables)
         self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
         self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
         kept = tf.train.Checkpoint(
@@ -234,6 +237,11 @@ class _Run:
         ndcg = [epoch.ndcg for epoch in self._epochs]
         return len(ndcg) - 1 if self._ranker is None else int(np.argmax(ndcg))
 
+    @property
+    def _averages(self) -> list[tf.Variable]:
+        """What the moving average has of each trainable variable."""
+        return [self._average.average(variable) for variable in self.model.trainable_variables]
+
     def _is_stale(self) -> bool:
         return bool(self._epochs) and len(self._epochs) - 1 - self._best >= self._specification.training.patience
 
@@ -263,11 +271,7 @@ class _Run:
 
     def _train_step(self, batch: Batch) -> tf.Tensor:
         loss = self.model.train_step(batch)["loss"]
-        # The first steps move fast and are forgotten sooner.
-        step = tf.cast(self._optimizer.iterations, tf.float32)
-        kept = tf.minimum(self._specification.training.averaging, step / (10.0 + step))
-        for average, variable in zip(self._averages, self.model.trainable_variables, strict=True):
-            average.assign(kept * average + (1.0 - kept) * variable)
+        self._average.apply(self.model.trainable_variables)
         return loss
 
     def _validate(self) -> tuple[float, float, float]:

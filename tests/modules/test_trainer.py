@@ -78,8 +78,17 @@ def requests(module, signature, rows):
     return tensors
 
 
-@pytest.mark.parametrize("features", [EVERYTHING, HISTORY_ONLY, CONTENT_AND_LIKES, HASHED_ITEM], ids=range(4))
-@pytest.mark.parametrize("negatives", ["catalogue", "in_batch"])
+@pytest.mark.parametrize(
+    ("features", "negatives"),
+    [
+        (EVERYTHING, "catalogue"),
+        (EVERYTHING, "in_batch"),
+        (HISTORY_ONLY, "catalogue"),
+        (CONTENT_AND_LIKES, "in_batch"),
+        (HASHED_ITEM, "catalogue"),
+    ],
+    ids=range(5),
+)
 def test_run_fn_learns_the_checkerboard_and_exports_it(features, negatives, tmp_path, worlds):
     args = worlds(features).fn_args(tmp_path, training=TRAINING.model_copy(update={"negatives": negatives}))
     trainer.run_fn(args)

@@ -104,7 +104,7 @@ def test_sums_of_parts_score_as_whole_vectors_do(features, rank, changes, kept, 
             blend = blend.with_lift(model.layout.lift.of(candidates))
         else:
             blend = Blend.of(ranker, tower, candidates, blend)
-        for _ in range(8):
+        for _ in range(4):
             weights = BlendWeights(**{name: float(rng.choice([0.0, 0.5, 2.0])) for name in tower.weights_in_use})
             tower.blend = weights
             expected = ranker.rank(query_vectors(model, queries), candidates)

@@ -48,7 +48,7 @@ def fitted(small):
 
 
 @pytest.mark.parametrize("objective", ["masked_items", "next_item"])
-@pytest.mark.parametrize("negatives", ["catalogue", "in_batch"])
+@pytest.mark.parametrize("negatives", ["catalogue", pytest.param("in_batch", marks=pytest.mark.slow)])
 def test_a_fit_learns_the_checkerboard(negatives, objective):
     spec = changed(specification(FEATURES), negatives=negatives, objective=objective)
     of = sequences()
@@ -79,6 +79,7 @@ def weights(model):
     return [v.numpy() for v in model.variables]
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights():
     spec = changed(specification(FEATURES), epochs=2, refit=False)
     of = sequences()
@@ -92,6 +93,7 @@ class Killed(Exception):
     """Whoever called has died."""
 
 
+@pytest.mark.slow
 def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path, monkeypatch):
     spec, of, asked = small
     spec = changed(spec, epochs=6, patience=1000)

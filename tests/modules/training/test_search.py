@@ -46,6 +46,7 @@ def test_the_configuration_is_the_first_trial_and_is_not_tried_again(tmp_path):
     assert sorted(tried) == [0.1, 0.2, 0.3]
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_learning_rate_that_learns(tmp_path):
     spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
     spec = checkerboard.changed(spec, learning_rate=1e-7, epochs=8)

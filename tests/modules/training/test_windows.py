@@ -12,7 +12,7 @@ from modules.training.windows import Windows
 SPEC = checkerboard.specification()
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=12)
 @given(st.integers(0, 10_000))
 def test_a_window_holds_what_came_before_its_place_and_nothing_else(seed):
     sequences = random_sequences(seed)
