@@ -43,7 +43,7 @@ _COLD_START_USERS = 64
 _ITEM_ITEM_USERS = 50_000
 # Blend weights are chosen anew in every third epoch: each time takes as long as an epoch's steps on MovieLens-100K.
 _CALIBRATE_EVERY = 3
-# Rounds of coordinate ascent after the last epoch; two were enough in every fit that was looked at.
+# Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
 _ROUNDS = 3
 # Biases and constants are few and well determined; decay would only pull them off the data.
 NO_DECAY = ("item_bias", "history_scale", "constant")
