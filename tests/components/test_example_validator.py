@@ -209,13 +209,12 @@ def test_a_feature_that_only_the_schema_knows_is_missed_in_every_split(validate,
 
 
 def test_an_answer_may_be_as_long_as_the_catalogue(validate):
-    splits = {"train": table(), "catalogue": table()[["item_id"]]}
-    validate(splits, exclude=["catalogue"], k=ROWS)
+    validate({"train": sequences(), "eval": table(), "catalogue": items()}, k=ROWS)
 
 
 def test_a_catalogue_of_one_item_less_than_k_is_too_small(validate):
-    splits = {"train": table(), "catalogue": table()[["item_id"]]}
-    assert refusal(validate, splits, exclude=["catalogue"], k=ROWS + 1) == (
+    splits = {"train": sequences(), "eval": table(), "catalogue": items()}
+    assert refusal(validate, splits, k=ROWS + 1) == (
         "serving.k is 201 but the catalogue has 200 items; set it, and evaluation.k, to 200 or less"
     )
 

@@ -705,7 +705,7 @@ def test_weights_that_leave_nothing_to_learn_are_refused(plain: World, tmp_path:
     for path in tmp_path.iterdir():
         path.unlink()
     world = _with(plain, "interactions", "weight", [0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    assert sum(generate(world.write(tmp_path))[TRAIN].values()) == 2
+    assert sum(generate(world.write(tmp_path))[TRAIN].values()) == 1
 
 
 def check(tables_settings: Tables, k: int, evaluation_k: int = 1) -> tables.Plan:

@@ -56,7 +56,8 @@ def test_the_same_run_again_executes_nothing(small: Small):
         ("features.query.age.dimension=9", FROM_TRAINER),
         # The ExampleValidator checks the schema against the whole specification.
         ("features.query.age.boundaries=[20, 40]", FROM_TRANSFORM | {"SchemaGen", "ExampleValidator"}),
-        ("serving.k=21", FROM_TRAINER - {"Trainer"}),
+        # Which also compares k with the catalogue.
+        ("serving.k=21", FROM_TRAINER - {"Trainer"} | {"ExampleValidator"}),
         ("evaluation.floors={ndcg@5: 0.01}", {"Evaluator", "Pusher"}),
         ("serving.latency_p99_ms=5000", {"ServableValidator", "Pusher"}),
     ],
@@ -84,12 +85,15 @@ def test_a_changed_table_executes_everything(small: Small, tmp_path: Path):
         table.write_bytes(original)
 
 
-def test_a_changed_module_executes_what_imports_it(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_file_of_a_package_executes_what_imports_it(small: Small, tmp_path: Path, monkeypatch):
+    """Three imports away from the Trainer: trainer → training/loop → towers/two_tower → towers/terms."""
     for package in ("components", "modules"):
         shutil.copytree(fingerprint._ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(tmp_path / "modules/two_tower.py", "a") as file:
-        file.write("\n# another version\n")
     monkeypatch.setattr(fingerprint, "_ROOT", tmp_path)
+    outcome = twotower("run", "--config", small.config_path)
+    assert outcome.code == 0 and executed(small.config_path) == set()
+    with open(tmp_path / "modules/towers/terms.py", "a") as file:
+        file.write("\n# another version\n")
     outcome = twotower("run", "--config", small.config_path)
     assert outcome.code == 0, outcome.errors
     assert executed(small.config_path) == FROM_TRAINER

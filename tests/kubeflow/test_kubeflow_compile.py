@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import world
 import yaml
+from clusters import IMAGE, ROOT, config, settings
 from google.protobuf import json_format
 from hypothesis import strategies as st
 from kfp import components as kfp_components
@@ -21,24 +22,6 @@ from kubeflow import conformance, entrypoint, runner, transport
 from modules.errors import UserError
 from pipeline import cli
 from pipeline.config import Config, load
-
-IMAGE = "registry.example:5000/recommenders/twotower:1.0"
-ROOT = "minio://mlpipeline/v2/artifacts"
-
-
-def settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    """The section `kubeflow` for the small world, whose folder is the cluster's volume."""
-    return {
-        "image": IMAGE,
-        "pipeline_root": ROOT,
-        "push": str(folder / "pushed"),
-        "volumes": [{"claim": "twotower", "path": str(folder)}],
-        **changes,
-    }
-
-
-def config(folder: Path, overrides: list[str] | None = None, **changes: Any) -> Config:
-    return load(world.write_config(folder, kubeflow=settings(folder, **changes)), overrides or [])
 
 
 @pytest.fixture(scope="module")
@@ -415,10 +398,9 @@ def test_every_text_arrives_as_it_was(pieces: list[str]):
 
 
 def test_names_and_options_that_kubernetes_would_change_arrive_as_they_are(tmp_path: Path):
-    features = world.config(tmp_path)["features"]
-    features["query"].append({"column": "a$$b$(HOME)", "encoding": "vocabulary"})
+    evaluation = {"k": [5, 20], "slices": [{"column": "a$$b$(HOME)"}]}
     options = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--job_name=a$$b$(HOME)"]
-    path = world.write_config(tmp_path, features=features, kubeflow=settings(tmp_path, beam={"options": options}))
+    path = world.write_config(tmp_path, evaluation=evaluation, kubeflow=settings(tmp_path, beam={"options": options}))
     output = str(tmp_path / "pipeline.yaml")
     runner.compile_pipeline(load(path), output)
     cluster = conformance.Cluster(conformance.load(output), tmp_path)
@@ -430,7 +412,7 @@ def test_names_and_options_that_kubernetes_would_change_arrive_as_they_are(tmp_p
     )
     entrypoint.set_parameters(arrived, {}, {}, str(tmp_path))
     wanted = json.loads(arrived.inputs.parameter_values["wanted"].string_value)
-    assert "a$$b$(HOME)" in {column["name"] for column in wanted["query"]}
+    assert [by["column"] for by in wanted["slices"]] == ["a$$b$(HOME)"]
     arguments = [conformance._as_kubernetes_does(a, environment) for a in cluster.compiled.container("Transform").args]
     assert "--job_name=a$$b$(HOME)" in arguments and "{{$}}" in arguments
 

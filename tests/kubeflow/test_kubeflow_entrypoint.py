@@ -12,9 +12,9 @@ from typing import Any
 import local_http
 import pytest
 import world
+from clusters import config
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
-from test_kubeflow_compile import config
 
 from kubeflow import conformance, entrypoint, runner, transport
 from modules.errors import UserError

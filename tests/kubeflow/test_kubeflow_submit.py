@@ -14,7 +14,7 @@ import local_http
 import pytest
 import world
 import yaml
-from test_kubeflow_compile import settings
+from clusters import settings
 
 from kubeflow import submit
 from pipeline import cli

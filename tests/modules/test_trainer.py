@@ -109,7 +109,8 @@ def test_exported_vectors_and_popularity(world, tmp_path):
     rows = [item_columns(i) for i in (0, 5, ITEMS, 999)]
     answer = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", rows))
     splits = split_rows()
-    counts = [sum(r["item"] == [f"i{i}"] for r in splits["train"] + splits["validation"]) for i in (0, 5, ITEMS, 999)]
+    taken = [item for row in splits["train"] for item in row["sequence_item"]]
+    counts = [taken.count(f"i{i}") for i in (0, 5, ITEMS, 999)]
     np.testing.assert_array_equal(answer["popularity"], counts)
     # The learned part, the item-item model of at most one dimension for each item, the lift.
     assert answer["embedding"].shape == (4, MODEL.dimension + ITEMS + 1)
@@ -131,16 +132,16 @@ def test_sequences_and_queries_are_those_of_the_interactions(world):
     vocabulary = ["", *(token.decode() for token in world.tft_output.vocabulary_by_name("items"))]
     users = ["", *(token.decode() for token in world.tft_output.vocabulary_by_name("vocabulary_user"))]
     for number, user in enumerate(sequences.features["user"]):
-        own = [r for split in ("train", "validation") for r in rows[split] if r["user"] == [users[user]]]
+        (own,) = [r for r in rows["train"] if r["user"] == [users[user]]]
         places = slice(*sequences.offsets[number : number + 2])
-        assert [vocabulary[item] for item in sequences.items[places]] == [r["item"][0] for r in own]
-        assert sequences.times[places].tolist() == [r["time"][0] for r in own]
+        assert [vocabulary[item] for item in sequences.items[places]] == own["sequence_item"]
+        assert sequences.times[places].tolist() == own["sequence_time"]
         assert sequences.is_validation[places].tolist() == [False] * 8 + [True]
         row = int(np.flatnonzero(queries.features["user"] == user)[0])
-        before = [r["item"][0] for r in own[:-1]]
+        *before, last = own["sequence_item"]
         assert [vocabulary[item] for item in queries.features["history"][row]] == before[::-1][:6]
         assert [vocabulary[item] for item in queries.seen[row]] == before
-        assert [vocabulary[item] for item in queries.relevant[row]] == own[-1]["item"]
+        assert [vocabulary[item] for item in queries.relevant[row]] == [last]
     np.testing.assert_array_equal(queries.features["history_age"], 5000.0)
 
 
