@@ -297,5 +297,5 @@ def test_a_torn_second_file_is_named(tmp_path):
         with pytest.raises(UserError, match=f"new-2.parquet {words}"):
             NewItems.read(str(tmp_path / "new-*.parquet"), "id", _PLAN)
     pq.write_table(pa.table({"id": ["i591"], "title": ["x"]}), tmp_path / "new-2.parquet")
-    with pytest.raises(UserError, match=r"new-2\.parquet has no column 'genres'"):
+    with pytest.raises(UserError, match=r"new-2\.parquet cannot be read: it has no column 'genres'"):
         NewItems.read(str(tmp_path / "new-*.parquet"), "id", _PLAN)
