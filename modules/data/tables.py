@@ -3,6 +3,8 @@
 Whatever is wrong with a file is one `UserError`, raised where the file is met: by `check_tables` before anything runs,
 or by `read` in a worker. What `read` yields can be converted (`columns`) without a further look: every column is there
 once, of a type that becomes what is read from it, its texts are UTF-8 and its dates exist.
+
+One file, and a long one, because what is checked before a run and what is read in it must stay the same.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tensorflow.python.framework import config as framework_config
 from modules import item_item
 from modules.errors import UserError
 from modules.popularity import recent_lift
-from modules.towers.two_tower import Batch, TwoTower
+from modules.towers.two_tower import TwoTower
 from modules.training import sampling
 from modules.training.calibration import (
     Blend,
@@ -193,7 +193,9 @@ class _Run:
         self._resumed_from = 0
         # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
         self._step = tf.function(
-            self._train_step, input_signature=[self._data.windows.signature], autograph=not self.model.full_softmax
+            self._train_step,
+            input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
+            autograph=not self.model.full_softmax,
         )
 
     def run(self, started: float) -> Fit:
@@ -253,7 +255,7 @@ class _Run:
     def _epoch(self, number: int) -> Epoch:
         started = time.monotonic()
         settings = self._specification.training
-        losses = [self._step(batch) for batch in self._data.epoch(number)]
+        losses = [self._step(places, seed) for places, seed in self._data.epoch(number)]
         loss = float(np.mean([value.numpy() for value in losses])) if losses else 0.0
         if not math.isfinite(loss):
             raise UserError(
@@ -269,8 +271,8 @@ class _Run:
         _assign(self.model.trainable_variables, last)
         return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
 
-    def _train_step(self, batch: Batch) -> tf.Tensor:
-        loss = self.model.train_step(batch)["loss"]
+    def _train_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        loss = self.model.train_step(self._data.windows.cut(places, seed))["loss"]
         self._average.apply(self.model.trainable_variables)
         return loss
 
@@ -422,8 +424,8 @@ class _TrainingData:
         prior, is_candidate = self.specification.training.lift_prior, self.specification.catalogue.is_candidate
         return recent_lift(self.labels, self.sequences.times[self.is_trainable], window, prior, is_candidate)
 
-    def epoch(self, number: int) -> tf.data.Dataset:
-        """The batches of an epoch."""
+    def epoch(self, number: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """What the windows of each step of an epoch are cut by."""
         settings, counts = self.specification.training, self.counts
         if masks_items(self.specification.features, settings):
             users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
@@ -432,7 +434,7 @@ class _TrainingData:
             trainable = np.flatnonzero(self.is_trainable)
             of_user = counts[self.sequences.owner[trainable]]
             places = sampling.draw_places(trainable, of_user, settings.user_exponent, settings.seed, number)
-        return self.windows.epoch(places, settings.seed + 1000 * number)
+        return self.windows.steps(places, settings.seed + 1000 * number)
 
     def cold_start(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Query features of some users as they began, and [V + 1] how likely items are.

@@ -1,9 +1,12 @@
-"""The input pipeline of a fit: windows up to places of the sequences, a part of each hidden, batch by batch.
+"""The input of a training step: windows up to places of the sequences, a part of each hidden, batch by batch.
 
-What an objective needs of a sequence is cut here, in tf.data, beside the steps that train on it, and never stored.
+What an objective needs of a sequence is cut here, inside the step's own graph, and never stored: cut in tf.data beside
+the step, an epoch of MovieLens-100K took 1.25 s instead of 1.0 s.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -15,12 +18,9 @@ from modules.towers.masking import closeness, mask_items, mask_next
 from modules.towers.two_tower import Batch
 from modules.training.dataset import Sequences
 
-# Batches that are cut ahead.
-_PREFETCHED = 4
-
 
 class Windows:
-    """The input pipeline: batches of windows up to some places, a part of each hidden.
+    """Batches of windows up to some places, a part of each hidden.
 
     Args:
         sequences: What is trained on.
@@ -46,32 +46,20 @@ class Windows:
         if features.history_age is not None:
             context[features.history_age.column] = ages(sequences)
         self._of_places = {key: tf.constant(values) for key, values in context.items()}
-        self._cut = tf.function(
-            self._batch,
-            input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
-            autograph=False,
-        )
 
-    @property
-    def signature(self) -> Batch:
-        """Shapes and dtypes of a batch."""
-        return self.epoch(np.zeros(0, np.int32), 0).element_spec
-
-    def epoch(self, places: np.ndarray, seed: int) -> tf.data.Dataset:
-        """Batches of the windows up to these places [C], in this order.
+    def steps(self, places: np.ndarray, seed: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """What `cut` is given in each step of an epoch: places [B] int32 in this order, and a seed [2].
 
         Args:
-            places: Places of the sequences.
+            places: Places of the sequences, [C].
             seed: Of what is drawn in each step.
         """
-        steps = tf.data.Dataset.from_tensor_slices(places.astype(np.int32)).batch(self._batch_size).enumerate()
+        for step, start in enumerate(range(0, len(places), self._batch_size)):
+            some = places[start : start + self._batch_size]
+            yield tf.constant(some, tf.int32), tf.constant([seed, 100 * step], tf.int32)
 
-        def cut(step: tf.Tensor, some: tf.Tensor) -> Batch:
-            return self._cut(some, tf.stack([tf.constant(seed), 100 * tf.cast(step, tf.int32)]))
-
-        return steps.map(cut, num_parallel_calls=2, deterministic=True).prefetch(_PREFETCHED)
-
-    def _batch(self, places: tf.Tensor, seed: tf.Tensor) -> Batch:
+    def cut(self, places: tf.Tensor, seed: tf.Tensor) -> Batch:
+        """The windows up to places [B], in graph: within the training step, a window need not be copied to it."""
         index = places[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
         inside = index >= tf.gather(self._starts, places)[:, tf.newaxis]
         window = tf.where(inside, tf.gather(self._items, tf.maximum(index, 0)), 0)
