@@ -56,7 +56,7 @@ class Request:
     values: Mapping[str, Any]
     history: Sequence[str]
     newest: int | None = None
-    """When the last item of the history was taken up, in seconds since 1970; None for just now."""
+    """When the last item of the history was interacted with, in seconds since 1970; None for just now."""
 
 
 class Recommender:

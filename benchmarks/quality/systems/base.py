@@ -36,7 +36,7 @@ class Queries:
         rows = np.repeat(np.arange(len(lengths)), lengths)
         taken = (np.concatenate([*values, []]), (rows, np.concatenate([*self.history, np.zeros(0, np.int64)])))
         found = sp.csr_matrix(taken, shape=(len(lengths), items), dtype=np.float32)
-        # An item that was taken up twice weighs as its newest time, at most 1.
+        # An item with two interactions weighs as its newest time, at most 1.
         found.data = np.minimum(found.data, 1)
         return found
 
