@@ -91,7 +91,8 @@ def test_a_changed_file_of_a_package_executes_what_imports_it(small: Small, tmp_
         shutil.copytree(fingerprint._ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(fingerprint, "_ROOT", tmp_path)
     outcome = twotower("run", "--config", small.config_path)
-    assert outcome.code == 0 and executed(small.config_path) == set()
+    # Another table was pushed before: what compares with it, and pushes, executes at most.
+    assert outcome.code == 0 and executed(small.config_path) <= {"BaselineResolver", "Evaluator", "Pusher"}
     with open(tmp_path / "modules/towers/terms.py", "a") as file:
         file.write("\n# another version\n")
     outcome = twotower("run", "--config", small.config_path)
