@@ -4,7 +4,7 @@ Each stage's container becomes a process with the container's own command line a
 between the YAML and that process is rebuilt from the open-source backend's sources (kubeflow/pipelines 7b70c7b,
 backend/src/v2): the API server's refusals, the driver's resolution of inputs, provision of outputs and cache,
 Kubernetes' replacements in arguments, Argo's retries, and the launcher's copies between object store and container,
-its placeholders, its log, and its way of publishing artifacts.
+its placeholders, its log, and its way of publishing artifacts. One file, to be read beside those sources.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
         answer["item_id"], answer["score"]
 
 Imports nothing else of this project; gRPC needs tensorflow-serving-api (and waits for its import of TensorFlow), REST
-needs urllib3.
+needs urllib3. One file, to be copied into a service that asks a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""InteractionExampleGen on Beam: tables in, tf.Examples in four splits out, or one line that says what is wrong."""
+"""InteractionExampleGen on Beam: tables in, tf.Examples in four splits out, or one line that says what is wrong.
+
+One file, because its steps are one Beam pipeline, which is read from top to bottom.
+"""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def test_a_torn_second_table_is_one_line(small: Small, tmp_path: Path):
         assert f"tables.interactions.path: {tmp_path}/interactions-2.parquet cannot be read" in outcome.errors
     pq.write_table(table.drop_columns(["item_id"]), tmp_path / "interactions-2.parquet")
     outcome = twotower("recommend", *arguments, "--user", "3")
-    assert outcome.code == 2 and "interactions-2.parquet has no column 'item_id'" in outcome.errors
+    assert outcome.code == 2 and "interactions-2.parquet cannot be read: it has no column 'item_id'" in outcome.errors
     ids = pa.array([b"caf\xe9"], pa.binary())
     pq.write_table(pa.table({"user_id": ids, "item_id": ids, "timestamp": [5]}), tmp_path / "interactions-2.parquet")
     outcome = twotower("recommend", *arguments, "--user", "3")

@@ -133,7 +133,7 @@ def test_set_replaces_a_key(override, read, expected):
         ("features.candidate.genres.separator=''", "separator: String should have at least 1 character"),
         ("serving.return_columns=[title, title]", "serving.return_columns: 'title' is there twice"),
         ("serving.filter_columns=[genres, genres]", "serving.filter_columns: 'genres' is there twice"),
-        ("tuner.search={model.dropout: [.nan]}", "tuner.search.model.dropout.0"),
+        ("tuner.search={model.mask_rate: [.nan]}", "tuner.search.model.mask_rate.0"),
         # One column in two roles.
         ("tables.interactions.user=item_id", "tables.interactions: user and item are both column 'item_id'"),
         ("tables.interactions.timestamp=user_id", "tables.interactions: user and timestamp are both column 'user_id'"),

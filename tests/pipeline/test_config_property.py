@@ -20,9 +20,9 @@ DEFAULT = Path("configs/movielens-100k.yaml")
 TREE: dict[str, Any] = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
 TREE |= {
     "training": {"seed": 1, "epochs": 3, "batch_size": 64, "learning_rate": 0.01, "temperature": 1, "averaging": 0.9},
-    "model": {"dimension": 16, "dropout": 0.2, "query_layers": [8]},
+    "model": {"dimension": 16, "mask_rate": 0.2, "query_layers": [8]},
     "index": {"seed": 1, "recall_target": 0.9, "partitions": 4},
-    "tuner": {"trials": 3, "search": {"model.dropout": [0.1, 0.2]}},
+    "tuner": {"trials": 3, "search": {"model.mask_rate": [0.1, 0.2]}},
     "output": {"root": "runs", "push": "served"},
     "metadata": {"kind": "sqlite", "port": 3306},
     "kubeflow": {"resources": {"Trainer": {"cpu": 2, "memory": 4, "node_selector": {"disk": "fast"}}}},
