@@ -13,8 +13,6 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules import lock
-from modules.encodings.features import Columns, Features
-from modules.settings import Model, Training
 from modules.training.dataset import read_queries, read_sequences, read_specification
 from modules.training.export import export
 from modules.training.loop import fit
@@ -37,14 +35,7 @@ def run_fn(fn_args: Any) -> None:
     config = fn_args.custom_config
     tuned: Mapping[str, float] = (getattr(fn_args, "hyperparameters", None) or {}).get("values", {})
     tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
-    specification = read_specification(
-        Features.model_validate_json(config["features"]),
-        Columns.model_validate_json(config["columns"]),
-        Model.model_validate_json(config["model"]),
-        Training.model_validate_json(config["training"]),
-        fn_args.train_files,
-        tft_output,
-    ).with_settings(tuned)
+    specification = read_specification(config, fn_args.train_files, tft_output).with_settings(tuned)
     sequences = read_sequences(fn_args.train_files, specification.features, specification.columns, tft_output)
     queries = read_queries(fn_args.eval_files or [], specification, tft_output)
     warm_start = None

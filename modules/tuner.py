@@ -8,9 +8,7 @@ import tensorflow_transform as tft
 from tfx.components.tuner.component import TunerFnResult
 
 from modules import settings
-from modules.encodings.features import Columns, Features
 from modules.errors import UserError
-from modules.settings import Model, Training
 from modules.training.dataset import queries_of, read_sequences, read_specification
 from modules.training.search import latest_held_out, search
 
@@ -32,14 +30,7 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
     config = fn_args.custom_config
     tuner = settings.Tuner.model_validate_json(config["tuner"])
     tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
-    specification = read_specification(
-        Features.model_validate_json(config["features"]),
-        Columns.model_validate_json(config["columns"]),
-        Model.model_validate_json(config["model"]),
-        Training.model_validate_json(config["training"]),
-        fn_args.train_files,
-        tft_output,
-    )
+    specification = read_specification(config, fn_args.train_files, tft_output)
     sequences = latest_held_out(
         read_sequences(fn_args.train_files, specification.features, specification.columns, tft_output),
         tuner.validation,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from e2e_runs import Small
+    from known_towers import World
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -29,3 +31,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     outcome = twotower("run", "--config", path)
     assert outcome.code == 0, outcome.errors
     return Small(folder, path, outcome)
+
+
+@pytest.fixture(params=["local", "remote"])
+def destination(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A push destination: a folder, and one of a file system that only TensorFlow knows."""
+    if request.param == "local":
+        return str(tmp_path / "served")
+    return f"ram://{tmp_path.name}/served"
+
+
+@pytest.fixture(scope="session")
+def known_world() -> World:
+    """150 items whose vectors numpy knows."""
+    from known_towers import World
+
+    return World(150)
+
+
+@pytest.fixture(scope="session")
+def known_embedding(known_world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedding model of `known_world`."""
+    return known_world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")

@@ -32,6 +32,7 @@ FEATURES = Features.model_validate(
 )
 GENRES = ("Action", "Comedy", "Drama", "Très rare")
 DIMENSION = 8
+SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 _ALL, _NONE = Dimensions(0, DIMENSION), Dimensions(DIMENSION, DIMENSION)
 LAYOUT = VectorLayout(learned=_ALL, item_item=_NONE, lift=_NONE, discount=_NONE, similarity=_ALL)
 

@@ -140,18 +140,20 @@ class World:
             working_dir=str(output / "work"),
             base_model=None,
             custom_config={
-                "features": self.features.model_dump_json(),
-                "columns": COLUMNS.model_dump_json(),
-                "model": model.model_dump_json(),
-                "training": training.model_dump_json(),
+                **self.settings(model, training),
                 "checkpoint_root": str(output / "checkpoints"),
                 "code": "abc",
             },
         )
 
+    def settings(self, model: Model, training: Training) -> dict[str, str]:
+        """The part of a custom_config that says what is fitted."""
+        settings = {"features": self.features, "columns": COLUMNS, "model": model, "training": training}
+        return {key: value.model_dump_json() for key, value in settings.items()}
+
     def specification(self, model: Model = MODEL, training: Training = TRAINING) -> dataset.Specification:
         files = [str(self.folder / "examples/Split-train/*")]
-        return dataset.read_specification(self.features, COLUMNS, model, training, files, self.tft_output)
+        return dataset.read_specification(self.settings(model, training), files, self.tft_output)
 
     def sequences(self) -> dataset.Sequences:
         files = [str(self.folder / "examples/Split-train/*")]

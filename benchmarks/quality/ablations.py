@@ -111,7 +111,9 @@ def _read(options: argparse.Namespace, protocol: str) -> Any:
     files = {split: [os.path.join(examples.uri, f"Split-{split}", "*")] for split in ("train", "validation")}
     columns = Columns(user=names.user, item=names.item, timestamp=names.timestamp)
     output = tft.TFTransformOutput(graph.uri)
-    specification = read_specification(config.features, columns, config.model, config.training, files["train"], output)
+    of_fit = {"features": config.features, "columns": columns, "model": config.model, "training": config.training}
+    settings = {key: value.model_dump_json() for key, value in of_fit.items()}
+    specification = read_specification(settings, files["train"], output)
     sequences = read_sequences(files["train"], config.features, columns, output)
     return specification, sequences, read_queries(files["validation"], specification, output)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
 
 from absl import logging
-from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from components.signature import Artifacts, Properties
 from modules import push_destination
 
 PUSH_DESTINATION_KEY = "push_destination"
@@ -26,12 +25,7 @@ VERSION_PROPERTY = "version"
 class Executor(base_executor.BaseExecutor):
     """Executor of the BaselineResolver."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Resolves the baseline.
 
         Args:

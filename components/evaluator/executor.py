@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -19,6 +18,7 @@ from tfx.utils import io_utils, path_utils, proto_utils
 
 from components.baseline_resolver.executor import VERSION_PROPERTY
 from components.evaluator import summary
+from components.signature import Artifacts, Properties
 from modules import evaluation
 from modules.servable import contract
 
@@ -29,12 +29,7 @@ _TRIAL_SIZE = 8
 class Executor(stock.Executor):
     """Executor of the Evaluator."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Evaluates as the stock executor does, then writes the summary.
 
         Args:
@@ -63,7 +58,7 @@ class Executor(stock.Executor):
         )
         io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), outcome.to_json())
 
-    def WhyNotComparable(self, input_dict: dict[str, list[types.Artifact]], exec_properties: dict[str, Any]) -> str:
+    def WhyNotComparable(self, input_dict: Artifacts, exec_properties: Properties) -> str:
         """Why the baseline cannot be compared with, in words; "" when it can.
 
         A pushed model may be older than the present features or signatures. It is tried on a few of the very queries,
@@ -98,14 +93,14 @@ def _version(artifacts: list[types.Artifact]) -> str:
     return artifact_utils.get_single_instance(artifacts).get_string_custom_property(VERSION_PROPERTY)
 
 
-def _some_queries(input_dict: dict[str, list[types.Artifact]]) -> list[bytes]:
+def _some_queries(input_dict: Artifacts) -> list[bytes]:
     """The first serialized examples of the eval split."""
     [uri] = artifact_utils.get_split_uris(input_dict[keys.EXAMPLES_KEY], "eval")
     files = fileio.glob(io_utils.all_files_pattern(uri))
     return list(tf.data.TFRecordDataset(files, compression_type="GZIP").take(_TRIAL_SIZE).as_numpy_iterator())
 
 
-def _largest_k(exec_properties: dict[str, Any]) -> int:
+def _largest_k(exec_properties: Properties) -> int:
     config = config_pb2.EvalConfig()
     proto_utils.json_to_proto(exec_properties[keys.EVAL_CONFIG_KEY], config)
     return max(k for spec in config.metrics_specs for metric in spec.metrics for k in json.loads(metric.config)["k"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from absl import logging
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
@@ -17,6 +16,7 @@ from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, json_utils
 
+from components.signature import Artifacts, Properties
 from modules import schema as schemas
 from modules.data.examples import CATALOGUE
 from modules.encodings.features import Columns, Features
@@ -32,10 +32,7 @@ class Executor(stock.Executor):
     """Executor of the ExampleValidator."""
 
     def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> execution_result_pb2.ExecutorOutput:
         """Validates each split against its part of the schema, then fails if there are anomalies.
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pydantic import TypeAdapter
-from tfx import types
 from tfx.components.example_gen import write_split
 from tfx.components.util import examples_utils
 from tfx.dsl.components.base import base_beam_executor
@@ -23,6 +22,7 @@ from tfx.dsl.io import fileio
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
+from components.signature import Artifacts, Properties
 from modules.data import columns, examples, histories, tables
 from modules.data.columns import Fault
 from modules.data.examples import (
@@ -67,12 +67,7 @@ _REFUSED_WRITES = (
 class Executor(base_beam_executor.BaseBeamExecutor):
     """Writes the output artifact `examples`; counts become its custom properties."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Runs the Beam pipeline.
 
         Args:

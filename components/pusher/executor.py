@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import tensorflow as tf
 from absl import logging
-from tfx import types
 from tfx.components.pusher import executor as stock
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, proto_utils
 
+from components.signature import Artifacts, Properties
 from modules import push_destination
 from modules.errors import UserError
 
@@ -24,12 +23,7 @@ PIPELINE_STAMP_KEY = "pipeline_stamp"
 class Executor(stock.Executor):
     """Executor of the Pusher."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Pushes the model if it is blessed.
 
         The stock executor does its whole work inside a staging folder of the destination; renaming what it made is the

@@ -21,6 +21,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from components.signature import Artifacts, Properties
 from modules.data.examples import CATALOGUE, EVAL, VALIDATION
 from modules.encodings.features import Columns, Features
 from modules.errors import UserError
@@ -55,7 +56,7 @@ class _Settings:
     evaluation: Evaluation
 
     @classmethod
-    def of(cls, exec_properties: dict[str, Any]) -> _Settings:
+    def of(cls, exec_properties: Properties) -> _Settings:
         return cls(
             Features.model_validate_json(exec_properties[FEATURES_KEY]),
             Columns.model_validate_json(exec_properties[COLUMNS_KEY]),
@@ -68,12 +69,7 @@ class _Settings:
 class Executor(base_beam_executor.BaseBeamExecutor):
     """Executor of ScannIndexBuilder."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Builds the servable.
 
         Args:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
-from tfx import types
 from tfx.components.schema_gen import executor as stock
 from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.dsl.components.base import base_executor
@@ -16,6 +14,7 @@ from tfx.types import artifact_utils
 from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils
 
+from components.signature import Artifacts, Properties
 from modules import schema as schemas
 from modules.encodings.features import Columns, Features
 
@@ -25,12 +24,7 @@ FEATURES_KEY, COLUMNS_KEY, CODE_KEY = "features", "columns", "code"
 class Executor(base_executor.BaseExecutor):
     """Executor of SchemaGen."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Writes `schema.pbtxt`.
 
         Args:

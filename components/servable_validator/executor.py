@@ -11,12 +11,12 @@ import tempfile
 from typing import Any
 
 from absl import logging
-from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from components.signature import Artifacts, Properties
 from modules.errors import UserError
 from modules.retrieval import tuning
 from modules.servable import catalogue, contract, replay
@@ -37,12 +37,7 @@ VALIDATION_FILE = "validation.json"
 class Executor(base_executor.BaseExecutor):
     """Executor of ServableValidator."""
 
-    def Do(
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties) -> None:
         """Blesses the servable, or says why not.
 
         Args:

@@ -114,86 +114,82 @@ def update(
     """
     if destinations.is_remote(push_destination):
         raise UserError(f"{push_destination}: only a local push destination can be updated; run the pipeline instead")
+    started = time.monotonic()
     # Before the lock, which would make the folder.
     destinations.newest_version(push_destination)
     with destinations.exclusive(push_destination):
-        return _update(push_destination, new, remove, features, serving, index, item_column)
+        newest = destinations.newest_version(push_destination)
+        path = os.path.join(push_destination, newest)
+        contract = read_servable(path)
+        _check_updatable(contract, newest, features, serving)
+        catalogue, partitions = catalogues.read(path)
+        embedding = Embedding(load(path), contract.embedding)
+        _check_ids(newest, set(catalogue.item_ids), set(new.examples), set(remove))
 
-
-def _update(
-    push_destination: str,
-    new: NewItems,
-    remove: Sequence[str],
-    features: Features,
-    serving: Serving,
-    index: Index,
-    item_column: str,
-) -> Update:
-    started = time.monotonic()
-    newest = destinations.newest_version(push_destination)
-    path = os.path.join(push_destination, newest)
-    contract = read_servable(path)
-    _check_updatable(contract, newest, features, serving)
-    catalogue, partitions = catalogues.read(path)
-    embedding = Embedding(load(path), contract.embedding)
-    old = set(catalogue.item_ids)
-    for item_id in remove:
-        if item_id not in old:
-            raise UserError(f"--remove: version {newest} has no item {item_id!r}")
-    for item_id in new.examples:
-        if item_id in old - set(remove):
-            raise UserError(f"--add: version {newest} has item {item_id!r} already; remove it in the same update")
-
-    removed = set(remove)
-    kept = np.array([row for row, item_id in enumerate(catalogue.item_ids) if item_id not in removed], np.int64)
-    added = _embedded(embedding, new, features, serving, item_column, contract.dimension)
-    updated = catalogue.only(kept).followed_by(added)
-    catalogues.check(updated, features, serving)
-    built = _index(contract, partitions, updated.vectors, kept)
-    requests = warmup.read(path)
-    # The query vectors of the warm-up requests, which are real ones.
-    queries = np.concatenate([embedding.query(**request).numpy() for request in requests[QUERY_EMBEDDING]])
-    recall_k = min(index.recall_k, len(updated.item_ids))
-    reached = _recall(built, updated.vectors, queries, recall_k)
-    if reached < index.recall_target - SAMPLING_TOLERANCE:
-        raise UserError(
-            f"the updated index would have recall@{recall_k} {reached:.4f} on warm-up requests, below "
-            f"index.recall_target {index.recall_target}: too much has changed; run the pipeline"
-        )
-
-    try:
-        with destinations.staging(push_destination) as staging:
-            staged = os.path.join(staging, newest)
-            with tempfile.TemporaryDirectory() as assets:
-                result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
-                new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
-                signatures.save(result, staged, new_contract, requests)
-            stamp = destinations.read_stamp(path)
-            if stamp:
-                _write(os.path.join(staged, destinations.STAMP_PATH), stamp)
-            failures = replay.replay(staged)["failures"]
-            if failures:
-                raise UserError(f"the updated version does not answer as it should: {failures[0]}; run the pipeline")
-            outcome = Update(
-                version=destinations.next_version(push_destination),
-                updated_version=int(newest),
-                added=len(new.examples),
-                removed=len(removed),
-                catalogue_size=len(updated.item_ids),
-                recall=reached,
-                recall_k=recall_k,
-                seconds=round(time.monotonic() - started, 2),
+        removed = set(remove)
+        kept = np.array([row for row, item_id in enumerate(catalogue.item_ids) if item_id not in removed], np.int64)
+        added = _embedded(embedding, new, features, serving, item_column, contract.dimension)
+        updated = catalogue.only(kept).followed_by(added)
+        catalogues.check(updated, features, serving)
+        built = _index(contract, partitions, updated.vectors, kept)
+        requests = warmup.read(path)
+        # The query vectors of the warm-up requests, which are real ones.
+        queries = np.concatenate([embedding.query(**request).numpy() for request in requests[QUERY_EMBEDDING]])
+        recall_k = min(index.recall_k, len(updated.item_ids))
+        reached = _recall(built, updated.vectors, queries, recall_k)
+        if reached < index.recall_target - SAMPLING_TOLERANCE:
+            raise UserError(
+                f"the updated index would have recall@{recall_k} {reached:.4f} on warm-up requests, below "
+                f"index.recall_target {index.recall_target}: too much has changed; run the pipeline"
             )
-            _write(os.path.join(staged, UPDATE_PATH), outcome.model_dump_json(indent=2))
-            # On a file system without locks, and for who copies a folder by hand, the lock is none.
-            if destinations.newest_version(push_destination) != newest:
-                raise UserError(f"{push_destination}: a newer version than {newest} was pushed meanwhile; update again")
-            destinations.publish(staged, push_destination, outcome.version)
-    except OSError as error:
-        raise UserError(f"push to {push_destination}: {error.strerror}; make room, or correct its rights") from None
-    except tf.errors.OpError as error:
-        raise UserError(f"version {newest} or its update: {error.message}; make room, or run the pipeline") from None
-    return outcome
+
+        try:
+            with destinations.staging(push_destination) as staging:
+                staged = os.path.join(staging, newest)
+                with tempfile.TemporaryDirectory() as assets:
+                    result = ServableModule(embedding, updated, built, features, serving, contract.evaluation_k, assets)
+                    new_contract = contract.model_copy(update={"catalogue_size": len(updated.item_ids)})
+                    signatures.save(result, staged, new_contract, requests)
+                stamp = destinations.read_stamp(path)
+                if stamp:
+                    _write(os.path.join(staged, destinations.STAMP_PATH), stamp)
+                failures = replay.replay(staged)["failures"]
+                if failures:
+                    raise UserError(
+                        f"the updated version does not answer as it should: {failures[0]}; run the pipeline"
+                    )
+                outcome = Update(
+                    version=destinations.next_version(push_destination),
+                    updated_version=int(newest),
+                    added=len(new.examples),
+                    removed=len(removed),
+                    catalogue_size=len(updated.item_ids),
+                    recall=reached,
+                    recall_k=recall_k,
+                    seconds=round(time.monotonic() - started, 2),
+                )
+                _write(os.path.join(staged, UPDATE_PATH), outcome.model_dump_json(indent=2))
+                # On a file system without locks, and for who copies a folder by hand, the lock is none.
+                if destinations.newest_version(push_destination) != newest:
+                    raise UserError(
+                        f"{push_destination}: a newer version than {newest} was pushed meanwhile; update again"
+                    )
+                destinations.publish(staged, push_destination, outcome.version)
+        except OSError as error:
+            raise UserError(f"push to {push_destination}: {error.strerror}; make room, or correct its rights") from None
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"version {newest} or its update: {error.message}; make room, or run the pipeline"
+            ) from None
+        return outcome
+
+
+def _check_ids(newest: str, there: set[str], added: set[str], removed: set[str]) -> None:
+    """What is removed must be there, what is added must not."""
+    for item_id in sorted(removed - there):
+        raise UserError(f"--remove: version {newest} has no item {item_id!r}")
+    for item_id in sorted(added & (there - removed)):
+        raise UserError(f"--add: version {newest} has item {item_id!r} already; remove it in the same update")
 
 
 def _check_updatable(contract: ServableContract, version: str, features: Features, serving: Serving) -> None:

@@ -195,21 +195,24 @@ class Lists(NamedTuple):
 
 
 def read_specification(
-    features: Features,
-    columns: Columns,
-    model: Model,
-    training: Training,
-    train_files: Sequence[str],
-    tft_output: tft.TFTransformOutput,
+    config: Mapping[str, str], train_files: Sequence[str], tft_output: tft.TFTransformOutput
 ) -> Specification:
-    """The settings, and what Transform learned and encoded of the catalogue, whose split lies beside `train_files`."""
+    """The settings, and what Transform learned and encoded of the catalogue, whose split lies beside `train_files`.
+
+    Args:
+        config: `features`, `columns`, `model` and `training`, JSON of each, as in custom_config of Trainer and Tuner.
+        train_files: Patterns of the train split's files.
+        tft_output: Of Transform.
+    """
+    features = Features.model_validate_json(config["features"])
+    columns = Columns.model_validate_json(config["columns"])
     catalogue_files = os.path.join(os.path.dirname(os.path.dirname(train_files[0])), "Split-catalogue", "*")
     items = features.items(columns)
     return Specification(
         features=features,
         columns=columns,
-        model=model,
-        training=training,
+        model=Model.model_validate_json(config["model"]),
+        training=Training.model_validate_json(config["training"]),
         cardinalities={f.column: rows for f in features.all if (rows := f.cardinality(tft_output, items)) is not None},
         item_rows=items.rows(tft_output),
         catalogue=read_catalogue([catalogue_files], features, tft_output),

@@ -4,35 +4,12 @@ import os
 
 import pytest
 import tensorflow as tf
+from pushed_versions import push
 from tfx.types import standard_artifacts
 from tfx.utils import path_utils
 
 from components.baseline_resolver import executor
 from components.baseline_resolver.component import BaselineResolver
-from modules import push_destination
-
-
-@pytest.fixture(params=["local", "remote"])
-def destination(request, tmp_path):
-    """A folder, and one of a file system that only TensorFlow knows."""
-    if request.param == "local":
-        return str(tmp_path / "served")
-    return f"ram://{tmp_path.name}/served"
-
-
-def write(path, content):
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(content)
-
-
-def push(destination, version, stamp=None, whole=True):
-    folder = os.path.join(destination, version)
-    write(os.path.join(folder, "variables", "variables.index"), version)
-    if stamp is not None:
-        write(os.path.join(folder, push_destination.STAMP_PATH), stamp)
-    if whole:
-        write(os.path.join(folder, "saved_model.pb"), f"model {version}")
 
 
 @pytest.fixture

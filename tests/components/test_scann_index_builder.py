@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, World
+from known_towers import COLUMNS, FEATURES, SERVING, World
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
@@ -26,7 +26,6 @@ from modules.settings import Evaluation, Index, Serving
 pytestmark = pytest.mark.slow
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
 
 def _write(path: Path, records: list[bytes]) -> None:
@@ -36,7 +35,7 @@ def _write(path: Path, records: list[bytes]) -> None:
             writer.write(record)
 
 
-def _run(world: World, folder: Path, index: Index, serving: Serving = _SERVING, splits: dict | None = None):
+def _run(world: World, folder: Path, index: Index, serving: Serving = SERVING, splits: dict | None = None):
     """Runs the executor on real artifacts; the outputs, and the report as JSON."""
     users = [world.query_example(user) for user in range(len(world.users))]
     items = [world.item_example(item) for item in range(len(world.items))]

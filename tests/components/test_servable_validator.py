@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from known_towers import DIMENSION, World, save_servable
+from known_towers import DIMENSION, SERVING, save_servable
 from tfx.components.pusher.executor import Executor as Pusher
 from tfx.types import channel_utils, standard_artifacts
 
@@ -21,25 +21,13 @@ from modules.settings import Serving
 
 pytestmark = pytest.mark.slow
 
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World(150)
-
-
-@pytest.fixture(scope="module")
-def embedding(world, tmp_path_factory):
-    return world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
-
 
 def _save(world, towers, folder: Path, index=None, layer="brute_force", **claims) -> Path:
     path = folder / "servable" / "Format-Serving"
-    return save_servable(world, towers, path, _SERVING, index, layer=layer, **claims)
+    return save_servable(world, towers, path, SERVING, index, layer=layer, **claims)
 
 
-def _validate(folder: Path, serving: Serving = _SERVING, recall=1.0, target_met=True, timeout_seconds=120):
+def _validate(folder: Path, serving: Serving = SERVING, recall=1.0, target_met=True, timeout_seconds=120):
     """Runs the executor on what is in the folder; the blessing and its reasons."""
     latency = tuning.Percentiles(p50=1, p99=1)
     measured = tuning.MeasuredLayer(
@@ -77,9 +65,9 @@ def _validate(folder: Path, serving: Serving = _SERVING, recall=1.0, target_met=
     )
 
 
-def test_a_good_servable_is_blessed(world, embedding, tmp_path):
-    _save(world, embedding, tmp_path)
-    verdict = _validate(tmp_path, _SERVING.model_copy(update={"latency_p99_ms": 10_000.0}))
+def test_a_good_servable_is_blessed(known_world, known_embedding, tmp_path):
+    _save(known_world, known_embedding, tmp_path)
+    verdict = _validate(tmp_path, SERVING.model_copy(update={"latency_p99_ms": 10_000.0}))
     assert verdict.reasons == []
     assert verdict.blessed and "INFRA_BLESSED" in verdict.files
     # Five requests for each of the seven signatures, a further batch of query embeddings, and one that says nothing.
@@ -87,23 +75,23 @@ def test_a_good_servable_is_blessed(world, embedding, tmp_path):
     assert 0 < verdict.validation["latency_ms"]["p50"] <= verdict.validation["latency_ms"]["p99"]
 
 
-def test_a_good_scann_servable_is_blessed(world, embedding, tmp_path):
-    index = Scann(train_scann(world.catalogue().vectors, "tree"), SearchParameters(3, 50))
-    _save(world, embedding, tmp_path, index, layer="scann")
+def test_a_good_scann_servable_is_blessed(known_world, known_embedding, tmp_path):
+    index = Scann(train_scann(known_world.catalogue().vectors, "tree"), SearchParameters(3, 50))
+    _save(known_world, known_embedding, tmp_path, index, layer="scann")
     assert _validate(tmp_path).blessed
 
 
-def test_a_scann_servable_that_claims_to_be_stock_is_refused(world, embedding, tmp_path):
-    index = Scann(train_scann(world.catalogue().vectors, "tree"), SearchParameters(3, 50))
-    _save(world, embedding, tmp_path, index, layer="stock", ops=())
+def test_a_scann_servable_that_claims_to_be_stock_is_refused(known_world, known_embedding, tmp_path):
+    index = Scann(train_scann(known_world.catalogue().vectors, "tree"), SearchParameters(3, 50))
+    _save(known_world, known_embedding, tmp_path, index, layer="stock", ops=())
     verdict = _validate(tmp_path)
     assert not verdict.blessed and "INFRA_NOT_BLESSED" in verdict.files
     assert "does not load" in verdict.reasons[0] and "Scann" in verdict.reasons[0]
 
 
-def test_limits_that_are_missed_are_named_with_the_figures(world, embedding, tmp_path):
-    _save(world, embedding, tmp_path)
-    serving = _SERVING.model_copy(update={"latency_p99_ms": 0.0001})
+def test_limits_that_are_missed_are_named_with_the_figures(known_world, known_embedding, tmp_path):
+    _save(known_world, known_embedding, tmp_path)
+    serving = SERVING.model_copy(update={"latency_p99_ms": 0.0001})
     verdict = _validate(tmp_path, serving, recall=0.75, target_met=False)
     assert not verdict.blessed
     recall, latency = verdict.reasons
@@ -111,8 +99,8 @@ def test_limits_that_are_missed_are_named_with_the_figures(world, embedding, tmp
     assert latency.startswith("latency p99 of single requests is") and latency.endswith("latency_p99_ms 0.0001")
 
 
-def test_answers_of_another_shape_or_contract_are_refused(world, embedding, tmp_path):
-    _save(world, embedding, tmp_path, k=21, return_columns=(), contract_version=CONTRACT_VERSION + 1)
+def test_answers_of_another_shape_or_contract_are_refused(known_world, known_embedding, tmp_path):
+    _save(known_world, known_embedding, tmp_path, k=21, return_columns=(), contract_version=CONTRACT_VERSION + 1)
     verdict = _validate(tmp_path)
     assert "was written under contract version 3, and this code reads 2" in verdict.reasons[0]
     assert (
@@ -121,15 +109,15 @@ def test_answers_of_another_shape_or_contract_are_refused(world, embedding, tmp_
     assert not verdict.blessed
 
 
-def test_a_catalogue_that_is_not_the_servables_is_refused(world, embedding, tmp_path):
-    _save(world, embedding, tmp_path, catalogue_size=149)
+def test_a_catalogue_that_is_not_the_servables_is_refused(known_world, known_embedding, tmp_path):
+    _save(known_world, known_embedding, tmp_path, catalogue_size=149)
     verdict = _validate(tmp_path)
     assert verdict.reasons[0] == "assets.extra/servable.json says 149 items, assets.extra/catalogue.parquet has 150"
     assert not verdict.blessed
 
 
-def test_a_corrupt_servable_is_refused(world, embedding, tmp_path):
-    path = _save(world, embedding, tmp_path)
+def test_a_corrupt_servable_is_refused(known_world, known_embedding, tmp_path):
+    path = _save(known_world, known_embedding, tmp_path)
     data = next((path / "variables").glob("variables.data*"))
     data.write_bytes(data.read_bytes()[:100])
     verdict = _validate(tmp_path)

@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
+from pushed_versions import push
 
 from modules import push_destination
 from modules.errors import UserError
 from modules.push_destination import (
-    STAMP_PATH,
     damage,
     is_complete,
     latest_version,
@@ -23,30 +22,6 @@ from modules.push_destination import (
     standing,
     versions,
 )
-
-
-@pytest.fixture(params=["local", "remote"])
-def destination(request, tmp_path):
-    """A folder, and one of a file system that only TensorFlow knows."""
-    if request.param == "local":
-        return str(tmp_path / "served")
-    return f"ram://{tmp_path.name}/served"
-
-
-def write(path, content):
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(content)
-
-
-def push(destination, version, stamp=None, whole=True):
-    """As if somebody had copied a version there."""
-    folder = os.path.join(destination, version)
-    write(os.path.join(folder, "variables", "variables.index"), version)
-    if stamp is not None:
-        write(os.path.join(folder, STAMP_PATH), stamp)
-    if whole:
-        write(os.path.join(folder, "saved_model.pb"), f"model {version}")
 
 
 def publish(destination: Path, stamp: str = "") -> str:

@@ -15,19 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from e2e_runs import Small
-from known_towers import World, save_servable
+from known_towers import SERVING, World, save_servable
 
 from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.top_k import SearchParameters
 from modules.retrieval.tree import Tree
 from modules.servable.contract import read_servable
-from modules.settings import Serving
 from serving.development_server import servable as served
 from serving.development_server.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
 _CHECK = """
     import json, sys
@@ -83,7 +81,7 @@ def folders(small: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folders = {"pushed": pushed}
     for name, layer in layers.items():
         folder = tmp_path_factory.mktemp(name) / "1"
-        folders[name] = save_servable(world, embedding, folder, _SERVING, layer, layer=name, strategy="tree")
+        folders[name] = save_servable(world, embedding, folder, SERVING, layer, layer=name, strategy="tree")
     return folders
 
 

@@ -2,30 +2,17 @@
 
 import pytest
 import tensorflow as tf
-from known_towers import World, save_servable
+from known_towers import SERVING, save_servable
 
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.top_k import NO_ROW
 from modules.servable import replay
-from modules.settings import Serving
 
 pytestmark = pytest.mark.slow
 
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 
-
-@pytest.fixture(scope="module")
-def world():
-    return World(150)
-
-
-@pytest.fixture(scope="module")
-def embedding(world, tmp_path_factory):
-    return world.save_embedding(tmp_path_factory.mktemp("embedding") / "model")
-
-
-def test_a_servable_that_keeps_its_contract_has_no_failures(world, embedding, tmp_path):
-    result = replay.replay(str(save_servable(world, embedding, tmp_path / "1", _SERVING)))
+def test_a_servable_that_keeps_its_contract_has_no_failures(known_world, known_embedding, tmp_path):
+    result = replay.replay(str(save_servable(known_world, known_embedding, tmp_path / "1", SERVING)))
     assert result["failures"] == []
     assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p99"]
 
@@ -71,7 +58,7 @@ class _Lazy(BruteForce):
         (_Lazy, "17 items come back, 20 exist"),
     ],
 )
-def test_wrong_answers_are_refused_in_words(layer, words, world, embedding, tmp_path):
-    path = save_servable(world, embedding, tmp_path / "1", _SERVING, layer(world.catalogue().vectors))
+def test_wrong_answers_are_refused_in_words(layer, words, known_world, known_embedding, tmp_path):
+    path = save_servable(known_world, known_embedding, tmp_path / "1", SERVING, layer(known_world.catalogue().vectors))
     failures = replay.replay(str(path))["failures"]
     assert any(words in failure for failure in failures), failures

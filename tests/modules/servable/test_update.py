@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, World, save_servable
+from known_towers import COLUMNS, FEATURES, SERVING, World, save_servable
 
 from modules import push_destination
 from modules.data.tables import Column, Plan
@@ -28,11 +28,10 @@ from modules.servable import replay
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
 from modules.servable.update import UPDATE_PATH, NewItems, Update, update
-from modules.settings import Index, Serving
+from modules.settings import Index
 
 pytestmark = pytest.mark.slow
 
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 _KNOWN = 580
 _PLAN = Plan(
     interactions=(),
@@ -52,7 +51,7 @@ class Pushed:
     world: World
     destination: Path
 
-    def update(self, new: NewItems | None = None, remove=(), serving=_SERVING, index=None) -> Update:
+    def update(self, new: NewItems | None = None, remove=(), serving=SERVING, index=None) -> Update:
         return update(
             str(self.destination), new or NewItems({}), remove, FEATURES, serving, index or Index(), COLUMNS.item
         )
@@ -67,7 +66,7 @@ class Pushed:
         """The 20 best of some items for a user without a history, by numpy."""
         candidates = [n for n in items if genre is None or genre in self.world.genres[n]]
         scores = self.world.item_vectors[candidates] @ self.world.query(user, [])
-        return [self.world.items[candidates[at]] for at in np.argsort(-scores)[: _SERVING.k]]
+        return [self.world.items[candidates[at]] for at in np.argsort(-scores)[: SERVING.k]]
 
 
 def _push(world: World, destination: Path, layer: str, strategy: str, parameters: SearchParameters) -> None:
@@ -81,7 +80,7 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
         index = Scann(trained, parameters)
     towers = world.save_embedding(destination / "embedding")
     save_servable(
-        world, towers, destination / "served" / "7", _SERVING, index, catalogue, layer=layer, strategy=strategy,
+        world, towers, destination / "served" / "7", SERVING, index, catalogue, layer=layer, strategy=strategy,
         partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
     )  # fmt: skip
     (destination / "served" / "7" / push_destination.STAMP_PATH).write_text("stamp")
@@ -200,7 +199,7 @@ def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_pat
     refused("version 7 has item 'i4' already", pushed.table([4], tmp_path))
     refused("serving.k is 20 but the catalogue has 19 items", None, [f"i{n}" for n in range(_KNOWN - 19)])
     refused(
-        "serving.k is 10 but version 7 was made with 20", None, ["i1"], serving=_SERVING.model_copy(update={"k": 10})
+        "serving.k is 10 but version 7 was made with 20", None, ["i1"], serving=SERVING.model_copy(update={"k": 10})
     )
     with pytest.raises(UserError, match="item 'i590' is there twice"):
         pushed.table([590, 590], tmp_path)
@@ -211,7 +210,7 @@ def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_pat
     with pytest.raises(UserError, match="cannot be read"):
         NewItems.read(str(tmp_path / "new.parquet"), "id", _PLAN)
     with pytest.raises(UserError, match="nothing has been pushed yet"):
-        update(str(tmp_path / "none"), NewItems({}), ["i1"], FEATURES, _SERVING, Index(), COLUMNS.item)
+        update(str(tmp_path / "none"), NewItems({}), ["i1"], FEATURES, SERVING, Index(), COLUMNS.item)
 
 
 def test_of_two_updates_at_once_none_is_lost(pushed):

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, World
+from known_towers import COLUMNS, FEATURES, SERVING, World
 from tensorflow_serving.apis import prediction_log_pb2
 
 from modules.servable import warmup
-from modules.settings import Serving
 
-_SERVING = Serving(k=20, return_columns=("title",), filter_columns=("genres",))
 _SIGNATURES = {
     "serving_default": ("history", "user_id"),
     "recommend_excluding": ("exclude", "history", "user_id"),
@@ -28,7 +26,7 @@ def world():
 
 def _requests(world, queries, items):
     return warmup.requests(
-        world.catalogue(), FEATURES, _SERVING, COLUMNS.item,
+        world.catalogue(), FEATURES, SERVING, COLUMNS.item,
         [world.query_example(n) for n in range(queries)], [world.item_example(n) for n in range(items)],
     )  # fmt: skip
 
