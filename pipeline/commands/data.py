@@ -31,6 +31,23 @@ def movielens_100k(output: str, as_json: bool) -> int:
     return 0
 
 
+@data.command()
+@click.option("--users", type=click.IntRange(1, 100_000_000), default=5_000, show_default=True)
+@click.option("--items", type=click.IntRange(40, 100_000_000), default=5_000, show_default=True)
+@click.option("--interactions", type=click.IntRange(3, 10_000_000_000), default=100_000, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2_000_000_000), default=42, show_default=True)
+@click.option("--output", type=LocalFile(), default="data/synthetic", show_default=True, metavar="FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="machine-readable output")
+def synthetic(users: int, items: int, interactions: int, seed: int, output: str, as_json: bool) -> int:
+    """Tables of any size, drawn from a known law: long-tailed, drifting, with items and users that come late."""
+    from pipeline.datasets import synthetic
+
+    outcome = synthetic.write(users, items, interactions, seed, output)
+    counts = f"{interactions:,} interactions in {outcome.shards} shards, {users:,} users, {items:,} items"
+    _answer(as_json, outcome, f"synthetic data in {outcome.directory}: {counts}")
+    return 0
+
+
 def _answer(as_json: bool, outcome: Any, *lines: str) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(outcome)))
