@@ -282,8 +282,8 @@ class Cluster:
                 break
         if entry is not None and outcome.ended_well:
             entry.parent.mkdir(exist_ok=True)
-            found = {key: json_format.MessageToDict(artifact) for key, artifact in outcome.artifacts.items()}
-            entry.write_text(json.dumps(found), encoding="utf-8")
+            dicts = {key: json_format.MessageToDict(artifact) for key, artifact in outcome.artifacts.items()}
+            entry.write_text(json.dumps(dicts), encoding="utf-8")
         return outcome
 
     def _cache_entry(self, name: str, executor_input: Any) -> Path | None:
@@ -295,10 +295,10 @@ class Cluster:
         inputs, outputs = executor_input.inputs, executor_input.outputs.artifacts
         key = {
             # An artifact is known by its id, which the native backend keeps beside a name that others have, too.
-            "artifacts": {k: [a.uri if self.backend == "native" else a.name for a in found.artifacts]
-                          for k, found in inputs.artifacts.items()},
+            "artifacts": {k: [a.uri if self.backend == "native" else a.name for a in listed.artifacts]
+                          for k, listed in inputs.artifacts.items()},
             "parameters": {k: json_format.MessageToDict(value) for k, value in inputs.parameter_values.items()},
-            "outputs": {k: json_format.MessageToDict(found.artifacts[0]) | {"uri": ""} for k, found in outputs.items()},
+            "outputs": {k: json_format.MessageToDict(made.artifacts[0]) | {"uri": ""} for k, made in outputs.items()},
             "container": [container.image, *container.command, *container.args],
             "claims": sorted(set(self.compiled.mounted(name).values())),
         }  # fmt: skip
@@ -455,8 +455,8 @@ def _fill(command: Sequence[str], executor_input: Any) -> tuple[str, ...]:
 def _as_kubernetes_does(text: str, environment: Mapping[str, str]) -> str:
     """Kubernetes' replacements in a container's command line: `$$` is `$`, `$(NAME)` a variable where there is one."""
 
-    def replacement(found: re.Match[str]) -> str:
-        return "$" if found[0] == "$$" else environment.get(found[1], found[0])
+    def replacement(match: re.Match[str]) -> str:
+        return "$" if match[0] == "$$" else environment.get(match[1], match[0])
 
     return re.sub(r"\$\$|\$\(([^)]*)\)", replacement, text)
 

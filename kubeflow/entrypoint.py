@@ -141,8 +141,8 @@ def _execute(options: argparse.Namespace, executor_input: Any, beam_options: lis
 def complete_types(executor_input: Any, inputs_spec: Any) -> None:
     """Gives artifacts the type schema that they were compiled with, whatever has become of it on the way, in place."""
     for artifacts in (executor_input.inputs.artifacts, executor_input.outputs.artifacts):
-        for found in artifacts.values():
-            for artifact in found.artifacts:
+        for listed in artifacts.values():
+            for artifact in listed.artifacts:
                 if _is_schema(artifact.type.schema_title):
                     artifact.type.instance_schema = artifact.type.schema_title
     for name, artifact_spec in inputs_spec.artifacts.items():
@@ -164,7 +164,7 @@ def _is_schema(title: str) -> bool:
 def drop_foreign_outputs(executor_input: Any) -> None:
     """Removes the outputs that the backend added for itself: TFX's have an instance schema."""
     outputs = executor_input.outputs.artifacts
-    for name in [name for name, found in outputs.items() if not found.artifacts[0].type.instance_schema]:
+    for name in [name for name, listed in outputs.items() if not listed.artifacts[0].type.instance_schema]:
         del outputs[name]
 
 
@@ -287,7 +287,7 @@ def remove_folder_markers(uris: Any) -> None:
 
 
 def _output_uris(executor_input: Any) -> dict[str, str]:
-    return {name: found.artifacts[0].uri for name, found in executor_input.outputs.artifacts.items()}
+    return {name: listed.artifacts[0].uri for name, listed in executor_input.outputs.artifacts.items()}
 
 
 if __name__ == "__main__":

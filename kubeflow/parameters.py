@@ -125,12 +125,12 @@ def parameters(config: Config) -> list[Parameter]:
     if tables.users is not None:
         paths["users"] = tables.users.path
     volumes = _volumes(config, FIRST_STAGE)
-    found = [
+    of_tables = [
         Parameter(name, path, f"tables.{name}.path", {FIRST_STAGE: ("tables", name, "path")}, volumes)
         for name, path in paths.items()
     ]
     return [
-        *found,
+        *of_tables,
         Parameter("epochs", config.training.epochs, "training.epochs",
                   {"Trainer": ("custom_config", "training", "epochs")}),
         Parameter("push_to", push_destination(config), "<kubeflow.push>/<name>",

@@ -144,10 +144,10 @@ def _submit(
 
 def _recurring_runs(client: Any, experiment_id: str, name: str) -> list[Any]:
     equal = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    found = client.list_recurring_runs(
+    page = client.list_recurring_runs(
         experiment_id=experiment_id, page_size=100, filter=json.dumps({"predicates": [equal]})
     )
-    return [run for run in found.recurring_runs or [] if run.display_name == name]
+    return [run for run in page.recurring_runs or [] if run.display_name == name]
 
 
 def _wait(client: Any, run_id: str, timeout_seconds: float) -> str:

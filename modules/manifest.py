@@ -21,20 +21,20 @@ class File:
 
 def of(folder: str) -> dict[str, File]:
     """Every file below a local folder, by its path from there."""
-    found = {}
+    files = {}
     for where, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(where, name)
             status = os.stat(path)
-            found[os.path.relpath(path, folder)] = File(status.st_size, status.st_mtime_ns, _sha256(path))
-    return found
+            files[os.path.relpath(path, folder)] = File(status.st_size, status.st_mtime_ns, _sha256(path))
+    return files
 
 
 def write(path: str, files: Mapping[str, File]) -> None:
     """Writes a manifest; it appears whole."""
     partial = f"{path}.{os.getpid()}.partial"
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump({name: asdict(found) for name, found in sorted(files.items())}, file)
+        json.dump({name: asdict(entry) for name, entry in sorted(files.items())}, file)
     os.replace(partial, path)
 
 
@@ -51,7 +51,7 @@ def damage(folder: str, path: str, *, thorough: bool = False) -> str:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            remembered = {name: File(**found) for name, found in json.load(file).items()}
+            remembered = {name: File(**entry) for name, entry in json.load(file).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return ""
     for name, was in remembered.items():

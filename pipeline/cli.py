@@ -38,14 +38,14 @@ class _Commands(click.Group):
 
 def _modules() -> dict[str, str]:
     """Command → its module: the files of a `commands` folder that define a command of their own name."""
-    found = {}
+    commands = {}
     for package in _PACKAGES:
         spec = importlib.util.find_spec(f"{package}.commands")
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             for path in Path(folder).glob("*.py"):
                 if f"\ndef {path.stem}(" in path.read_text(encoding="utf-8"):
-                    found[path.stem.replace("_", "-")] = f"{package}.commands.{path.stem}"
-    return found
+                    commands[path.stem.replace("_", "-")] = f"{package}.commands.{path.stem}"
+    return commands
 
 
 class Project:

@@ -33,14 +33,14 @@ def code(*names: str) -> str:
 
 
 def _closure(name: str) -> set[Path]:
-    found: set[Path] = set()
+    files: set[Path] = set()
     open_names = [name]
     while open_names:
         for path in _files(open_names.pop()):
-            if path not in found:
-                found.add(path)
+            if path not in files:
+                files.add(path)
                 open_names += _imports(path)
-    return found
+    return files
 
 
 def _files(name: str, whole: bool = False) -> list[Path]:

@@ -198,10 +198,10 @@ def run(pipeline: object, stream: TextIO) -> str:
     def intact_outputs(metadata_handle: Any, cache_context: Any) -> Any:
         """In place of TFX's look into the cache, which is content with a folder of the right name."""
         while True:
-            found = cached_outputs(metadata_handle=metadata_handle, cache_context=cache_context)
-            damaged = [(a, d) for artifacts in (found or {}).values() for a in artifacts if (d := _damage(a))]
+            outputs = cached_outputs(metadata_handle=metadata_handle, cache_context=cache_context)
+            damaged = [(a, d) for artifacts in (outputs or {}).values() for a in artifacts if (d := _damage(a))]
             if not damaged:
-                return found
+                return outputs
             for artifact, damage in damaged:
                 progress.note(f"{damage}: made again")
                 set_aside(metadata_handle.store, artifact)

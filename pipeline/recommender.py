@@ -106,13 +106,13 @@ class Recommender:
             history: Items instead of those in the interactions table, oldest first.
             values: Values that replace or complete the attributes, by column.
         """
-        found: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         if user is not None:
-            found = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
+            known = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
                 of_user = read_histories(self._interactions, {user})
-                return Request({**found, **(values or {})}, *of_user.get(user, ([], None)))
-        return Request({**found, **(values or {})}, list(history or []))
+                return Request({**known, **(values or {})}, *of_user.get(user, ([], None)))
+        return Request({**known, **(values or {})}, list(history or []))
 
     def given(self, column: str, texts: Sequence[str]) -> Any:
         """What a person gives for a column of the request, as the model reads it.
@@ -306,13 +306,13 @@ class Recommender:
         table = self._config.tables.users
         if table is None:
             return {}
-        found: dict[str, dict[str, Any]] = {}
+        attributes: dict[str, dict[str, Any]] = {}
         for _, batch in rows.batches("users", table.path, [table.id, *self._plan.users]):
             values = [(c.name, columns.cells(batch, c)[0]) for c in self._plan.users]
             for row, user in enumerate(rows.ids(batch, table.id)):
                 if user is not None and (users is None or user in users):
-                    found[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
-        return found
+                    attributes[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
+        return attributes
 
 
 def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> dict[str, tuple[list[str], int]]:
@@ -325,7 +325,7 @@ def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> d
     Raises:
         UserError: A file is missing or cannot be read.
     """
-    found: dict[str, list[Interactions]] = {}
+    by_user: dict[str, list[Interactions]] = {}
     start = 0
     time = Column(name="", source=table.timestamp, kind="int64")
     for _, batch in rows.batches("interactions", table.path, [table.user, table.item, time]):
@@ -336,8 +336,8 @@ def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> d
         wanted = np.array([user is not None and (users is None or user in users) for user in who], bool)
         wanted &= ~timeless & np.array([item is not None for item in what], bool)
         for user, piece in histories.by_user(who[wanted], taken.take(wanted)):
-            found.setdefault(user, []).append(piece)
-    ordered = {user: histories.in_time_order(pieces) for user, pieces in found.items()}
+            by_user.setdefault(user, []).append(piece)
+    ordered = {user: histories.in_time_order(pieces) for user, pieces in by_user.items()}
     return {user: (of.item.tolist(), int(of.timestamp[-1])) for user, of in ordered.items()}
 
 
@@ -349,14 +349,14 @@ def seconds(text: str, where: str) -> int:
     """
     try:
         if text.isdecimal():
-            found = int(text)
+            moment = int(text)
         else:
             parsed = datetime.datetime.fromisoformat(text)
-            found = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+            moment = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
         # The inputs of a servable are int64, and below 0 is a missing time.
-        if not 0 <= found < 2**63:
+        if not 0 <= moment < 2**63:
             raise ValueError
-        return found
+        return moment
     except (ValueError, OverflowError):
         raise UserError(f"{where}: expected seconds since 1970, or a time such as 2026-11-23T09:00") from None
 

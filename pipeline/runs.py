@@ -139,9 +139,9 @@ def check_store(config: Config) -> None:
         elif os.path.exists(how.sqlite.filename_uri):
             path = urllib.parse.quote(how.sqlite.filename_uri)
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:
-                ((found,),) = database.execute("PRAGMA quick_check(1)").fetchall()
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
+                ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
 
 
 @contextlib.contextmanager
@@ -267,10 +267,10 @@ def read_json(artifact: Artifact | None, name: str, kind: type = dict) -> Any:
         return kind()
     try:
         with open(os.path.join(artifact.uri, name), encoding="utf-8") as file:
-            found = json.load(file)
+            tree = json.load(file)
     except (OSError, ValueError):
         return kind()
-    return found if isinstance(found, kind) else kind()
+    return tree if isinstance(tree, kind) else kind()
 
 
 def lineage(run: Run) -> Sequence[tuple[str, str, str]]:

@@ -75,9 +75,9 @@ def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
     return standing or folder, not standing
 
 
-def _output(run: Run, stage: str, key: str) -> Any:
-    found = run.stage(stage)
-    return found.output(key) if found else None
+def _output(run: Run, name: str, key: str) -> Any:
+    stage = run.stage(name)
+    return stage.output(key) if stage else None
 
 
 def render(summary: dict[str, Any], console: Console) -> None:
@@ -172,12 +172,12 @@ def _quality(overall: dict[str, float]) -> Table:
     return table
 
 
-def render_runs(found: Sequence[Run], outcomes: Sequence[dict[str, Any]], console: Console) -> None:
+def render_runs(runs: Sequence[Run], outcomes: Sequence[dict[str, Any]], console: Console) -> None:
     """One line per run: when, how it ended, what it measured, what it pushed."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("run", "state", "stages", "quality", "index recall", "pushed"):
         table.add_column(name)
-    for run, outcome in zip(found, outcomes, strict=True):
+    for run, outcome in zip(runs, outcomes, strict=True):
         overall = outcome["metrics"].get("overall", {})
         best = next((f"{name} {value:.4f}" for name, value in overall.items() if name.startswith("ndcg@")), "")
         executed = sum(s.state != "cached" for s in run.stages)

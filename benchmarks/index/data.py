@@ -92,13 +92,13 @@ def _two_tower(size: int, generator: np.random.Generator) -> tuple[np.ndarray, n
 
 def exact(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """[Q, k]: the rows with the highest inner products, best first."""
-    found = []
+    rows = []
     for part in np.array_split(queries, max(1, len(queries) * len(vectors) // 50_000_000)):
         scores = part @ vectors.T
         best = np.argpartition(scores, -k, axis=1)[:, -k:]
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
-        found.append(np.take_along_axis(best, order, axis=1))
-    return np.concatenate(found)
+        rows.append(np.take_along_axis(best, order, axis=1))
+    return np.concatenate(rows)
 
 
 def _normal(generator: np.random.Generator, count: int) -> np.ndarray:

@@ -264,8 +264,8 @@ class Usearch(System):
 
     def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
         self._index.expansion_search = effort[0]
-        found = self._index.search(queries, self.k, threads=self.threads)
-        return np.asarray(found.keys).reshape(len(queries), -1)
+        matches = self._index.search(queries, self.k, threads=self.threads)
+        return np.asarray(matches.keys).reshape(len(queries), -1)
 
     def bytes(self) -> int:
         return int(self._index.memory_usage)

@@ -60,9 +60,9 @@ def main(name: str, data: str, k: int, target: float, threads: int) -> None:
     for group in system.efforts():
         enough = False
         for effort in group:
-            found = recall(effort, slice(0, half), k)
-            tried.append((effort, found, float(np.median(milliseconds(effort, 1, _TRIED_CALLS)))))
-            enough = found >= target
+            share = recall(effort, slice(0, half), k)
+            tried.append((effort, share, float(np.median(milliseconds(effort, 1, _TRIED_CALLS)))))
+            enough = share >= target
             if enough:
                 break
         reached += enough

@@ -101,8 +101,8 @@ def _read(options: argparse.Namespace, protocol: str) -> Any:
 
     root = options.results.resolve() / protocol / "ours" / "runs"
     config = load(options.config, [f"output.root={root}"])
-    found = runs.read_runs(config, last=1) if root.exists() else []
-    transform = found[0].stage("Transform") if found else None
+    newest = runs.read_runs(config, last=1) if root.exists() else []
+    transform = newest[0].stage("Transform") if newest else None
     examples = transform.output("transformed_examples") if transform else None
     graph = transform.output("transform_graph") if transform else None
     if examples is None or graph is None:

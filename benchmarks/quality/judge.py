@@ -129,12 +129,12 @@ class Protocol:
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for seed, answers in recommended.groupby("seed"):
             for ranking, candidates in self._rankings().items():
-                found = self._checked(answers[answers["ranking"] == ranking], candidates, f"seed {seed}")
+                rankings = self._checked(answers[answers["ranking"] == ranking], candidates, f"seed {seed}")
                 for name, relevant in groups.items():
                     if relevant:
                         label = f"{name}, among cold items" if ranking == COLD else name
                         for words, some in {_EVERYBODY: relevant, **self._by_history(relevant)}.items():
-                            values = metrics.measure(found, some, self._popularity, len(self._items))
+                            values = metrics.measure(rankings, some, self._popularity, len(self._items))
                             measured.setdefault(label, {}).setdefault(words, []).append(values)
         seeds = recommended["seed"].nunique()
         queries = {name: len(relevant) for name, relevant in groups.items()}
@@ -179,9 +179,9 @@ class Protocol:
     def _checked(self, answers: pd.DataFrame, candidates: set[str], where: str) -> dict[str, list[str]]:
         """User → ranking, if every user has the items that were asked for."""
         ordered = answers.sort_values("rank", kind="stable")
-        found = ordered.groupby("user")["item"].agg(list).to_dict()
+        rankings = ordered.groupby("user")["item"].agg(list).to_dict()
         for user in self.relevant:
-            ranking, seen = found.get(user, []), self._seen.get(user, set())
+            ranking, seen = rankings.get(user, []), self._seen.get(user, set())
             wanted = min(metrics.DEPTH, len(candidates - seen))
             problem = None
             if len(ranking) != wanted:
@@ -194,7 +194,7 @@ class Protocol:
                 problem = f"got item {min(seen.intersection(ranking))!r} of their own history"
             if problem:
                 raise RefusedAnswerError(f"{self.name}, {where}: user {user!r} {problem}")
-        return found
+        return rankings
 
 
 def start(name: str, task: Path, output: Path, arguments: Sequence[str], root: Path) -> None:

@@ -42,8 +42,8 @@ class Carved:
         """User → different items of the test part which the history lacks; users who have none are left out."""
         seen = self.history.groupby("user")["item"].agg(set).to_dict()
         asked = self.test.groupby("user", sort=False)["item"].agg(set)
-        found = {user: items - seen.get(user, set()) for user, items in asked.items()}
-        return {user: items for user, items in found.items() if items}
+        relevant = {user: items - seen.get(user, set()) for user, items in asked.items()}
+        return {user: items for user, items in relevant.items() if items}
 
 
 def carve(table: pd.DataFrame, protocol: str, draw: int, share: float) -> Carved:

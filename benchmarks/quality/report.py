@@ -22,16 +22,16 @@ _SLICED = ("ndcg@10", "coverage@10", "novelty@10", "popular@10")
 
 def render(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], console: Console) -> None:
     """Prints one block a protocol, the best NDCG first."""
-    for protocol, found in _by_protocol(rows).items():
-        table = Table(title=_title(protocol, found), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for protocol, ranked in _by_protocol(rows).items():
+        table = Table(title=_title(protocol, ranked), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in _COLUMNS:
             table.add_column(column, justify="left" if column in ("system", "settings") else "right")
-        for row in found:
+        for row in ranked:
             table.add_row(*_cells(row))
         console.print(table)
-        if lines := _slice_lines(found):
+        if lines := _slice_lines(ranked):
             table = Table(title="by length of the history", title_justify="left", box=box.SIMPLE_HEAD)
-            for number, column in enumerate(_slice_columns(found)):
+            for number, column in enumerate(_slice_columns(ranked)):
                 table.add_column(column, justify="right" if number else "left")
             for line in lines:
                 table.add_row(*line)
@@ -43,11 +43,11 @@ def render(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], console
 def write(folder: Path, rows: Sequence[Row], failures: Mapping[tuple[str, str], str], about: Mapping[str, Any]) -> None:
     """Writes results.json and results.md."""
     lines = ["# Recommendation quality", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
-    for protocol, found in _by_protocol(rows).items():
-        lines += [f"## {_title(protocol, found)}", "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
-        lines += [*(_line(_cells(row)) for row in found), ""]
-        if sliced := _slice_lines(found):
-            columns = _slice_columns(found)
+    for protocol, ranked in _by_protocol(rows).items():
+        lines += [f"## {_title(protocol, ranked)}", "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+        lines += [*(_line(_cells(row)) for row in ranked), ""]
+        if sliced := _slice_lines(ranked):
+            columns = _slice_columns(ranked)
             lines += ["By length of the history:", "", _line(columns), _line(["---"] * len(columns))]
             lines += [*(_line(line) for line in sliced), ""]
     lines += [
@@ -62,10 +62,10 @@ def write(folder: Path, rows: Sequence[Row], failures: Mapping[tuple[str, str], 
 
 
 def _by_protocol(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    by_protocol: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.protocol, []).append(row)
-    return {key: sorted(of_one, key=lambda row: -row.mean["ndcg@10"]) for key, of_one in found.items()}
+        by_protocol.setdefault(row.protocol, []).append(row)
+    return {key: sorted(of_one, key=lambda row: -row.mean["ndcg@10"]) for key, of_one in by_protocol.items()}
 
 
 def _title(protocol: str, rows: Sequence[Row]) -> str:

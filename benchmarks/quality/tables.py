@@ -81,13 +81,13 @@ def _header(file: str) -> list[str]:
 
 
 def _ids(table: pa.Table, column: str) -> list[str | None]:
-    found = [value for chunk in table.column(column).chunks for value in columns.ids(chunk)]
-    return [None if value is None else value.decode() for value in found]
+    ids = [value for chunk in table.column(column).chunks for value in columns.ids(chunk)]
+    return [None if value is None else value.decode() for value in ids]
 
 
 def _content(items: pa.Table, config: Config) -> list[list[str]]:
     """Tokens of each item: the words of texts, and `column=value` of categories."""
-    found: list[list[str]] = [[] for _ in range(items.num_rows)]
+    content: list[list[str]] = [[] for _ in range(items.num_rows)]
     for feature in config.features.candidate:
         if feature.column in (config.tables.interactions.item, config.tables.items.id):
             continue
@@ -95,10 +95,10 @@ def _content(items: pa.Table, config: Config) -> list[list[str]]:
             continue
         separator = None if isinstance(feature, Text) else feature.separator
         values = [cell for chunk in items.column(feature.column).chunks for cell in columns.lists(chunk, separator)]
-        for tokens, cell in zip(found, values, strict=True):
+        for tokens, cell in zip(content, values, strict=True):
             texts = [value.decode() for value in cell or []]
             tokens += _words(texts) if isinstance(feature, Text) else [f"{feature.column}={text}" for text in texts]
-    return found
+    return content
 
 
 def _words(texts: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def tune(
                 break
         if time.process_time() > deadline:
             break
-    chosen = max(tried, key=lambda found: found["ndcg@10"])
+    chosen = max(tried, key=lambda trial: trial["ndcg@10"])
     return {key: value for key, value in chosen.items() if key != "ndcg@10"}, tried
 
 

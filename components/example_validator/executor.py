@@ -72,7 +72,7 @@ class Executor(stock.Executor):
         anomalies.split_names = artifact_utils.encode_split_names(splits)
         anomalies.span = statistics.span
         blessed: dict[str, int] = {}
-        found: dict[str, list[str]] = {}
+        splits_of: dict[str, list[str]] = {}
         for split in splits:
             result = self._Validate(
                 {
@@ -84,11 +84,11 @@ class Executor(stock.Executor):
             clean = not result.anomaly_info and not result.HasField("dataset_anomaly_info")
             blessed[split] = stock.BLESSED_VALUE if clean else stock.NOT_BLESSED_VALUE
             for words in in_words(result, schema):
-                found.setdefault(words, []).append(split)
+                splits_of.setdefault(words, []).append(split)
         anomalies.set_json_value_custom_property(stock.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
-        if found:
+        if splits_of:
             by_splits: dict[str, list[str]] = {}
-            for words, where in found.items():
+            for words, where in splits_of.items():
                 by_splits.setdefault(", ".join(where), []).append(words)
             sentences = ". ".join(f"anomalies in {where}: {'; '.join(words)}" for where, words in by_splits.items())
             raise UserError(f"{sentences}; correct the tables or the schema")

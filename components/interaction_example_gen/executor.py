@@ -307,10 +307,10 @@ class _Read(beam.DoFn):
         for column in wanted:
             by_name[column.name], faults[column.source] = columns.cells(batch, column)
         for by in slices:
-            by_name[SLICE_PREFIX + by.column], found = columns.slice_values(batch, by)
+            by_name[SLICE_PREFIX + by.column], wrong = columns.slice_values(batch, by)
             # A column that is a feature as well is wrong once, not twice.
-            faults[by.column] = faults.get(by.column) or found
-        return by_name, [p for name, found in faults.items() for p in self._report(name, found, part, first_row)]
+            faults[by.column] = faults.get(by.column) or wrong
+        return by_name, [p for name, wrong in faults.items() for p in self._report(name, wrong, part, first_row)]
 
 
 def _encoded(cells: dict[str, Sequence[Value]], rows: int) -> list[bytes]:
@@ -452,8 +452,8 @@ class _UniqueItems(beam.DoFn):
         self._id = settings.items.id
 
     def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[Any]:
-        item, found = element
-        features, *others = found
+        item, rows = element
+        features, *others = rows
         if others:
             yield _duplicate("items", self._id, item)
         yield item, None
@@ -469,9 +469,9 @@ class _Join(beam.DoFn):
         self._settings = settings
 
     def process(self, element: tuple[bytes, dict[str, Iterable[Any]]], catalogue: dict[bytes, None]) -> Iterator[Any]:
-        user, found = element
+        user, joined = element
         settings = self._settings
-        attributes, pieces = list(found["users"]), list(found["interactions"])
+        attributes, pieces = list(joined["users"]), list(joined["interactions"])
         if len(attributes) > 1:
             assert settings.users is not None
             yield _duplicate("users", settings.users.id, user)
@@ -551,7 +551,7 @@ class _Examples(beam.DoFn):
                 interactions.timestamp, interactions.item, codes, SPLITS.index(name), self._wanted.evaluation_history
             )
             own = (self._query(interactions, query) for query in asked)
-            yield from _written(name, (examples.example(about, slices, found) for found in own))
+            yield from _written(name, (examples.example(about, slices, of_query) for of_query in own))
 
     def _sequence(self, interactions: Interactions, codes: np.ndarray, places: np.ndarray) -> bytes:
         """Aligned lists of what belongs to each interaction."""
@@ -580,9 +580,9 @@ class _Examples(beam.DoFn):
         return examples.features(own)
 
 
-def _written(split: str, found: Iterable[bytes]) -> Iterator[Any]:
+def _written(split: str, serialized: Iterable[bytes]) -> Iterator[Any]:
     count = 0
-    for example in found:
+    for example in serialized:
         yield beam.pvalue.TaggedOutput(split, example)
         count += 1
     yield _count(f"examples_{split}", count)
@@ -637,8 +637,8 @@ def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) ->
     )
 
 
-def _fraction_cutoffs(found: tuple[np.ndarray, np.ndarray] | None, split: TemporalSplit) -> Cutoffs | None:
-    return None if found is None else histories.fraction_cutoffs(*found, split)
+def _fraction_cutoffs(histogram: tuple[np.ndarray, np.ndarray] | None, split: TemporalSplit) -> Cutoffs | None:
+    return None if histogram is None else histories.fraction_cutoffs(*histogram, split)
 
 
 def _count(name: str, count: int = 1) -> beam.pvalue.TaggedOutput:

@@ -58,11 +58,11 @@ def infer(
     """
     schema = schema_pb2.Schema()
     seen: dict[str, set[str]] = {}
-    for split, found in statistics.items():
-        here = seen[split] = {feature.path.step[0] for dataset in found.datasets for feature in dataset.features}
+    for split, stats in statistics.items():
+        here = seen[split] = {feature.path.step[0] for dataset in stats.datasets for feature in dataset.features}
         # TFDV would take what belongs to other splits alone for gone, and deprecate it.
         part, others = schemas.divided(schema, lambda feature: feature.name in here)  # noqa: B023 (called at once)
-        schema = tfdv.update_schema(part, found)
+        schema = tfdv.update_schema(part, stats)
         schema.feature.extend(others)
     for feature in (features.history, features.history_age):
         # The pipeline writes them: nobody need have a history.

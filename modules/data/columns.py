@@ -55,11 +55,11 @@ class Fault(NamedTuple):
 def ids(column: pa.Array) -> list[bytes | None]:
     """Ids as strings: 12, 12.0 and "12" are the same id; None for a missing or empty one."""
     column = plain(column)
-    found = texts(column)
+    strings = texts(column)
     if is_text(column.type):
         # A column of whole numbers with gaps is written to CSV as 12.0 by pandas.
-        return [text[:-2] if text and text.endswith(b".0") and text[:-2].isdigit() else text for text in found]
-    return found
+        return [text[:-2] if text and text.endswith(b".0") and text[:-2].isdigit() else text for text in strings]
+    return strings
 
 
 def texts(column: pa.Array) -> list[bytes | None]:
@@ -94,25 +94,25 @@ def lists(column: pa.Array, separator: str | None) -> list[list[bytes] | None]:
 
 def numbers(column: pa.Array) -> tuple[np.ndarray, list[Fault]]:
     """Cells as float64 [N] that are finite in float32, NaN where missing; and those that are no such numbers."""
-    found, wrong = _floats(column)
+    floats, wrong = _floats(column)
     faults = _faults(column, wrong, "are not numbers", "correct them, or describe the column with another encoding")
     with np.errstate(over="ignore"):
-        infinite = np.isinf(found.astype(np.float32))
+        infinite = np.isinf(floats.astype(np.float32))
     faults += _faults(
         column, infinite, "are infinite or too large for 32 bits", "write finite numbers, or leave those cells empty"
     )
-    return np.where(infinite, np.nan, found), faults
+    return np.where(infinite, np.nan, floats), faults
 
 
 def weights(column: pa.Array) -> tuple[np.ndarray, list[Fault]]:
     """Weights of interactions, float32 [N], 0 where there is none; and cells that are none, missing ones included."""
-    found, faults = numbers(column)
-    told = _any(faults, len(found))
-    faults += _faults(column, np.isnan(found) & ~told, "are missing (NaN or empty)", "write a weight into every row")
-    impossible = (found < 0) | ((found != 0) & (np.abs(found) < _LEAST_WEIGHT)) | (found > _MOST_WEIGHT)
+    values, faults = numbers(column)
+    told = _any(faults, len(values))
+    faults += _faults(column, np.isnan(values) & ~told, "are missing (NaN or empty)", "write a weight into every row")
+    impossible = (values < 0) | ((values != 0) & (np.abs(values) < _LEAST_WEIGHT)) | (values > _MOST_WEIGHT)
     what = f"are no weights, which are 0 or from {_LEAST_WEIGHT:g} to {_MOST_WEIGHT:g}"
     faults += _faults(column, impossible, what, "correct them")
-    return np.where(_any(faults, len(found)), 0, found).astype(np.float32), faults
+    return np.where(_any(faults, len(values)), 0, values).astype(np.float32), faults
 
 
 def seconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
@@ -143,17 +143,17 @@ def seconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
 
 def moments(column: pa.Array) -> tuple[np.ndarray, list[Fault]]:
     """Times of interactions in seconds since 1970, int64 [N]; and cells that are none, missing ones included."""
-    found, missing, faults = seconds(column)
-    told = _any(faults, len(found))
+    times, missing, faults = seconds(column)
+    told = _any(faults, len(times))
     faults += _faults(
         column, missing & ~told, "are missing (NaN or empty)", "write the time of every interaction, or remove the row"
     )
-    impossible = (found < 0) | (found > _LATEST)
+    impossible = (times < 0) | (times > _LATEST)
     faults += _faults(
         column, impossible, "are before 1970 or after 2099, when no interaction happened",
         "correct or remove those rows, and divide milliseconds by 1000",
     )  # fmt: skip
-    return np.where(missing | impossible, 0, found), faults
+    return np.where(missing | impossible, 0, times), faults
 
 
 def cells(batch: pa.RecordBatch, column: Column) -> tuple[Sequence[Value], list[Fault]]:
@@ -162,8 +162,8 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[Sequence[Value], list[
     if column.kind == "string":
         return (lists(array, column.separator) if column.multivalued else texts(array)), []
     if column.kind == "float32":
-        found, faults = numbers(array)
-        return [None if math.isnan(value) else value for value in found.tolist()], faults
+        values, faults = numbers(array)
+        return [None if math.isnan(value) else value for value in values.tolist()], faults
     times, missing, faults = seconds(array)
     return [None if gone else time for time, gone in zip(times.tolist(), missing, strict=True)], faults
 
@@ -174,8 +174,8 @@ def slice_values(batch: pa.RecordBatch, by: Slice) -> tuple[list[list[bytes]], l
     if by.boundaries is None:
         return [cell or [UNKNOWN] for cell in lists(array, None)], []
     name = ranges(by.boundaries)
-    found, faults = numbers(array)
-    return [[UNKNOWN if math.isnan(value) else name(value)] for value in found.tolist()], faults
+    values, faults = numbers(array)
+    return [[UNKNOWN if math.isnan(value) else name(value)] for value in values.tolist()], faults
 
 
 def ranges(boundaries: Sequence[float]) -> Callable[[float], bytes]:
@@ -208,20 +208,20 @@ def _floats(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Cells as float64 [N], NaN where there is no number; and where there is something that is none, bool [N]."""
     column = plain(column)
     if not is_text(column.type):
-        found = column.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy(zero_copy_only=False)
-        return found, np.zeros(len(found), bool)
+        floats = column.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy(zero_copy_only=False)
+        return floats, np.zeros(len(floats), bool)
     cells = pd.Series(_strings(column), dtype=object)
-    found = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    wrong = np.isnan(found)
+    floats = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    wrong = np.isnan(floats)
     wrong[wrong] = [not _is_missing(cell) for cell in cells[wrong]]
-    return found, wrong
+    return floats, wrong
 
 
 def _parsed_seconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """As `_floats`, of seconds: the texts are numbers, or dates and times in ISO 8601."""
-    found, wrong = _floats(column)
+    floats, wrong = _floats(column)
     if not wrong.any():
-        return found, wrong
+        return floats, wrong
     rest = np.flatnonzero(wrong)
     cells = pd.Series(_strings(column.take(pa.array(rest))), dtype=object)
     # Pandas takes words such as "now" for times, too.
@@ -229,10 +229,10 @@ def _parsed_seconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     times = pd.to_datetime(cells.where(dated), utc=True, errors="coerce", format="ISO8601")
     parsed = times.notna().to_numpy()
     since = (times[parsed] - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
-    found[rest[parsed]] = since.to_numpy(np.float64)
+    floats[rest[parsed]] = since.to_numpy(np.float64)
     for row in np.flatnonzero(dated & ~parsed):
-        found[rest[row]] = _far_seconds(cells[row])
-    return found, wrong & np.isnan(found)
+        floats[rest[row]] = _far_seconds(cells[row])
+    return floats, wrong & np.isnan(floats)
 
 
 def _far_seconds(text: str) -> float:

@@ -83,22 +83,22 @@ def features(cells: Iterable[tuple[str, Value | Sequence[bytes] | np.ndarray]]) 
     import tensorflow as tf
 
     message = tf.train.Features()
-    for key, found in cells:
-        if found is None or (not isinstance(found, (int, float)) and len(found) == 0):
+    for key, value in cells:
+        if value is None or (not isinstance(value, (int, float)) and len(value) == 0):
             continue
         feature = message.feature[key]
-        if isinstance(found, bytes):
-            feature.bytes_list.value.append(found)
-        elif isinstance(found, int):
-            feature.int64_list.value.append(found)
-        elif isinstance(found, float):
-            feature.float_list.value.append(found)
-        elif isinstance(found, np.ndarray) and found.dtype.kind == "f":
-            feature.float_list.value.extend(found.tolist())
-        elif isinstance(found, np.ndarray) and found.dtype.kind in "iu":
-            feature.int64_list.value.extend(found.tolist())
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        elif isinstance(value, int):
+            feature.int64_list.value.append(value)
+        elif isinstance(value, float):
+            feature.float_list.value.append(value)
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            feature.float_list.value.extend(value.tolist())
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            feature.int64_list.value.extend(value.tolist())
         else:
-            feature.bytes_list.value.extend(found)
+            feature.bytes_list.value.extend(value)
     # Map keys come in the order of their hashes otherwise; the same tables shall give the same bytes.
     return message.SerializeToString(deterministic=True)
 

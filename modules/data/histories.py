@@ -152,8 +152,8 @@ def sequence(split: np.ndarray, max_length: int | None = None) -> np.ndarray:
     Returns:
         Positions of the train and validation interactions, oldest first, [M] int64.
     """
-    found = np.flatnonzero(split <= _VALIDATION)
-    return found if max_length is None else found[max(0, len(found) - max_length) :]
+    places = np.flatnonzero(split <= _VALIDATION)
+    return places if max_length is None else places[max(0, len(places) - max_length) :]
 
 
 class Query(NamedTuple):
@@ -223,9 +223,9 @@ def ages(times: np.ndarray, starts: np.ndarray) -> np.ndarray:
     Returns:
         float32 [T]; NaN at the first place of a sequence, which has no history.
     """
-    found = np.maximum(np.diff(times, prepend=times[:1]), 0).astype(np.float32)
-    found[starts[starts < len(times)]] = np.nan
-    return found
+    seconds = np.maximum(np.diff(times, prepend=times[:1]), 0).astype(np.float32)
+    seconds[starts[starts < len(times)]] = np.nan
+    return seconds
 
 
 def _uniform(user: bytes, interactions: Interactions, split: RandomSplit) -> np.ndarray:

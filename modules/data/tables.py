@@ -269,19 +269,19 @@ def files(table: str, path: str, key: str | None = None) -> list[str]:
     """
     key = key or f"tables.{table}.path"
     if _is_remote(path):
-        found = [metadata.path for metadata in _match(path)]
+        paths = [metadata.path for metadata in _match(path)]
     elif os.path.isdir(path):
         raise UserError(f"{key}: {path} is a folder; name its files, for instance {os.path.join(path, '*.parquet')}")
     else:
-        found = [path] if os.path.exists(path) else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
-    if not found:
+        paths = [path] if os.path.exists(path) else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
+    if not paths:
         raise UserError(f"{key}: there is no file {path}; correct the path or put the table there")
-    for file in found:
+    for file in paths:
         if not file.lower().endswith((*_CSV, *_PARQUET)):
             raise UserError(
                 f"{key}: {file} is neither Parquet nor CSV; name files that end in .parquet, .csv or .csv.gz"
             )
-    return sorted(found)
+    return sorted(paths)
 
 
 class TableError(UserError):
@@ -665,13 +665,13 @@ def _why(error: Exception) -> tuple[str, str]:
 def _table_of(key: str, column: str, schemas: dict[str, _Schema]) -> str:
     """interactions or users, whichever has the column."""
     looked = [schemas[table] for table in ("interactions", "users") if table in schemas]
-    found = [schema for schema in looked if column in schema.columns.names]
-    if not found:
+    matching = [schema for schema in looked if column in schema.columns.names]
+    if not matching:
         places = "; ".join(f"{schema.table} ({schema.path}) has {_names(schema.columns.names)}" for schema in looked)
         raise UserError(f"{key}: no table has a column {column!r} ({places}); correct the name or add the column")
-    if len(found) > 1:
+    if len(matching) > 1:
         raise UserError(f"{key}: both interactions and users have a column {column!r}; rename one of them")
-    return found[0].table
+    return matching[0].table
 
 
 def _refuse_twice(key: str, column: str, taken: Collection[str | None]) -> None:

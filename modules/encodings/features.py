@@ -18,10 +18,10 @@ from modules.encodings.vocabulary import Vocabulary
 from modules.settings.base import ColumnName, Settings
 
 
-def _found() -> tuple[type[Encoding], ...]:
+def _encodings() -> tuple[type[Encoding], ...]:
     """The encodings of this folder's files, by name: classes whose `encoding` is one word."""
     kinds: dict[str, type[Encoding]] = {}
-    for name in sorted(found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)])):
+    for name in sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])):
         # This file is being imported, and this one needs TensorFlow.
         if name in ("features", "values"):
             continue
@@ -33,7 +33,7 @@ def _found() -> tuple[type[Encoding], ...]:
     return tuple(kinds[word] for word in sorted(kinds))
 
 
-ENCODINGS = _found()
+ENCODINGS = _encodings()
 
 if TYPE_CHECKING:
     Feature = Encoding

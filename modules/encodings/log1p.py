@@ -28,6 +28,6 @@ class Log1p(Encoding):
 
         from modules.encodings.values import numbers, scalar
 
-        found = numbers(raw)
-        doubles = tf.cast(tf.maximum(found.values, 0.0), tf.float64)
-        return (tf.cast(scalar(found.with_values(tf.math.log1p(doubles)), 0.0), tf.float32),)
+        amounts = numbers(raw)
+        doubles = tf.cast(tf.maximum(amounts.values, 0.0), tf.float64)
+        return (tf.cast(scalar(amounts.with_values(tf.math.log1p(doubles)), 0.0), tf.float32),)

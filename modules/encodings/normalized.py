@@ -31,17 +31,17 @@ class Normalized(Encoding):
 
         from modules.encodings.values import numbers
 
-        found = tf.cast(numbers(raw).values, tf.float64)
-        return tft.mean(found), tf.sqrt(tft.var(found))
+        values = tf.cast(numbers(raw).values, tf.float64)
+        return tft.mean(values), tf.sqrt(tft.var(values))
 
     def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 
         from modules.encodings.values import numbers, scalar
 
-        found = numbers(raw)
+        sparse = numbers(raw)
         mean, deviation = learned
-        centred = tf.cast(found.values, tf.float64) - mean
+        centred = tf.cast(sparse.values, tf.float64) - mean
         # A number that is the same everywhere says nothing.
         scaled = tf.where(deviation > 0, centred / tf.where(deviation > 0, deviation, 1.0), tf.zeros_like(centred))
-        return (tf.cast(scalar(found.with_values(scaled), 0.0), tf.float32),)
+        return (tf.cast(scalar(sparse.with_values(scaled), 0.0), tf.float32),)

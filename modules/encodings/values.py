@@ -44,8 +44,8 @@ def numbers(values: tf.SparseTensor) -> tf.SparseTensor:
     """The first value of each row as float32, without NaN."""
     shape = tf.stack([values.dense_shape[0], tf.constant(1, tf.int64)])
     first = tf.sparse.slice(values, [0, 0], shape)
-    found = tf.cast(first.values, tf.float32)
-    return tf.sparse.retain(tf.SparseTensor(first.indices, found, shape), ~tf.math.is_nan(found))
+    floats = tf.cast(first.values, tf.float32)
+    return tf.sparse.retain(tf.SparseTensor(first.indices, floats, shape), ~tf.math.is_nan(floats))
 
 
 def lists(values: tf.SparseTensor, length: int) -> tf.Tensor:
@@ -64,12 +64,12 @@ def threshold(min_count: int) -> int | None:
     return min_count if min_count > 1 else None
 
 
-def quantiles(found: tf.SparseTensor, buckets: int) -> tf.Tensor:
+def quantiles(sparse: tf.SparseTensor, buckets: int) -> tf.Tensor:
     """[buckets − 1] boundaries learned from the training period."""
-    return tf.reshape(tft.quantiles(found.values, buckets, epsilon=_QUANTILE_ERROR), [-1])
+    return tf.reshape(tft.quantiles(sparse.values, buckets, epsilon=_QUANTILE_ERROR), [-1])
 
 
-def bucket(found: tf.SparseTensor, boundaries: Any) -> tf.Tensor:
+def bucket(sparse: tf.SparseTensor, boundaries: Any) -> tf.Tensor:
     """[B] ids: 0 missing, then 1 + the number of boundaries that are not above the value."""
-    above = tf.searchsorted(tf.cast(boundaries, tf.float32), found.values, side="right", out_type=tf.int64)
-    return scalar(found.with_values(above + 1), 0)
+    above = tf.searchsorted(tf.cast(boundaries, tf.float32), sparse.values, side="right", out_type=tf.int64)
+    return scalar(sparse.with_values(above + 1), 0)

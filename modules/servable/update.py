@@ -77,13 +77,13 @@ class NewItems:
             UserError: A file cannot be read, a row has no id or one that came before, or a value has the wrong type.
         """
         wanted: list[Column] = [*plan.items, *plan.returned]
-        found: dict[str, bytes] = {}
+        by_id: dict[str, bytes] = {}
         for file, batch in rows.batches("items", path, [id_column, *wanted], _ADD):
             for item_id, example in _examples(batch, id_column, wanted, file):
-                if item_id in found:
+                if item_id in by_id:
                     raise UserError(f"{_ADD}: {file}: item {item_id!r} is there twice; keep one of its rows")
-                found[item_id] = example
-        return cls(found)
+                by_id[item_id] = example
+        return cls(by_id)
 
 
 def update(
@@ -226,12 +226,12 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
     # The id is an id, whatever encoding reads it: 12 and 12.0 are the same.
     ids = columns.ids(batch.column(id_column))
     cells[wanted[0].name] = ids
-    found = []
+    items = []
     for item_id, *row in zip(ids, *cells.values(), strict=True):
         if item_id is None:
             raise UserError(f"{_ADD}: {file}: a row has no {id_column}; give every item an id")
-        found.append((item_id.decode(), examples.example(examples.features(zip(cells, row, strict=True)))))
-    return found
+        items.append((item_id.decode(), examples.example(examples.features(zip(cells, row, strict=True)))))
+    return items
 
 
 def _embedded(

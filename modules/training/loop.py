@@ -287,8 +287,8 @@ class _Run:
         self._blend = Blend.of(self._ranker, tower, candidates, self._blend)
         if len(self._epochs) % _CALIBRATE_EVERY == 0:
             assert self._start.weights is not None
-            found = coordinate_ascent(self._blend.measure, self._start.weights, self._blend.weights_in_use, rounds=1)
-            tower.blend, measured = found.weights, found.measured
+            ascent = coordinate_ascent(self._blend.measure, self._start.weights, self._blend.weights_in_use, rounds=1)
+            tower.blend, measured = ascent.weights, ascent.measured
         else:
             measured = self._blend.measure(tower.blend)
         return float(measured.ndcg.mean()), float(measured.recall.mean()), self._factorized_top_k(candidates)

@@ -85,13 +85,13 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, list[str]]:
     Raises:
         UserError: One has no `=`.
     """
-    found: dict[str, list[str]] = {}
+    by_column: dict[str, list[str]] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise UserError(f"{option} {text!r}: expected column=value")
-        found.setdefault(key, []).append(value)
-    return found
+        by_column.setdefault(key, []).append(value)
+    return by_column
 
 
 def single(texts: Sequence[str], option: str) -> dict[str, str]:
@@ -100,11 +100,11 @@ def single(texts: Sequence[str], option: str) -> dict[str, str]:
     Raises:
         UserError: A name is given twice.
     """
-    found = pairs(texts, option)
-    for name, values in found.items():
+    by_name = pairs(texts, option)
+    for name, values in by_name.items():
         if len(values) > 1:
             raise UserError(f"{option} {name} is given {len(values)} times; keep one")
-    return {name: value for name, (value,) in found.items()}
+    return {name: value for name, (value,) in by_name.items()}
 
 
 def listed(text: str) -> list[str]:

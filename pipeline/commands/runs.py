@@ -19,12 +19,12 @@ def runs(common: Common, run: str | None, last: int) -> int:
 
     config = common.load()
     if run is None:
-        found = runs.read_runs(config, last=last)
-        outcomes = [summary.summarize(config, each) for each in found]
+        newest = runs.read_runs(config, last=last)
+        outcomes = [summary.summarize(config, each) for each in newest]
         if common.json:
             common.answer(outcomes)
         else:
-            summary.render_runs(found, outcomes, terminal.console())
+            summary.render_runs(newest, outcomes, terminal.console())
         return 0
     chosen = runs.read_runs(config, last=1) if run == "last" else [runs.read_run(config, run)]
     if not chosen:

@@ -93,20 +93,20 @@ class Model:
 
     def refresh(self) -> None:
         """Looks at the folder once: loads what the policy wants, then lets go of what it no longer wants."""
-        found = self._found()
-        if found is None:
+        folders = self._folders()
+        if folders is None:
             return
         for number, before in list(self._refused.items()):
-            if number not in found or _fingerprint(found[number]) != before:
+            if number not in folders or _fingerprint(folders[number]) != before:
                 del self._refused[number]
         while True:
-            wanted = self._wanted(found.keys() - self._refused.keys())
+            wanted = self._wanted(folders.keys() - self._refused.keys())
             missing = wanted - self._serving.keys()
             if not missing:
                 break
-            self._load(max(missing), found[max(missing)])
+            self._load(max(missing), folders[max(missing)])
         # When nothing that is wanted can be loaded, the old version goes on, unless its owner emptied the folder.
-        if wanted or not found:
+        if wanted or not folders:
             for number in self._serving.keys() - wanted:
                 self._unload(number)
 
@@ -114,7 +114,7 @@ class Model:
         for number in list(self._serving):
             self._unload(number)
 
-    def _found(self) -> dict[int, str] | None:
+    def _folders(self) -> dict[int, str] | None:
         """Version → folder; None when the folder cannot be listed, which may pass."""
         base = self.config.base_path
         try:
@@ -128,20 +128,20 @@ class Model:
         numbers = ((name, int(name)) for name in names if name.isascii() and name.isdigit())
         return {number: os.path.join(base, name) for name, number in numbers if number <= MAX_VERSION}
 
-    def _wanted(self, found: Collection[int]) -> set[int]:
+    def _wanted(self, versions: Collection[int]) -> set[int]:
         """The versions that the policy asks for, of those that are there."""
         policy = self.config.model_version_policy
         choice = policy.WhichOneof("policy_choice")
         if choice == "all":
-            return set(found)
+            return set(versions)
         if choice == "specific":
             asked = set(policy.specific.versions)
-            missing = asked - set(found)
+            missing = asked - set(versions)
             for number in missing - self._missing:
                 LOG.warning("%s: version %d is asked for, but not there", self.config.name, number)
             self._missing = missing
-            return asked & set(found)
-        return set(sorted(found, reverse=True)[: max(policy.latest.num_versions, 1)])
+            return asked & set(versions)
+        return set(sorted(versions, reverse=True)[: max(policy.latest.num_versions, 1)])
 
     def _load(self, number: int, path: str) -> None:
         self._set_state(number, State.LOADING)

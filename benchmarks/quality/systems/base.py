@@ -35,10 +35,10 @@ class Queries:
         values = [np.arange(n, 0, -1, dtype=np.float32) ** -exponent for n in lengths]
         rows = np.repeat(np.arange(len(lengths)), lengths)
         taken = (np.concatenate([*values, []]), (rows, np.concatenate([*self.history, np.zeros(0, np.int64)])))
-        found = sp.csr_matrix(taken, shape=(len(lengths), items), dtype=np.float32)
+        matrix = sp.csr_matrix(taken, shape=(len(lengths), items), dtype=np.float32)
         # An item with two interactions weighs as its newest time, at most 1.
-        found.data = np.minimum(found.data, 1)
-        return found
+        matrix.data = np.minimum(matrix.data, 1)
+        return matrix
 
     def take(self, rows: slice) -> Queries:
         return Queries(self.user[rows], self.history[rows], self.timestamp[rows])
@@ -78,11 +78,11 @@ class Data:
     @cached_property
     def matrix(self) -> sp.csr_matrix:
         """[users, items] float32, 1 where there was an interaction."""
-        found = sp.csr_matrix(
+        matrix = sp.csr_matrix(
             (np.ones(len(self.user), np.float32), (self.user, self.item)), shape=(len(self.users), len(self.items))
         )
-        found.data[:] = 1
-        return found
+        matrix.data[:] = 1
+        return matrix
 
     @cached_property
     def popularity(self) -> np.ndarray:

@@ -74,8 +74,8 @@ def by_history(weights: np.ndarray | sp.csr_matrix, recency: float = 0.0) -> Sco
     """Scores = the history's weights [Q, I] times an item-item matrix [I, I]."""
 
     def score(queries: Queries) -> np.ndarray:
-        found = queries.weights(weights.shape[0], recency) @ weights
-        return found.toarray() if sp.issparse(found) else np.asarray(found)
+        scores = queries.weights(weights.shape[0], recency) @ weights
+        return scores.toarray() if sp.issparse(scores) else np.asarray(scores)
 
     return score
 

@@ -83,10 +83,10 @@ def _score(model: object, data: Data) -> Score:
         histories = [np.asarray(h)[np.isin(h, known)] for h in queries.history]
         asked = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
         if len(asked):
-            found = model.recommend(  # type: ignore[attr-defined]
+            ranked = model.recommend(  # type: ignore[attr-defined]
                 users=np.unique(asked), dataset=_dataset(asked, np.concatenate(histories)), k=DEPTH, filter_viewed=True
             )
-            scores[found["user_id"], found["item_id"]] = found["score"]
+            scores[ranked["user_id"], ranked["item_id"]] = ranked["score"]
         return scores
 
     return score
