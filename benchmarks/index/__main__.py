@@ -34,8 +34,13 @@ class Worker:
     def __init__(self, name: str, file: str, arguments: argparse.Namespace) -> None:
         python = arguments.bench_python if SYSTEMS[name].in_bench_environment else sys.executable
         command = [python, "-m", "benchmarks.index.worker", name, file, str(arguments.k), str(arguments.target)]
+        command.append(str(arguments.threads))
+        if arguments.partitions is not None:
+            command += ["--partitions", str(arguments.partitions)]
+        if arguments.spherical:
+            command.append("--spherical")
         self._process = subprocess.Popen(
-            [*command, str(arguments.threads)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not arguments.verbose else None,
@@ -154,6 +159,8 @@ def main() -> None:
     parser.add_argument("--bench-python", default=str(_ROOT / ".venv-bench" / "bin" / "python"), metavar="PYTHON",
                         help="interpreter that has faiss, hnswlib and usearch (default .venv-bench)")  # fmt: skip
     parser.add_argument("--output", default=str(_ROOT / "bench-results" / "index"), metavar="FOLDER")
+    parser.add_argument("--partitions", type=int, metavar="N",
+                        help="of every system that has them (default 2 √items)")  # fmt: skip
     parser.add_argument("--spherical", action="store_true", help="ScaNN's partitions are of directions, not of places")
     parser.add_argument("--verbose", action="store_true", help="show what the workers write")
     arguments = parser.parse_args()
@@ -167,10 +174,10 @@ def main() -> None:
         sizes = [_number(text) for text in arguments.sizes.split(",")]
     except ValueError:
         parser.error(f"--sizes {arguments.sizes}: expected numbers such as 100k,1M")
+    if arguments.partitions is not None and arguments.partitions < 1:
+        parser.error(f"--partitions {arguments.partitions}: expected a number from 1")
     if any(SYSTEMS[s].in_bench_environment for s in arguments.systems) and not os.path.exists(arguments.bench_python):
         parser.error(f"{arguments.bench_python} does not exist: make bench-setup, or choose --systems without peers")
-    # The workers read it.
-    os.environ["TWOTOWER_SPHERICAL"] = str(int(arguments.spherical))
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

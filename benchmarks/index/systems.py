@@ -21,10 +21,23 @@ class System(abc.ABC):
     in_bench_environment = False
     """Whether its library is installed beside the pipeline or among the benchmarks' peers."""
 
-    def __init__(self, vectors: np.ndarray, k: int, threads: int) -> None:
+    def __init__(
+        self, vectors: np.ndarray, k: int, threads: int, partitions: int | None = None, spherical: bool = False
+    ) -> None:
+        """Builds it.
+
+        Args:
+            vectors: [C, D].
+            k: Number of rows that a search answers.
+            threads: Of a search.
+            partitions: Leaves of ScaNN's tree, in all systems that search one; None chooses by the number of vectors.
+            spherical: Whether ScaNN's partitions are of directions.
+        """
         self.size, self.dimension = vectors.shape
         self.k = k
         self.threads = threads
+        self.partitions = min(partitions or round(2 * self.size**0.5), self.size)
+        self.spherical = spherical
         self.build(vectors)
 
     @abc.abstractmethod
@@ -83,24 +96,13 @@ class BruteForce(_TensorFlow):
         yield [(1, 1)]
 
 
-def partitions(size: int) -> int:
-    """Leaves of ScaNN's tree, in all systems that search one; $TWOTOWER_PARTITIONS overrides."""
-    return min(int(os.environ.get("TWOTOWER_PARTITIONS", 0)) or round(2 * size**0.5), size)
-
-
-def spherical() -> bool:
-    """Whether ScaNN's partitions are of directions."""
-    return os.environ.get("TWOTOWER_SPHERICAL") == "1"
-
-
-def _train_tree(vectors: np.ndarray) -> Any:
+def _train_tree(vectors: np.ndarray, partitions: int, spherical: bool) -> Any:
     from modules.retrieval.scann import train_scann
 
-    return train_scann(vectors, "tree", partitions=partitions(len(vectors)), spherical=spherical())
+    return train_scann(vectors, "tree", partitions=partitions, spherical=spherical)
 
 
-def _tree_efforts(size: int, k: int) -> Efforts:
-    leaves = partitions(size)
+def _tree_efforts(leaves: int, k: int) -> Efforts:
     searched = max(2, leaves // 512)
     while searched < leaves:
         yield [(searched, factor * k) for factor in (1, 2, 4, 8, 16)]
@@ -112,11 +114,11 @@ class Stock(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
         from modules.retrieval.tree import Tree
 
-        self._trace(Tree(vectors, _train_tree(vectors).partitions))
+        self._trace(Tree(vectors, _train_tree(vectors, self.partitions, self.spherical).partitions))
 
     def efforts(self) -> Efforts:
         # It scores exactly at once: there is nothing to reorder.
-        return ([efforts[0]] for efforts in _tree_efforts(self.size, self.k))
+        return ([efforts[0]] for efforts in _tree_efforts(self.partitions, self.k))
 
 
 class ScannOp(_TensorFlow):
@@ -124,10 +126,10 @@ class ScannOp(_TensorFlow):
         from modules.retrieval.scann import Scann
         from modules.retrieval.top_k import SearchParameters
 
-        self._trace(Scann(_train_tree(vectors), SearchParameters()))
+        self._trace(Scann(_train_tree(vectors, self.partitions, self.spherical), SearchParameters()))
 
     def efforts(self) -> Efforts:
-        return _tree_efforts(self.size, self.k)
+        return _tree_efforts(self.partitions, self.k)
 
 
 class ScannPybind(System):
@@ -137,11 +139,11 @@ class ScannPybind(System):
         from modules.retrieval.scann import hashing_settings, tree_settings
 
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product")
-        builder = builder.tree(**tree_settings(len(vectors), partitions(len(vectors))), spherical=spherical())
+        builder = builder.tree(**tree_settings(len(vectors), self.partitions), spherical=self.spherical)
         self._searcher = builder.score_ah(**hashing_settings(2)).reorder(self.k).build()
 
     def efforts(self) -> Efforts:
-        return _tree_efforts(self.size, self.k)
+        return _tree_efforts(self.partitions, self.k)
 
     def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
         leaves, reorder = effort
@@ -163,7 +165,7 @@ class FaissIvfPq(System):
         import faiss
 
         faiss.omp_set_num_threads(os.cpu_count() or 1)
-        leaves, blocks = partitions(len(vectors)), self.dimension // 2
+        leaves, blocks = self.partitions, self.dimension // 2
         self._index = faiss.index_factory(
             self.dimension, f"IVF{leaves},PQ{blocks}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT
         )
@@ -174,7 +176,7 @@ class FaissIvfPq(System):
         faiss.omp_set_num_threads(self.threads)
 
     def efforts(self) -> Efforts:
-        return _tree_efforts(self.size, self.k)
+        return _tree_efforts(self.partitions, self.k)
 
     def search(self, queries: np.ndarray, effort: Effort) -> np.ndarray:
         import faiss

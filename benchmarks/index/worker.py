@@ -1,12 +1,13 @@
 """A process with one system: builds it, finds the effort for a recall, and is timed whenever it is asked to.
 
-    python -m benchmarks.index.worker <system> <data.npz> <k> <target> <threads>
+    python -m benchmarks.index.worker <system> <data.npz> <k> <target> <threads> [--partitions N] [--spherical]
 
 Answers are lines of JSON on standard output: first what was built, then one for each line `<batch> <calls>` it reads.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -19,7 +20,9 @@ _TRIED_CALLS = 15
 _FIRST = 5000
 
 
-def main(name: str, data: str, k: int, target: float, threads: int) -> None:
+def main(
+    name: str, data: str, k: int, target: float, threads: int, partitions: int | None = None, spherical: bool = False
+) -> None:
     # TensorFlow and OpenMP read these when they start.
     os.environ.update(OMP_NUM_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="3", TF_NUM_INTEROP_THREADS=str(threads))
     # Threads that wait give way: whatever else the machine does shall not be measured.
@@ -33,9 +36,9 @@ def main(name: str, data: str, k: int, target: float, threads: int) -> None:
     vectors, queries, best = arrays["vectors"], arrays["queries"], arrays["best"][:, :k]
     half = len(queries) // 2
     # Loads the library, which is no part of a build.
-    SYSTEMS[name](vectors[:_FIRST], k, threads)
+    SYSTEMS[name](vectors[:_FIRST], k, threads, partitions, spherical)
     started = time.perf_counter()
-    system = SYSTEMS[name](vectors, k, threads)
+    system = SYSTEMS[name](vectors, k, threads, partitions, spherical)
     build_seconds = time.perf_counter() - started
     # Several processes hold as many copies.
     del vectors
@@ -90,4 +93,9 @@ def main(name: str, data: str, k: int, target: float, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.index.worker")
+    for argument, kind in (("name", str), ("data", str), ("k", int), ("target", float), ("threads", int)):
+        parser.add_argument(argument, type=kind)
+    parser.add_argument("--partitions", type=int)
+    parser.add_argument("--spherical", action="store_true")
+    main(**vars(parser.parse_args()))

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.index import __main__ as command
 from benchmarks.index import data
 from benchmarks.index.__main__ import _ROOT, Worker, main
+from benchmarks.index.systems import SYSTEMS
+from modules.retrieval import scann
 
 
 def test_exact_is_the_sorted_product():
@@ -26,6 +28,37 @@ def test_the_same_seed_makes_the_same_data(kind):
     np.testing.assert_array_equal(first[1], second[1])
     assert first[0].shape == (1000, data.DIMENSION) and first[1].shape == (2 * data.QUERIES, data.DIMENSION)
     assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"partitions": 40, "spherical": False}),
+        ({"partitions": 7, "spherical": True}, {"partitions": 7, "spherical": True}),
+        ({"partitions": 1000}, {"partitions": 400, "spherical": False}),
+    ],
+)
+def test_a_tree_has_the_partitions_that_are_asked_for(given, expected, monkeypatch):
+    asked = []
+
+    def train(vectors, strategy, **settings):
+        asked.append(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(scann, "train_scann", train)
+    with pytest.raises(InterruptedError):
+        SYSTEMS["stock"](np.zeros((400, data.DIMENSION), np.float32), 20, 1, **given)
+    assert asked == [expected]
+
+
+@pytest.mark.slow
+def test_partitions_reach_the_process_of_a_system(tmp_path: Path, monkeypatch):
+    options = ["--sizes", "2k", "--kinds", "clustered", "--k", "20", "--systems", "stock", "--partitions", "2"]
+    monkeypatch.setattr("sys.argv", ["bench-index", *options, "--spherical", "--output", str(tmp_path)])
+    main()
+    (stock,) = json.loads((tmp_path / "results.json").read_text())
+    # Of two there is one effort: to search both.
+    assert [effort for effort, _, _ in stock["tried"]] == [[2, 320]]
 
 
 @pytest.mark.slow
@@ -70,6 +103,7 @@ def test_a_system_whose_process_is_killed_is_told_in_the_table(tmp_path: Path, m
     [
         ("--kinds", "text", "unknown 'text'"),
         ("--sizes", "many", "--sizes many"),
+        ("--partitions", "0", "--partitions 0"),
         ("--bench-python", "x", "bench-setup"),
     ],
 )
