@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+from sklearn.utils.extmath import randomized_svd
 
 # Weight of α: what goes together counts this many times as much as what comes next.
 _TOGETHER = 2.0
@@ -19,6 +20,10 @@ _TOGETHER = 2.0
 _BEFORE = 50
 _AFTER = 10
 _USERS_AT_ONCE = 2_000
+# Up to so many items all eigenvectors are computed; above, randomised ones (Halko et al., SIAM Review 2011).
+_EXACT, _ITERATIONS = 2_500, 4
+# Makes the Gram matrix of rare items definite: less than a hundredth of an interaction.
+_POSITIVE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Moments:
     together: np.ndarray
     """XᵀX."""
     users: int
+
+    def of_most_frequent(self, items: int) -> Moments:
+        """The same over the first so many items."""
+        gram, cross, together = (part[:items, :items] for part in (self.gram, self.cross, self.together))
+        return Moments(gram, cross, together, self.users)
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,14 @@ def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
     Bᵀ (α XᵀX + SᵀS) B.
     """
     size = len(weights)
-    first = max(0, size - rank)
-    _, vectors = scipy.linalg.eigh(weights.T @ moments.gram @ weights, subset_by_index=[first, size - 1])
-    kept = vectors[:, ::-1]
+    if size <= _EXACT:
+        first = max(0, size - rank)
+        _, vectors = scipy.linalg.eigh(weights.T @ moments.gram @ weights, subset_by_index=[first, size - 1])
+        kept = vectors[:, ::-1]
+    else:
+        # They are the right singular vectors of LᵀB, with L Lᵀ the matrix in between.
+        root = scipy.linalg.cholesky(moments.gram + _POSITIVE * np.eye(size), lower=True)
+        kept = randomized_svd(root.T @ weights, min(rank, size), n_iter=_ITERATIONS, random_state=0)[2].T
     history = weights @ kept
     # Var(XBV·Vᵀ) over users and items, from XᵀX alone; the mean over items of a user's scores is next to nothing.
     variance = np.trace(history.T @ moments.together @ history) / max(moments.users * size, 1)

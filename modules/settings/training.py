@@ -34,10 +34,15 @@ class Training(Settings):
     first is taken unless validation is surely better with another."""
     lift_prior: float = Field(0.2, ge=0, le=1_000)
     """How far the lift of an item is drawn to none, as a share of the recent interactions."""
-    negatives: Literal["auto", "catalogue", "in_batch"] = "auto"
-    """Softmax over the whole catalogue, or over the batch with logQ correction; auto decides by `catalogue_limit`."""
-    catalogue_limit: int = Field(50_000, ge=1, le=10_000_000)
+    negatives: Literal["auto", "catalogue", "sampled", "in_batch"] = "auto"
+    """Softmax over the whole catalogue, over a sample of it that a batch shares, or over the batch's own items; the
+    latter two with logQ correction. auto decides between the first two by `catalogue_limit`."""
+    catalogue_limit: int = Field(20_000, ge=1, le=10_000_000)
     """`negatives: auto` takes the whole catalogue up to this many items."""
+    sampled_negatives: int = Field(2_048, ge=1, le=10_000_000)
+    """Negatives that a batch shares, beside its own items: half of them drawn uniformly, half by popularity."""
+    sampled_targets: int = Field(16, ge=1, le=1_000_000)
+    """Hidden items of a user that count in one step of the sampled softmax, at most."""
     temperature: float = Field(1.0, ge=1e-6, le=1e6)
     averaging: float = Field(0.98, ge=0, le=0.999_999)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
@@ -50,3 +55,9 @@ class Training(Settings):
     """After early stopping has found the number of epochs, fit again on train and validation together."""
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
+
+    def negatives_of(self, items: int) -> Literal["catalogue", "sampled", "in_batch"]:
+        """What `negatives` comes to with a catalogue of so many items."""
+        if self.negatives != "auto":
+            return self.negatives
+        return "catalogue" if items <= self.catalogue_limit else "sampled"

@@ -59,7 +59,7 @@ class CandidateTower(tf_keras.layers.Layer):
         self._id = next((f for f in features if is_item_id(f, columns)), None)
         self._item_ids = item_ids
         content = [f for f in features if f is not self._id]
-        self._terms = FeatureTerms(content, width, cardinalities, seed)
+        self.terms = FeatureTerms(content, width, cardinalities, seed)
         self._residual = Residual(model.candidate_layers, width, seed)
         popularity = log_popularity(frequency)
         if not model.normalize and self._id is not None:
@@ -74,6 +74,12 @@ class CandidateTower(tf_keras.layers.Layer):
         rare = np.zeros(self.layout.width, np.float32)
         rare[width : model.dimension] = popularity[0]
         self.content = ContentMap(content, cardinalities, rare)
+
+    @property
+    def item_tables(self) -> list[tf.Variable]:
+        """What is learned of each item: its embedding, which the query tower shares, and its bias."""
+        tables = [] if self._item_ids is None else [self._item_ids.embeddings]
+        return [*tables, self.bias] if self._id is not None and not self._normalize else tables
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """[B, D] candidate vectors of transformed candidate features and `label` (0 outside of the vocabulary)."""
@@ -99,7 +105,7 @@ class CandidateTower(tf_keras.layers.Layer):
     def learned(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The learned part, [B, dimension]."""
         rows = tf.shape(next(iter(inputs.values())))[0]
-        vectors = self._terms(inputs, rows)
+        vectors = self.terms(inputs, rows)
         bias = tf.zeros([rows, 1])
         if self._id is not None:
             assert self._item_ids is not None

@@ -98,7 +98,7 @@ class QueryTower(tf_keras.layers.Layer):
         self._has_lift = model.popularity_lift
         self._width = learned_width(model.dimension, model.normalize)
         others = [f for f in features if not f.of_history]
-        self._terms = FeatureTerms(others, self._width, cardinalities, seed)
+        self.terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._residual = Residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
         if self._history is not None:
@@ -111,6 +111,11 @@ class QueryTower(tf_keras.layers.Layer):
         self._item_item = None if factors is None else fixed(factors.history, "item_item_history")
         start = asdict(BlendWeights.default(model, self._age is not None))
         self._blend = {name: fixed(value, f"blend_{name}") for name, value in start.items()}
+
+    @property
+    def blend_variables(self) -> list[tf.Variable]:
+        """Where the blend weights are kept."""
+        return list(self._blend.values())
 
     @property
     def weights_in_use(self) -> tuple[str, ...]:
@@ -166,7 +171,7 @@ class QueryTower(tf_keras.layers.Layer):
             closeness: [B, H] factors of the history's weights.
         """
         rows = tf.shape(next(iter(inputs.values())))[0]
-        vectors = self.constant + self._terms(inputs, rows, dropout, seed)
+        vectors = self.constant + self.terms(inputs, rows, dropout, seed)
         if self._history is not None:
             assert self._item_ids is not None
             history = tf.cast(inputs[self._history.column], tf.int32)
@@ -205,7 +210,11 @@ class QueryTower(tf_keras.layers.Layer):
         """Σ weights · rows of a table, [B, width]; weights [B, H] are 0 at padding."""
         if self.dense_history:
             return tf.matmul(many_hot(history, weights, tf.shape(table)[0] - 1), table[1:])
-        return tf.einsum("bh,bhd->bd", weights, tf.gather(table, history))
+        # Only what is there is gathered, and has a gradient: most of a window is padding.
+        row, place = tf.unstack(tf.cast(tf.where(history > 0), tf.int32), axis=1)
+        here = tf.stack([row, place], axis=1)
+        terms = tf.gather_nd(weights, here)[:, tf.newaxis] * tf.gather(table, tf.gather_nd(history, here))
+        return tf.math.unsorted_segment_sum(terms, row, tf.shape(history)[0])
 
 
 def _is_empty(history: tf.Tensor) -> tf.Tensor:

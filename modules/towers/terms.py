@@ -64,6 +64,11 @@ class FeatureTerms(tf_keras.layers.Layer):
                 name=f"projection_{number}",
             )
 
+    @property
+    def tables(self) -> list[tf.Variable]:
+        """The embedding tables, one for each feature that has ids."""
+        return [embedding.embeddings for embedding in self._embeddings.values()]
+
     def call(
         self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor, dropout: float = 0.0, seed: tf.Tensor | None = None
     ) -> tf.Tensor:

@@ -16,13 +16,15 @@ from modules.item_item import Factors
 from modules.settings import Model, Training
 from modules.towers.candidate import CandidateTower
 from modules.towers.layout import VectorLayout
-from modules.towers.losses import InBatchSoftmax, draw_targets, masked_softmax_loss
+from modules.towers.losses import InBatchSoftmax, SampledSoftmax, draw_targets, masked_softmax_loss
 from modules.towers.query import QueryTower
 from modules.towers.terms import encoded_keys, has_item_table, learned_width
 
 # Above this many items a history is gathered item by item; below, it is one row of a [B, V] matrix, multiplied with the
 # embedding table, which is several times faster than the scattered gradient of a gather.
 _DENSE_HISTORY_ITEMS = 20_000
+# Tables of as many rows are updated by row where a step touches few of them; smaller ones cost little to update whole.
+_ROWS_OF_LARGE = 20_000
 # Items, at most, that the cold-start query is fitted to, the likeliest ones: others are not among its answers.
 _LIKELY_ITEMS = 20_000
 
@@ -86,9 +88,8 @@ class TwoTower(tfrs.Model):
         self._feature_dropout = model.query_feature_dropout
         self._temperature = training.temperature
         self._history = features.history
-        self.full_softmax = training.negatives == "catalogue" or (
-            training.negatives == "auto" and items <= training.catalogue_limit
-        )
+        self.negatives = training.negatives_of(items)
+        """`training.negatives` as it is for this catalogue."""
         item_ids = None
         if has_item_table((*features.query, *features.candidate), columns):
             item_ids = tf_keras.layers.Embedding(
@@ -98,7 +99,7 @@ class TwoTower(tfrs.Model):
                 name="item_ids",
             )
             item_ids.build(None)
-        dense = items <= _DENSE_HISTORY_ITEMS
+        dense = items <= _DENSE_HISTORY_ITEMS and self.negatives == "catalogue"
         self.query_tower = QueryTower(features.query, model, cardinalities, item_ids, dense, factors, seed + 1)
         self.candidate_tower = CandidateTower(
             features.candidate, columns, model, cardinalities, item_ids, frequency, factors, seed + 2
@@ -106,6 +107,9 @@ class TwoTower(tfrs.Model):
         self._catalogue = {key: tf.constant(values) for key, values in catalogue.items()}
         self._is_candidate = tf.constant(is_candidate)
         self._in_batch = InBatchSoftmax(frequency, training.temperature)
+        self._sampled = SampledSoftmax(
+            frequency, is_candidate, training.sampled_negatives, training.sampled_targets, training.temperature
+        )
         # Every variable exists from here on, so that a checkpoint can be restored before the first step.
         self.candidate_vectors(tf.constant([0]))
         self.query_vectors({k: tf.zeros([1, *e.shape], e.dtype) for k, e in encoded_keys(features.query).items()})
@@ -114,6 +118,14 @@ class TwoTower(tfrs.Model):
     def layout(self) -> VectorLayout:
         """Which dimensions of both vectors mean what."""
         return self.query_tower.layout
+
+    @property
+    def tables_by_row(self) -> list[tf.Variable]:
+        """Large tables of which a training step reads only the rows of its batch."""
+        tables = self.query_tower.terms.tables
+        if self.negatives != "catalogue":
+            tables += self.candidate_tower.terms.tables + self.candidate_tower.item_tables
+        return [table for table in tables if table.shape[0] >= _ROWS_OF_LARGE]
 
     def candidate_vectors(self, labels: tf.Tensor) -> tf.Tensor:
         """Vectors of vocabulary items by label, [N] → [N, D]."""
@@ -171,14 +183,21 @@ class TwoTower(tfrs.Model):
         queries = self.query_tower.learned(
             inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness
         )
-        losses = self._catalogue_losses if self.full_softmax else self._in_batch_losses
-        of_rows = losses(queries, inputs)
+        losses = {
+            "catalogue": self._catalogue_losses,
+            "sampled": self._sampled_losses,
+            "in_batch": self._in_batch_losses,
+        }
+        of_rows = losses[self.negatives](queries, inputs)
         return tf.math.divide_no_nan(tf.reduce_sum(of_rows * inputs.weight), tf.reduce_sum(inputs.weight))
 
     def _catalogue_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         candidates = self.learned_candidates(tf.range(1, int(self._is_candidate.shape[0])))
         logits = tf.matmul(queries, candidates, transpose_b=True) / self._temperature
         return masked_softmax_loss(logits, batch.window, batch.targets, self._is_candidate)
+
+    def _sampled_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
+        return self._sampled(queries, self.learned_candidates, batch.window, batch.targets, batch.seed + 13)
 
     def _in_batch_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         # What is out of vocabulary has no label, and no target is other than a candidate.

@@ -36,7 +36,10 @@ WORTH = 0.005
 # A recent window other than the first is taken if it is better by more than this many standard errors: on a few hundred
 # queries the longest, calmest one does best.
 _SURE = 2.0
-_QUERY_BATCH = 1024
+# Scores that are looked at at once: 64 MB, and no more than so many queries.
+_SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
+# The ridge is chosen with the item-item model of so many items, the most frequent ones: its cost grows with their cube.
+_ITEMS_TO_CHOOSE_BY = 2_500
 # Bytes of scores that are kept for another look; beyond, they are computed again.
 _KEPT = 2**29
 
@@ -78,7 +81,8 @@ class Ranker:
     def __init__(self, queries: Queries, labels: np.ndarray, k: int) -> None:
         self.queries, self.labels = queries, labels
         self._k = min(k, len(labels))
-        self.parts = [slice(start, start + _QUERY_BATCH) for start in range(0, len(queries), _QUERY_BATCH)]
+        batch = max(1, min(_QUERY_BATCH, _SCORES_AT_ONCE // len(labels)))
+        self.parts = [slice(start, start + batch) for start in range(0, len(queries), batch)]
         """The queries that are ranked at once."""
         column_of = np.full(int(labels.max()) + 1, -1)
         column_of[labels] = np.arange(len(labels))
@@ -170,7 +174,7 @@ class Blend:
         batches = [
             {key: tf.constant(features[key][part]) for key in encoded_keys(tower.features)} for part in ranker.parts
         ]
-        kept = _KEPT // (4 * min(_QUERY_BATCH, len(ranker.queries)) * len(candidates)) // 2
+        kept = _KEPT // (4 * min(ranker.parts[0].stop, len(ranker.queries)) * len(candidates)) // 2
         learned = PartScores(
             lambda recency, batch: tower.learned(batches[batch], recency).numpy(),
             layout.learned.of(candidates),
@@ -315,14 +319,22 @@ def choose_item_item(
         ranker: The validation queries.
         history: Encoded key of their histories.
     """
+
+    def factors(moments: Moments, ridge: float) -> Factors:
+        solved = item_item.factors(moments, item_item.solve(moments, ridge), rank)
+        return solved.covering(item_rows, len(catalogue.is_candidate))
+
+    if ranker is None:
+        return ItemItem(factors(moments, ridges[0]), ridges[0])
+    most_frequent = moments.of_most_frequent(_ITEMS_TO_CHOOSE_BY)
     tried: list[tuple[float, ItemItem]] = []
     for ridge in ridges:
-        factors = item_item.factors(moments, item_item.solve(moments, ridge), rank)
-        factors = factors.covering(item_rows, len(catalogue.is_candidate))
-        if ranker is None:
-            return ItemItem(factors, ridge)
+        tried_factors = factors(most_frequent, ridge)
         for recency in CHOICES["item_item_recency"]:
-            vectors = item_item.query_factors(ranker.queries.features[history], recency, factors.history)
-            ndcg = ranker.rank(vectors, factors.items[ranker.labels]).ndcg.mean()
-            tried.append((ndcg, ItemItem(factors, ridge, recency)))
-    return max(tried, key=lambda trial: trial[0])[1]
+            vectors = item_item.query_factors(ranker.queries.features[history], recency, tried_factors.history)
+            ndcg = ranker.rank(vectors, tried_factors.items[ranker.labels]).ndcg.mean()
+            tried.append((ndcg, ItemItem(tried_factors, ridge, recency)))
+    best = max(tried, key=lambda trial: trial[0])[1]
+    if len(most_frequent.gram) < len(moments.gram):
+        best = replace(best, factors=factors(moments, best.ridge))
+    return best

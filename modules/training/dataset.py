@@ -23,8 +23,9 @@ from modules.encodings.history import newest_first
 from modules.settings import Model, Training
 from modules.towers.terms import encoded_keys
 
-# At most this many validation queries are ranked after an epoch; a fixed draw of them.
-MAX_QUERIES = 10_000
+# After an epoch a fixed draw of the validation queries is ranked: at most so many, and with a large catalogue as many
+# as make this number of scores, but some hundreds in any case: fewer would say nothing.
+_MAX_QUERIES, _MAX_SCORES, _MIN_QUERIES = 10_000, 2**25, 500
 _READ_BATCH = 4096
 
 
@@ -303,7 +304,7 @@ def answerable(
         seen: Item ids of the whole histories, oldest first.
 
     Returns:
-        A fixed draw of at most `MAX_QUERIES` of them; None where none is left.
+        A fixed draw of at most `most_queries` of them; None where none is left.
     """
     catalogue, history = specification.catalogue, specification.features.history
     labels = catalogue.label_of(relevant.values)
@@ -314,12 +315,17 @@ def answerable(
     left = np.flatnonzero(asked.lengths)
     if not len(left):
         return None
-    drawn = np.random.default_rng(specification.training.seed).permutation(left)[:MAX_QUERIES]
+    drawn = np.random.default_rng(specification.training.seed).permutation(left)[: most_queries(catalogue)]
     chosen = {key: values[drawn] for key, values in features.items()}
     histories_ = seen.take(drawn)
     if history is not None:
         chosen[history.column] = newest_first(histories_.ragged(), history.max_length).numpy()
     return Queries(chosen, asked.take(drawn).padded(), histories_.padded())
+
+
+def most_queries(catalogue: CandidateTable) -> int:
+    """How many validation queries are ranked over this catalogue, at most."""
+    return min(_MAX_QUERIES, max(_MIN_QUERIES, _MAX_SCORES // max(1, len(catalogue.labels))))
 
 
 def queries_of(specification: Specification, sequences: Sequences, mode: Literal["train", "rolling"]) -> Queries | None:
@@ -336,7 +342,9 @@ def queries_of(specification: Specification, sequences: Sequences, mode: Literal
     place, of_user, ages = [], [], []
     seen: list[np.ndarray] = []
     relevant: list[np.ndarray] = []
-    for user in np.sort(np.random.default_rng(specification.training.seed).permutation(asking)[:MAX_QUERIES]):
+    for user in np.sort(
+        np.random.default_rng(specification.training.seed).permutation(asking)[: most_queries(specification.catalogue)]
+    ):
         start = sequences.offsets[user]
         own = slice(start, sequences.offsets[user + 1])
         for query in histories.queries(sequences.times[own], sequences.items[own], split[own], validation, mode):

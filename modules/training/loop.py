@@ -32,15 +32,17 @@ from modules.training.calibration import (
     choose_window,
     coordinate_ascent,
 )
-from modules.training.dataset import MAX_QUERIES, Queries, Sequences, Specification
+from modules.training.dataset import Queries, Sequences, Specification
+from modules.training.lazy_adamw import LazyAdamW
 from modules.training.warm_start import WarmStart
 from modules.training.windows import Windows, masks_items
 
 _PROGRESS = logging.getLogger("twotower.progress")
 # Users whose features stand for everybody's in a cold-start query.
 _COLD_START_USERS = 64
-# Users that the item-item model's moments are taken over, at most; the matrices of more would say the same.
-_ITEM_ITEM_USERS = 50_000
+# Interactions that the item-item model's moments are taken over, at most, of random users: the matrices of more would
+# say the same.
+_ITEM_ITEM_INTERACTIONS = 500_000
 # Blend weights are chosen anew in every third epoch: each time takes as long as an epoch's steps on MovieLens-100K.
 _CALIBRATE_EVERY = 3
 # Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
@@ -169,9 +171,8 @@ class _Run:
         self._start = calibration
         self._set(calibration)
         self._blend: Blend | None = None
-        self._optimizer = tf_keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
-        self._optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
-        self._optimizer.build(self.model.trainable_variables)
+        self._optimizer = LazyAdamW(settings.learning_rate, settings.weight_decay, settings.averaging, NO_DECAY)
+        self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
         self.model.compile(optimizer=self._optimizer)
         self._board = None
         if log_dir:
@@ -181,8 +182,8 @@ class _Run:
         # With `num_updates` the first steps, which move fast, are forgotten sooner.
         self._average = tf.train.ExponentialMovingAverage(settings.averaging, self._optimizer.iterations)
         # The first call makes the averages, which a checkpoint must know, at the initial values.
-        self._average.apply(self.model.trainable_variables)
-        self._best_weights = [tf.Variable(v, trainable=False) for v in self.model.variables]
+        self._average.apply(self._dense)
+        self._best_weights = [tf.Variable(v, trainable=False) for v in self._chosen]
         self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
         kept = tf.train.Checkpoint(
             model=self.model, optimizer=self._optimizer, averages=self._averages, best=self._best_weights,
@@ -195,7 +196,7 @@ class _Run:
         self._step = tf.function(
             self._train_step,
             input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
-            autograph=not self.model.full_softmax,
+            autograph=self.model.negatives == "in_batch",
         )
 
     def run(self, started: float) -> Fit:
@@ -215,7 +216,7 @@ class _Run:
                 self._saver.save(number)
         if self._board is not None:
             self._board.on_train_end()
-        _assign(self.model.variables, self._best_weights)
+        _assign(self._chosen, self._best_weights)
         catalogue, seed = self._specification.catalogue, self._specification.training.seed
         self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
         if self._specification.features.history is not None:
@@ -240,9 +241,24 @@ class _Run:
         return len(ndcg) - 1 if self._ranker is None else int(np.argmax(ndcg))
 
     @property
+    def _chosen(self) -> list[tf.Variable]:
+        """What differs between epochs."""
+        return [*self.model.trainable_variables, *self.model.query_tower.blend_variables]
+
+    @property
+    def _dense(self) -> list[tf.Variable]:
+        """The trainable variables that every step updates whole."""
+        by_row = {table.ref() for table in self.model.tables_by_row}
+        return [variable for variable in self.model.trainable_variables if variable.ref() not in by_row]
+
+    @property
     def _averages(self) -> list[tf.Variable]:
         """What the moving average has of each trainable variable."""
-        return [self._average.average(variable) for variable in self.model.trainable_variables]
+        by_row = {table.ref() for table in self.model.tables_by_row}
+        return [
+            self._optimizer.average(variable) if variable.ref() in by_row else self._average.average(variable)
+            for variable in self.model.trainable_variables
+        ]
 
     def _is_stale(self) -> bool:
         return bool(self._epochs) and len(self._epochs) - 1 - self._best >= self._specification.training.patience
@@ -262,18 +278,19 @@ class _Run:
                 f"training: the loss is not a number any more in epoch {number + 1}; "
                 f"lower training.learning_rate (it is {settings.learning_rate:g})"
             )
+        self._optimizer.settle(self.model.tables_by_row)
         # What is validated and kept are the averaged weights; the fit goes on from the last ones.
         last = [v.numpy() for v in self.model.trainable_variables]
         _assign(self.model.trainable_variables, self._averages)
         ndcg, recall, factorized_top_k = self._validate() if self._ranker is not None else [math.nan] * 3
         if self._ranker is None or ndcg > max((e.ndcg for e in self._epochs), default=-1.0):
-            _assign(self._best_weights, self.model.variables)
+            _assign(self._best_weights, self._chosen)
         _assign(self.model.trainable_variables, last)
         return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
 
     def _train_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         loss = self.model.train_step(self._data.windows.cut(places, seed))["loss"]
-        self._average.apply(self.model.trainable_variables)
+        self._average.apply(self._dense)
         return loss
 
     def _validate(self) -> tuple[float, float, float]:
@@ -325,7 +342,7 @@ class _Run:
         """The item-item model of these users."""
         specification, sets = self._specification, self._data.sets
         assert specification.features.history is not None
-        some = sets.users(sampling.some(len(sets), _ITEM_ITEM_USERS, specification.training.seed))
+        some = sets.users(sampling.some_users(sets.counts, _ITEM_ITEM_INTERACTIONS, specification.training.seed))
         items = min(len(specification.catalogue.is_candidate) - 1, specification.model.item_item_items)
         moments = item_item.moments(some.offsets, some.items, items, specification.model.item_item_decay)
         return choose_item_item(
@@ -343,15 +360,16 @@ class _Run:
         )
         metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
         rows, columns = np.nonzero(queries.relevant)
-        rows, true = rows[:MAX_QUERIES], queries.relevant[rows, columns][:MAX_QUERIES].astype(np.int64)
+        rows, true = rows[: len(queries)], queries.relevant[rows, columns][: len(queries)].astype(np.int64)
         vectors = np.concatenate(
             [
                 self.model.query_vectors({key: tf.constant(v[part]) for key, v in queries.features.items()}).numpy()
                 for part in self._ranker.parts
             ]
         )
-        for start in range(0, len(rows), 4096):
-            part = slice(start, start + 4096)
+        size = self._ranker.parts[0].stop
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             of_true = candidates[np.searchsorted(labels, true[part])]
             metric.update_state(vectors[rows[part]], of_true, true_candidate_ids=tf.constant(true[part]))
         return float(metric.result()[0])

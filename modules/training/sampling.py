@@ -52,8 +52,15 @@ def draw_places(places: np.ndarray, counts: np.ndarray, exponent: float, seed: i
     return rng.permutation(places[rng.random(len(places)) < counts ** (exponent - 1.0)])
 
 
-def some(count: int, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` of the numbers 0 … count − 1, rising: all of them, or a fixed draw."""
-    if count <= limit:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+def some_users(counts: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Users, rising, with at most `limit` interactions together: all of them, or as many of a fixed draw; at least one.
+
+    Args:
+        counts: [U] interactions of each user.
+        limit: Of the interactions.
+        seed: Of the draw.
+    """
+    if counts.sum() <= limit:
+        return np.arange(len(counts))
+    drawn = np.random.default_rng(seed).permutation(len(counts))
+    return np.sort(drawn[: max(1, int(np.searchsorted(np.cumsum(counts[drawn]), limit, side="right")))])

@@ -64,7 +64,7 @@ def test_in_batch_loss_with_log_q_and_without_accidental_hits(temperature):
     assert float(model.compute_loss(inputs)) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("negatives", ["catalogue", "in_batch"])
+@pytest.mark.parametrize("negatives", ["catalogue", "sampled", "in_batch"])
 def test_an_item_out_of_vocabulary_is_no_target(negatives):
     model = towers(negatives=negatives)
     inputs = batch()

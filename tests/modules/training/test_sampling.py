@@ -39,8 +39,12 @@ def test_an_epoch_depends_on_seed_and_number_alone():
         assert len(other) != len(first) or (other != first).any()
 
 
-def test_some_are_all_where_there_are_few_and_else_a_fixed_draw():
-    np.testing.assert_array_equal(sampling.some(5, 10, 0), np.arange(5))
-    drawn = sampling.some(100, 10, 0)
-    assert len(set(drawn)) == 10 and (np.diff(drawn) > 0).all()
-    np.testing.assert_array_equal(drawn, sampling.some(100, 10, 0))
+def test_some_users_are_all_where_they_have_little_and_else_a_fixed_draw_within_the_limit():
+    counts = np.array([3, 1, 7, 2, 40, 5])
+    np.testing.assert_array_equal(sampling.some_users(counts, 58, 0), np.arange(6))
+    for seed in range(10):
+        drawn = sampling.some_users(counts, 20, seed)
+        assert (np.diff(drawn) > 0).all()
+        assert counts[drawn].sum() <= 20 or len(drawn) == 1
+        np.testing.assert_array_equal(drawn, sampling.some_users(counts, 20, seed))
+    assert len({tuple(sampling.some_users(counts, 20, seed)) for seed in range(10)}) > 1
