@@ -141,12 +141,19 @@ def check_store(config: Config) -> None:
     """Finds, before anything runs, that the metadata store cannot be used.
 
     Raises:
-        UserError: Its file is damaged, or its server does not answer.
+        UserError: Its file is damaged, its server does not answer, or it cannot hold what a run registers.
     """
     how = connection(config)
     with store_errors(config):
         if not how.HasField("sqlite"):
             _open(config)
+            if how.HasField("postgresql"):
+                # It puts libpq's E'…' into quotes once more, and JSON inside JSON, as Transform, Trainer and Evaluator
+                # have it for parameters, is full of backslashes (tests/pipeline/test_postgresql.py).
+                raise UserError(
+                    "metadata.kind: ML Metadata 1.17.1 cannot write a text with a backslash to PostgreSQL, and the "
+                    "parameters of the stages have some; use sqlite or mysql"
+                )
         elif os.path.exists(how.sqlite.filename_uri):
             path = urllib.parse.quote(how.sqlite.filename_uri)
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:
