@@ -78,7 +78,7 @@ def test_a_mistake(name: str, shared: Path):
 
 
 def other_columns(folder: Path) -> Path:
-    path = folder / "interactions-2.parquet"
+    path = folder / "interactions_2.parquet"
     rows = [{"user_id": 1, "film": 1, "rating": 1.0, "timestamp": world.START}]
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
@@ -86,7 +86,7 @@ def other_columns(folder: Path) -> Path:
 
 def torn(folder: Path) -> Path:
     """As an upload that broke off leaves it."""
-    path = folder / "interactions-3.csv.gz"
+    path = folder / "interactions_3.csv.gz"
     world.write_csv(folder)
     whole = gzip.compress((folder / "interactions.csv").read_bytes())
     path.write_bytes(whole[: len(whole) // 2])
