@@ -36,6 +36,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from kubeflow import transport
 from kubeflow.parameters import checked
+from modules import full_disk
 from modules.errors import UserError
 from pipeline import local_runner
 
@@ -61,7 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"twotower: {error}", file=sys.stderr)
         return 2
-    except Exception:
+    except Exception as error:
+        refused = full_disk.refusal(error)
+        if refused is not None:
+            words = full_disk.in_words(
+                refused, "the pod's disk", "give the stage a larger volume or more ephemeral storage"
+            )
+            print(f"twotower: {words}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 1
     return 0

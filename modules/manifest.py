@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,9 +34,14 @@ def of(folder: str) -> dict[str, File]:
 def write(path: str, files: Mapping[str, File]) -> None:
     """Writes a manifest; it appears whole."""
     partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump({name: asdict(entry) for name, entry in sorted(files.items())}, file)
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump({name: asdict(entry) for name, entry in sorted(files.items())}, file)
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def damage(folder: str, path: str, *, thorough: bool = False) -> str:

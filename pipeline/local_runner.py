@@ -16,13 +16,16 @@ from typing import Any, TextIO
 
 from rich.text import Text
 
-from modules import manifest, push_destination
+from modules import full_disk, manifest, push_destination
 from modules.errors import UserError
 from pipeline import terminal
 from pipeline.terminal import styled
 
 PROGRESS = logging.getLogger("twotower.progress")
 """Modules and components say here how far they are: one short line each."""
+
+# So long a run waits for a metadata server that has answered before.
+_STORE_SECONDS = 120.0
 
 
 def quiet_libraries() -> None:
@@ -32,6 +35,8 @@ def quiet_libraries() -> None:
     # oneDNN adds in another order on another processor; with the same seed the model is to be the same.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # ML Metadata's client of PostgreSQL announces each connection, and says what it then raises.
+    os.environ.setdefault("GLOG_minloglevel", "3")
     warnings.filterwarnings("ignore")
 
 
@@ -56,8 +61,10 @@ def captured_output(log_path: str | None) -> Iterator[TextIO]:
         try:
             yield terminal
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            # A log on a full disk must not keep the person's terminal from them.
+            for output in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    output.flush()
             os.dup2(saved[0], 1)
             os.dup2(saved[1], 2)
             os.close(saved[0])
@@ -163,6 +170,25 @@ def run(pipeline: object, stream: TextIO) -> str:
 
     states = metadata_store_pb2.Execution
 
+    class Store(metadata.Metadata):
+        """TFX's handle on the metadata store, which is opened for each step anew.
+
+        A server that is being restarted is waited for: what a stage has worked on for hours is not lost over it.
+        """
+
+        def __enter__(self) -> metadata.Metadata:
+            deadline, said = time.monotonic() + _STORE_SECONDS, False
+            while True:
+                try:
+                    return super().__enter__()
+                except RuntimeError:
+                    # What it raises when it cannot connect, after some tries within seconds.
+                    if self.connection_config.HasField("sqlite") or time.monotonic() > deadline:
+                        raise
+                if not said:
+                    progress.note("waiting: the metadata store does not answer")
+                    said = True
+
     def set_aside(store: Any, artifact: Any) -> None:
         """The cache passes over what is not live, and takes the outcome of an earlier execution or none."""
         (stored,) = store.get_artifacts_by_id([artifact.id])
@@ -178,7 +204,10 @@ def run(pipeline: object, stream: TextIO) -> str:
             except KeyboardInterrupt:
                 outputs_utils.remove_output_dirs(execution_info.output_dict)
                 raise
-            except Exception:
+            except Exception as error:
+                # Nothing is wrong with the inputs then, and reading all of them takes long.
+                if full_disk.refusal(error) is not None:
+                    raise
                 for artifacts in execution_info.input_dict.values():
                     for artifact in artifacts:
                         damage = _damage(artifact, thorough=True)
@@ -189,10 +218,15 @@ def run(pipeline: object, stream: TextIO) -> str:
                 raise
 
         def _publish_successful_execution(self, execution_id, contexts, output_dict, executor_output):  # type: ignore[no-untyped-def]
-            for artifacts in output_dict.values():
-                for artifact in artifacts:
-                    if os.path.isdir(artifact.uri):
-                        manifest.write(_manifest_of(artifact.uri), manifest.of(artifact.uri))
+            try:
+                for artifacts in output_dict.values():
+                    for artifact in artifacts:
+                        if os.path.isdir(artifact.uri):
+                            manifest.write(_manifest_of(artifact.uri), manifest.of(artifact.uri))
+            except OSError:
+                outputs_utils.remove_output_dirs(output_dict)
+                self._publish_failed_execution(execution_id, contexts)
+                raise
             super()._publish_successful_execution(execution_id, contexts, output_dict, executor_output)
 
     def intact_outputs(metadata_handle: Any, cache_context: Any) -> Any:
@@ -224,7 +258,7 @@ def run(pipeline: object, stream: TextIO) -> str:
                     try:
                         info = Launcher(
                             pipeline_node=node.pipeline_node,
-                            mlmd_connection=metadata.Metadata(connection),
+                            mlmd_connection=Store(connection),
                             pipeline_info=pipeline.pipeline_info,
                             pipeline_runtime_spec=pipeline.runtime_spec,
                             executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
@@ -236,7 +270,16 @@ def run(pipeline: object, stream: TextIO) -> str:
                         raise KeyboardInterrupt(
                             f"interrupted in {node_id}; what was finished stays, and `twotower run` goes on from there"
                         ) from None
-                    with metadata.Metadata(connection) as store:
+                    except Exception as error:
+                        refused = full_disk.refusal(error)
+                        if refused is None or isinstance(error, UserError):
+                            raise
+                        with contextlib.suppress(Exception):  # the store may be on the same disk
+                            self._mark_as_failed(connection)
+                        folder = os.path.join(pipeline.runtime_spec.pipeline_root.field_value.string_value, node_id)
+                        words = full_disk.in_words(refused, folder, "choose another disk with output.root")
+                        raise UserError(f"{node_id}: {words}") from error
+                    with Store(connection) as store:
                         (execution,) = store.store.get_executions_by_id([info.execution_id])
                     if execution.last_known_state == states.CACHED:
                         outcome["state"] = "cached"
@@ -247,7 +290,8 @@ def run(pipeline: object, stream: TextIO) -> str:
                         raise RuntimeError(f"{node_id} could not start: its inputs were not found")
 
         def _mark_as_failed(self, connection):  # type: ignore[no-untyped-def]
-            """The launcher does so for exceptions, and an interruption is none."""
+            """The launcher does so for most exceptions, and an interruption is none."""
+            # A server that is away is not waited for here.
             with metadata.Metadata(connection) as store:
                 context = store.store.get_context_by_type_and_name("pipeline_run", run_id)
                 executions = store.store.get_executions_by_context(context.id) if context else []

@@ -90,7 +90,11 @@ def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
     if store.kind == "postgresql":
         return metadata_store_pb2.ConnectionConfig(
             postgresql=metadata_store_pb2.PostgreSQLDatabaseConfig(
-                host=store.host, port=str(store.port or 5432), dbname=store.database, user=store.user, password=password
+                host=store.host,
+                port=str(store.port or 5432),
+                dbname=store.database,
+                user=_quoted(store.user or ""),
+                password=_quoted(password),
             )
         )
     path = os.path.join(config.root, "metadata.sqlite")
@@ -99,6 +103,13 @@ def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
             filename_uri=path, connection_mode=metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
         )
     )
+
+
+def _quoted(value: str) -> str:
+    """A value of libpq's connection string, in which ML Metadata puts what it is given as it is."""
+    if re.fullmatch(r"[^\s'\\]*", value):
+        return value
+    return "'" + re.sub(r"(['\\])", r"\\\1", value) + "'"
 
 
 def read_runs(config: Config, last: int | None = None) -> list[Run]:
@@ -130,12 +141,19 @@ def check_store(config: Config) -> None:
     """Finds, before anything runs, that the metadata store cannot be used.
 
     Raises:
-        UserError: Its file is damaged, or its server does not answer.
+        UserError: Its file is damaged, its server does not answer, or it cannot hold what a run registers.
     """
     how = connection(config)
     with store_errors(config):
         if not how.HasField("sqlite"):
             _open(config)
+            if how.HasField("postgresql"):
+                # It puts libpq's E'…' into quotes once more, and JSON inside JSON, as Transform, Trainer and Evaluator
+                # have it for parameters, is full of backslashes (tests/pipeline/test_postgresql.py).
+                raise UserError(
+                    "metadata.kind: ML Metadata 1.17.1 cannot write a text with a backslash to PostgreSQL, and the "
+                    "parameters of the stages have some; use sqlite or mysql"
+                )
         elif os.path.exists(how.sqlite.filename_uri):
             path = urllib.parse.quote(how.sqlite.filename_uri)
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:
@@ -171,6 +189,11 @@ def _in_words(config: Config, error: Exception) -> str:
     store = config.metadata
     if store.kind != "sqlite":
         password = f", and the password in ${store.password_env}" if store.password_env else ""
+        if "pointer is NULL" in reason:
+            # All that ML Metadata has to say of PostgreSQL's refusal.
+            reason = f"it lets user {store.user!r} not in"
+        elif "create database" in reason.lower() or reason.endswith("source error:"):
+            reason = f"it has no database {store.database!r}, and ML Metadata cannot create it; create it there"
         return (
             f"metadata store {store.kind} at {_address(config)} cannot be used ({reason[:200]}); start it, or correct "
             f"metadata.host, port, database and user{password}"

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from e2e_runs import Small
+    from faulty_runs import Starter
     from known_towers import World
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -31,6 +34,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     outcome = twotower("run", "--config", path)
     assert outcome.code == 0, outcome.errors
     return Small(folder, path, outcome)
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    """Runs in processes of their own, which need not import TFX again."""
+    from faulty_runs import Starter
+
+    starter = Starter()
+    yield starter
+    starter.stop()
 
 
 @pytest.fixture(params=["local", "remote"])

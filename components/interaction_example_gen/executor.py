@@ -23,6 +23,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
 from components.signature import Artifacts, Properties
+from modules import full_disk
 from modules.data import columns, examples, histories, tables
 from modules.data.columns import Fault
 from modules.data.examples import (
@@ -54,14 +55,6 @@ _TIMES = 2**20
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
 _REPORT = "report"
-_REFUSED_WRITES = (
-    "No space left on device",
-    "Permission denied",
-    "Read-only file system",
-    "Disk quota exceeded",
-    "File too large",
-    "Not a directory",
-)
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -76,7 +69,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties: JSON of `Tables`, of a `Split` and of `Wanted`.
 
         Raises:
-            UserError: The tables, or the place to write to, do not allow it. Nothing is left in the artifact's folder.
+            UserError: The tables, or the place to write to, do not allow it. Nothing is left in the artifact's folder,
+                as after any other error.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         artifact = artifact_utils.get_single_instance(output_dict[EXAMPLES_KEY])
@@ -92,14 +86,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 _generate(pipeline, settings, split, wanted, plan, artifact.uri)
             report = Report.load(report_file)
             report.raise_problems(settings, split)
-        except Exception as error:
+        except Exception:
             _empty(artifact.uri)
-            refused = next((words for words in _REFUSED_WRITES if words in str(error)), None)
-            if refused is None or isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"cannot write to {artifact.uri}: {refused}; free space, or set another output.root"
-            ) from error
+            raise
         fileio.remove(report_file)
 
         artifact.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
@@ -675,6 +664,8 @@ def _check_writable(uri: str) -> None:
         fileio.makedirs(uri)
         _write_json([], probe)
     except Exception as error:
+        if full_disk.refusal(error) is not None:
+            raise
         raise UserError(
             f"cannot write to {uri}: {' '.join(str(error).split())}; set output.root to a folder that can be written"
         ) from None

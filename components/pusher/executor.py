@@ -14,7 +14,7 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import io_utils, proto_utils
 
 from components.signature import Artifacts, Properties
-from modules import push_destination
+from modules import full_disk, push_destination
 from modules.errors import UserError
 
 PIPELINE_STAMP_KEY = "pipeline_stamp"
@@ -58,17 +58,16 @@ class Executor(stock.Executor):
                 # An update that is under way is pushed first: it changes the version before this one.
                 with push_destination.exclusive(base):
                     version = push_destination.publish(staged, base)
-        except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
-            raise UserError(_refused(base, error.message)) from None
-        except OSError as error:
-            if error.errno is None:
+        except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, OSError) as error:
+            refused = full_disk.refusal(error)
+            # The stock executor also writes into the run's own folder.
+            if refused is not None and refused.place and not refused.place.startswith(os.path.join(base, "")):
                 raise
-            raise UserError(_refused(base, error.strerror)) from None
+            reason = refused.reason if refused else getattr(error, "message", None) or getattr(error, "strerror", None)
+            if reason is None:
+                raise
+            raise UserError(f"push to {base}: {reason}; make room, or choose another folder with output.push") from None
         self._MarkPushed(pushed_model, pushed_destination=os.path.join(base, version), pushed_version=version)
         # By this the next run knows a version that was made from this one.
         pushed_model.set_string_custom_property(PIPELINE_STAMP_KEY, stamp)
         logging.info("Version %s is at %s.", version, base)
-
-
-def _refused(base: str, reason: str | None) -> str:
-    return f"push to {base}: {reason}; make room, or choose another folder with output.push"

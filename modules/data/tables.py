@@ -344,7 +344,8 @@ def read(part: Part, columns: Collection[Column | str]) -> Iterator[tuple[int, p
     names = list(dict.fromkeys(column.source for column in wanted))
     with _reading(part.path, part.key), open_file(part.path) as stream:
         if part.row_group is not None:
-            with pq.ParquetFile(stream) as parquet:
+            # Where a page has a checksum, a flipped bit that still makes numbers is found.
+            with pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
                 _check_columns(part, parquet.schema_arrow, wanted)
                 batches: Iterable[pa.RecordBatch] = parquet.iter_batches(
                     _BATCH_ROWS, row_groups=[part.row_group], columns=names

@@ -8,6 +8,7 @@ import traceback
 
 import click
 
+from modules import full_disk
 from modules.errors import UserError
 from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
@@ -48,6 +49,10 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     except UserError:
         raise
     except OSError as error:
+        refused = full_disk.refusal(error)
+        if refused is not None:
+            remedy = "choose another disk with output.root"
+            raise UserError(full_disk.in_words(refused, config.root, remedy)) from None
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
         # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.

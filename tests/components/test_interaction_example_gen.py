@@ -35,6 +35,7 @@ from modules.data import columns, histories, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
+from modules.full_disk import refusal
 from modules.settings import (
     ColumnSplit,
     Evaluation,
@@ -743,11 +744,13 @@ def test_refused_writes_are_named(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot write to .*full: File too large"):
+        with pytest.raises(Exception, match="File too large") as error:
             run(settings, *arguments, str(uri))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
+    found = refusal(error.value)
+    assert found is not None and found.reason == "File too large"
     assert list(uri.iterdir()) == []
 
 

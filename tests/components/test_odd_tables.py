@@ -776,6 +776,47 @@ def test_whoever_reads_a_torn_table_gets_one_line(plain: World, tmp_path: Path) 
         list(tables.read(part, ["user_id"]))
 
 
+def whole_shard(folder: Path, suffix: str) -> Path:
+    """A shard of ten thousand rows that no compressor makes small."""
+    numbers = np.random.default_rng(0).integers(0, 10**9, 10_000)
+    path = folder / f"interactions-7.{suffix}"
+    if suffix == "csv.gz":
+        path.write_bytes(gzip.compress(b"user_id\n" + b"".join(b"%d\n" % number for number in numbers)))
+    else:
+        table = pa.table({"user_id": numbers})
+        pq.write_table(table, path, use_dictionary=False, compression="NONE", write_page_checksum=True)
+    return path
+
+
+def read_all(path: Path) -> int:
+    return sum(
+        batch.num_rows for part in tables.parts(0, str(path)) for _, batch in tables.read(part, ["user_id"])
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "parquet"])
+@pytest.mark.parametrize("damage", ["ends in the middle", "lacks its last bytes", "a flipped bit", "a page of zeros"])
+def test_a_shard_that_was_not_written_whole_or_has_changed_since_is_named(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
+    """No damage gives other numbers: a gzip has a checksum, a page of Parquet has one where the writer gave it one."""
+    path = whole_shard(tmp_path, suffix)
+    assert read_all(path) == 10_000
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "ends in the middle":
+        del content[middle:]
+    elif damage == "lacks its last bytes":
+        del content[-3:]
+    elif damage == "a flipped bit":
+        content[middle] ^= 1
+    else:
+        content[middle : middle + 4096] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))} cannot be read: .*; is it torn\? write it again$"):
+        read_all(path)
+
+
 def test_a_byte_order_mark_at_the_beginning_of_a_file_is_no_part_of_a_name(plain: World, tmp_path: Path) -> None:
     settings_ = plain.write(tmp_path)
     for table in plain.files:

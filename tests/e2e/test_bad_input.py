@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,47 @@ def test_a_mistake(name: str, shared: Path):
         changed(shared, table, change)
     outcome = twotower("run", "--config", path, *[a for o in overrides for a in ("--set", o)])
     check(outcome, words)
+    assert versions(shared) == []
+
+
+def other_columns(folder: Path) -> Path:
+    path = folder / "interactions_2.parquet"
+    rows = [{"user_id": 1, "film": 1, "rating": 1.0, "timestamp": world.START}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def torn(folder: Path) -> Path:
+    """As an upload that broke off leaves it."""
+    path = folder / "interactions_3.csv.gz"
+    world.write_csv(folder)
+    whole = gzip.compress((folder / "interactions.csv").read_bytes())
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shard", "words"), [(other_columns, ["no column 'item_id'"]), (torn, ["Truncated", "write it again"])]
+)
+def test_a_shard_that_is_not_like_the_first(shared: Path, shard: Callable[[Path], Path], words: list[str]):
+    """Before anything runs only the first one has been looked at."""
+    world.write_parquet(shared)
+    bad = shard(shared)
+    folder = shared / "all"
+    folder.mkdir(exist_ok=True)
+    for path in (shared / "interactions.parquet", bad):
+        shutil.copy(path, folder)
+    path = world.write_config(shared)
+    try:
+        outcome = twotower("run", "--config", path, "--set", f"tables.interactions.path={folder}/interactions*")
+    finally:
+        shutil.rmtree(folder)
+    last = outcome.errors.splitlines()[-1]
+    assert outcome.code == 2 and "Traceback" not in outcome.errors, outcome.errors
+    for word in ["tables.interactions.path", bad.name, *words]:
+        assert word in last
+    examples = shared / "runs" / "small-world" / "InteractionExampleGen" / "examples"
+    assert not any(path.is_file() for path in examples.rglob("*")), "nothing half-written stays"
     assert versions(shared) == []
 
 

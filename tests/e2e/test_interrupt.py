@@ -70,7 +70,7 @@ def check(code: int, errors: str, expected: int, stage: str) -> None:
 
 def test_in_a_stage_of_beam(copy: tuple[Path, list[str]]):
     root, arguments = copy
-    arguments = [*arguments, "--set", "features.query.age.boundaries=[20, 40]"]
+    arguments = [*arguments, "--set", "features.query.age.boundaries=[21, 41]"]
     folder = root / "Transform" / "transform_graph"
     before = set(folder.iterdir())
     code, errors, seconds = interrupt(signal.SIGINT, lambda: set(folder.iterdir()) != before, arguments)

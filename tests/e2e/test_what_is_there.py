@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import world
 from e2e_runs import Outcome, twotower
+from faulty_runs import Starter
 
 from pipeline import config, runs
 from pipeline.runs import Run
@@ -144,17 +142,13 @@ def test_damage_that_nobody_can_see_is_found_when_a_stage_fails(finished: World)
     assert {"Transform", "Trainer"} <= finished.executed()
 
 
-def test_two_runs_at_once_on_one_root_both_succeed(finished: World):
+def test_two_runs_at_once_on_one_root_both_succeed(finished: World, starter: Starter):
     command = finished.command("run", "--set", "training.learning_rate=0.019", "--set", "evaluation.max_regression={}")
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "pipeline.cli", command[0], "--json", *command[1:]],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]  # fmt: skip
-    outcomes = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outcomes
+    starter.start(command, command)
+    outcomes = starter.ended()
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     listed = {run["run"]: run for run in twotower(*finished.command("runs")).answer}
-    answers = [json.loads(out) for out, _ in outcomes]
+    answers = [outcome.answer for outcome in outcomes]
     assert len({answer["run"] for answer in answers}) == 2
     for answer in answers:
         assert listed[answer["run"]]["state"] == "done" and Path(answer["pushed"]).is_dir()

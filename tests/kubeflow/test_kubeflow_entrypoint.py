@@ -239,16 +239,20 @@ def arguments(executor: str, found: Any) -> list[str]:
     return ["--executor_class_path", executor, "--json_serialized_invocation_args", json_format.MessageToJson(found)]
 
 
-def test_a_stage_of_spec_2_0_opens_its_artifacts_itself(tmp_path: Path):
-    # The legacy fields, a type schema, and an output file outside of the bucket: as Vertex AI sends it.
-    output_file = tmp_path / "elsewhere" / "executor_output.json"
+def resolver_input(tmp_path: Path, output_file: str) -> Any:
+    """The legacy fields, a type schema, and an output file outside of the bucket: as Vertex AI sends it."""
     schema = {"instanceSchema": "title: tfx.Model\ntype: object\n"}
     texts = {"push_destination": str(tmp_path / "none"), "pipeline_stamp": "", "baseline_version": ""}
     baseline = artifact(f"{tmp_path}/task/baseline", name="b", type=schema)
-    found = executor_input(
+    return executor_input(
         inputs={"parameters": {name: {"stringValue": text} for name, text in texts.items()}},
-        outputs={"artifacts": {"baseline": baseline}, "outputFile": str(output_file)},
+        outputs={"artifacts": {"baseline": baseline}, "outputFile": output_file},
     )
+
+
+def test_a_stage_of_spec_2_0_opens_its_artifacts_itself(tmp_path: Path):
+    output_file = tmp_path / "elsewhere" / "executor_output.json"
+    found = resolver_input(tmp_path, str(output_file))
     assert entrypoint.main(arguments("components.baseline_resolver.executor.Executor", found)) == 0
     reported = json.loads(output_file.read_text())["artifacts"]["baseline"]["artifacts"][0]
     assert reported["uri"] == f"{tmp_path}/task/baseline"
@@ -267,6 +271,14 @@ def test_a_mistake_in_the_tables_is_one_line_and_no_output(tmp_path: Path, capfd
     errors = capfd.readouterr().err
     assert f"twotower: tables.items.path: there is no file {missing}" in errors and "Traceback" not in errors
     assert not (tmp_path / "output.json").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    found = resolver_input(tmp_path, "/dev/full")
+    assert entrypoint.main(arguments("components.baseline_resolver.executor.Executor", found)) == 2
+    errors = capfd.readouterr().err
+    assert "twotower: cannot write to /dev/full: No space left on device; make room, or give the stage" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_crash_is_a_traceback_and_no_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
