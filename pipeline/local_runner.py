@@ -24,9 +24,6 @@ from pipeline.terminal import styled
 PROGRESS = logging.getLogger("twotower.progress")
 """Modules and components say here how far they are: one short line each."""
 
-# So long a run waits for a metadata server that has answered before.
-_STORE_SECONDS = 120.0
-
 
 def quiet_libraries() -> None:
     """Settings that must hold before TensorFlow is imported: Keras 2, the same sums everywhere, and no messages."""
@@ -170,25 +167,6 @@ def run(pipeline: object, stream: TextIO) -> str:
 
     states = metadata_store_pb2.Execution
 
-    class Store(metadata.Metadata):
-        """TFX's handle on the metadata store, which is opened for each step anew.
-
-        A server that is being restarted is waited for: what a stage has worked on for hours is not lost over it.
-        """
-
-        def __enter__(self) -> metadata.Metadata:
-            deadline, said = time.monotonic() + _STORE_SECONDS, False
-            while True:
-                try:
-                    return super().__enter__()
-                except RuntimeError:
-                    # What it raises when it cannot connect, after some tries within seconds.
-                    if self.connection_config.HasField("sqlite") or time.monotonic() > deadline:
-                        raise
-                if not said:
-                    progress.note("waiting: the metadata store does not answer")
-                    said = True
-
     def set_aside(store: Any, artifact: Any) -> None:
         """The cache passes over what is not live, and takes the outcome of an earlier execution or none."""
         (stored,) = store.get_artifacts_by_id([artifact.id])
@@ -258,7 +236,7 @@ def run(pipeline: object, stream: TextIO) -> str:
                     try:
                         info = Launcher(
                             pipeline_node=node.pipeline_node,
-                            mlmd_connection=Store(connection),
+                            mlmd_connection=metadata.Metadata(connection),
                             pipeline_info=pipeline.pipeline_info,
                             pipeline_runtime_spec=pipeline.runtime_spec,
                             executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
@@ -279,7 +257,7 @@ def run(pipeline: object, stream: TextIO) -> str:
                         folder = os.path.join(pipeline.runtime_spec.pipeline_root.field_value.string_value, node_id)
                         words = full_disk.in_words(refused, folder, "choose another disk with output.root")
                         raise UserError(f"{node_id}: {words}") from error
-                    with Store(connection) as store:
+                    with metadata.Metadata(connection) as store:
                         (execution,) = store.store.get_executions_by_id([info.execution_id])
                     if execution.last_known_state == states.CACHED:
                         outcome["state"] = "cached"
@@ -291,7 +269,6 @@ def run(pipeline: object, stream: TextIO) -> str:
 
         def _mark_as_failed(self, connection):  # type: ignore[no-untyped-def]
             """The launcher does so for most exceptions, and an interruption is none."""
-            # A server that is away is not waited for here.
             with metadata.Metadata(connection) as store:
                 context = store.store.get_context_by_type_and_name("pipeline_run", run_id)
                 executions = store.store.get_executions_by_context(context.id) if context else []

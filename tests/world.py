@@ -13,6 +13,14 @@ import yaml
 TASTES = ("Action", "Comedy", "Drama", "War")
 USERS, ITEMS, PER_USER = 160, 80, 14
 START = 1_600_000_000
+FEW_FEATURES = {
+    "query": [{"encoding": "history", "max_length": 12}, {"encoding": "history_age"}],
+    "candidate": [
+        {"column": "item_id", "encoding": "vocabulary", "dimension": 8},
+        {"column": "genres", "encoding": "vocabulary", "dimension": 8, "multivalued": True},
+    ],
+}
+"""For tests that run Transform again and again: its time grows with the number of features, whatever the data."""
 
 
 def interactions(seed: int = 0) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from e2e_runs import Small, twotower
+from e2e_runs import FROM_TRANSFORM, Small, twotower
 
 from pipeline import config, runs
 
@@ -81,7 +81,9 @@ def test_in_a_stage_of_beam(copy: tuple[Path, list[str]]):
     assert {path for path in folder.iterdir() if path.is_dir()} == {path for path in before if path.is_dir()}
     outcome = twotower("run", *arguments)
     assert outcome.code == 0, outcome.errors
-    assert states(arguments)["Transform"] == "done" and states(arguments)["InteractionExampleGen"] == "cached"
+    # What the schema is checked against has changed too, and was seen to in the run that was interrupted.
+    done = {name for name, state in states(arguments).items() if state == "done"}
+    assert done - {"BaselineResolver"} == FROM_TRANSFORM - {"BaselineResolver"}
 
 
 def test_in_the_trainer_by_sigterm(copy: tuple[Path, list[str]]):

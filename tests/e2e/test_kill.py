@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_killed_in_trainer_and_killed_again_in_the_push(folder: Path):
-    path = world.write_config(folder)
+    path = world.write_config(folder, features=world.FEW_FEATURES)
     overrides = [argument for value in LONG for argument in ("--set", value)]
     checkpoints = folder / "runs" / "small-world" / "checkpoints"
     kill_when(

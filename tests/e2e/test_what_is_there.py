@@ -22,7 +22,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         world.write_parquet(folder)
-        self._path = world.write_config(folder)
+        self._path = world.write_config(folder, features=world.FEW_FEATURES)
         self.served = folder / "served" / "small-world"
 
     def command(self, name: str, *arguments: str) -> list[str]:
