@@ -20,8 +20,8 @@ _TOGETHER = 2.0
 _BEFORE = 50
 _AFTER = 10
 _USERS_AT_ONCE = 2_000
-# Up to so many items all eigenvectors are computed; above, randomised ones (Halko et al., SIAM Review 2011).
-_EXACT, _ITERATIONS = 2_500, 4
+# Of the randomised eigenvectors.
+_ITERATIONS = 4
 # Makes the Gram matrix of rare items definite: less than a hundredth of an interaction.
 _POSITIVE = 1e-2
 
@@ -132,14 +132,21 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
     return weights - inverse * (np.diag(weights) / np.diag(inverse))
 
 
-def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
+def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int = 2_500) -> Factors:
     """The two factors of the rank-R weights that come closest to B in the scores of the users' histories.
 
     Reduced-rank regression (Izenman, Journal of Multivariate Analysis 1975): B V Vᵀ, with the R first eigenvectors V of
     Bᵀ (α XᵀX + SᵀS) B.
+
+    Args:
+        moments: Of the users.
+        weights: B.
+        rank: R.
+        exact_up_to: With more items than this the eigenvectors are randomised (Halko et al., SIAM Review 2011): their
+            time grows with the square of the number of items, not with its cube.
     """
     size = len(weights)
-    if size <= _EXACT:
+    if size <= exact_up_to:
         first = max(0, size - rank)
         _, vectors = scipy.linalg.eigh(weights.T @ moments.gram @ weights, subset_by_index=[first, size - 1])
         kept = vectors[:, ::-1]

@@ -24,7 +24,7 @@ from modules.towers.terms import encoded_keys, has_item_table, learned_width
 # embedding table, which is several times faster than the scattered gradient of a gather.
 _DENSE_HISTORY_ITEMS = 20_000
 # Tables of as many rows are updated by row where a step touches few of them; smaller ones cost little to update whole.
-_ROWS_OF_LARGE = 20_000
+ROWS_OF_LARGE = 20_000
 # Items, at most, that the cold-start query is fitted to, the likeliest ones: others are not among its answers.
 _LIKELY_ITEMS = 20_000
 
@@ -125,7 +125,7 @@ class TwoTower(tfrs.Model):
         tables = self.query_tower.terms.tables
         if self.negatives != "catalogue":
             tables += self.candidate_tower.terms.tables + self.candidate_tower.item_tables
-        return [table for table in tables if table.shape[0] >= _ROWS_OF_LARGE]
+        return [table for table in tables if table.shape[0] >= ROWS_OF_LARGE]
 
     def candidate_vectors(self, labels: tf.Tensor) -> tf.Tensor:
         """Vectors of vocabulary items by label, [N] → [N, D]."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from modules import item_item
 
@@ -110,3 +111,17 @@ def test_a_query_is_the_weighted_sum_of_the_rows_of_its_history():
     found = item_item.query_factors(np.array([[4, 0, 2], [0, 0, 0]]), 0.5, table)
     # A gap takes no rank.
     np.testing.assert_allclose(found, [table[4] + 2**-0.5 * table[2], np.zeros(3)])
+
+
+def test_randomised_factors_score_next_to_as_well_as_the_best_ones():
+    rng = np.random.default_rng(2)
+    items, users, length, rank = 600, 1_000, 12, 16
+    taste = rng.integers(0, 20, users)
+    item = np.concatenate([1 + (30 * t + rng.permutation(30)[:length]) for t in taste])
+    of = item_item.moments(np.arange(users + 1) * length, item, items, DECAY)
+    weights = item_item.solve(of, 10.0)
+    explained = weights.T @ of.gram @ weights
+    best = scipy.linalg.eigvalsh(explained, subset_by_index=[items - rank, items - 1]).sum()
+    vectors = item_item.factors(of, weights, rank, exact_up_to=100).items[1:].astype(np.float64)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-4)
+    assert np.trace(vectors.T @ explained @ vectors) > 0.99 * best

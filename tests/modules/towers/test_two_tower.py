@@ -18,6 +18,7 @@ from tiny_towers import (
 )
 
 from modules.settings import Model, Training
+from modules.towers import two_tower
 from modules.towers.masking import closeness, mask_items
 from modules.towers.two_tower import TwoTower
 
@@ -143,3 +144,18 @@ def test_layers_start_as_the_linear_tower():
     )  # fmt: skip
     np.testing.assert_allclose(linear.query_vectors(query_inputs()), deep.query_vectors(query_inputs()), rtol=1e-6)
     assert len(deep.trainable_variables) == len(linear.trainable_variables) + 8
+
+
+@pytest.mark.parametrize(
+    ("negatives", "names"),
+    [("catalogue", ["likes"]), ("sampled", ["likes", "title", "item_ids", "item_bias"])],
+)
+def test_only_large_tables_of_which_a_step_reads_some_rows_are_updated_by_row(negatives, names, monkeypatch):
+    model = towers(negatives=negatives)
+    assert model.tables_by_row == [], "small ones are updated whole"
+    monkeypatch.setattr(two_tower, "ROWS_OF_LARGE", 6)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch(), training=True)
+    gradients = tape.gradient(loss, model.tables_by_row)
+    assert all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
+    assert len(gradients) == len(names)
