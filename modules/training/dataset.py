@@ -25,7 +25,7 @@ from modules.towers.terms import encoded_keys
 
 # After an epoch a fixed draw of the validation queries is ranked: at most so many, and with a large catalogue as many
 # as make this number of scores, but some hundreds in any case: fewer would say nothing.
-_MAX_QUERIES, _MAX_SCORES, _MIN_QUERIES = 10_000, 2**25, 500
+_MAX_QUERIES, _MAX_SCORES, _MIN_QUERIES = 10_000, 2**24, 250
 _READ_BATCH = 4096
 
 
