@@ -10,12 +10,13 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
+.PHONY: help setup run test test-fast test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test"
 	@echo "make test-fast  the tests that take no whole pipeline run"
+	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; not part of make test"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
@@ -43,10 +44,14 @@ run: $(READY)
 
 # Files side by side in two processes: a pipeline run is busy on one core most of its time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/portable
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
+test-portable: $(READY)
+	$(BIN)/python -m pytest tests/portable $(ARGS)
 
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)

@@ -26,8 +26,10 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
-    from pipeline import runs, summary
+    from pipeline import beam_service, runs, summary
 
+    # Before the metadata store, which is made when it is asked for.
+    beam_service.check(config.beam, config.root)
     runs.check_store(config)
     memory = local_runner.PeakMemory()
     memory.start()
@@ -44,7 +46,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             pipeline = create_pipeline(config)
             pipeline.enable_cache = not no_cache
             os.makedirs(config.root, exist_ok=True)
-            run_id = local_runner.run(pipeline, stream)
+            run_id = local_runner.run(pipeline, stream, lambda: beam_service.check(config.beam, config.root))
     except UserError:
         raise
     except OSError as error:
