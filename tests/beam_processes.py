@@ -34,12 +34,9 @@ class Services:
     folder: Path
     """Where they run, and where their logs are."""
 
-    def settings(self, workers: int) -> str:
+    def settings(self) -> str:
         """The section `beam` for these, as `--set` takes it."""
-        return (
-            f"beam={{runner: portable, workers: {workers}, job_endpoint: '{self.job_endpoint}', "
-            f"worker_pool: '{self.worker_pool}'}}"
-        )
+        return f"beam={{runner: portable, job_endpoint: '{self.job_endpoint}', worker_pool: '{self.worker_pool}'}}"
 
     def workers(self) -> list[psutil.Process]:
         return [p for p in self.pool.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]

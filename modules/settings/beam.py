@@ -42,9 +42,9 @@ class Beam(Settings):
     """`direct`: here. `portable`: a job service of Beam's own. `flink`, `spark`: Beam's job server in front of such a
     cluster. `dataflow`: Google's."""
     workers: int | None = Field(None, ge=1, le=10_000)
-    """direct: processes on this machine, by default the pipeline's own. portable: worker processes, by default one.
-    flink: the parallelism, by default the cluster's. spark: worker processes on each node, by default one. dataflow:
-    machines at most, by default as many as it likes."""
+    """direct: processes on this machine, by default the pipeline's own. portable: nothing to be said, Beam's own job
+    service asks for one worker. flink: the parallelism, by default the cluster's. spark: worker processes on each node,
+    by default one. dataflow: machines at most, by default as many as it likes."""
     job_endpoint: Address | None = None
     """portable, flink, spark: where the job service listens."""
     worker_pool: Address | None = None
@@ -92,6 +92,8 @@ class Beam(Settings):
                 raise ValueError(f"{field} is missing, which {self.runner} needs; name it (docs/scale.md)")
             if given and field not in (*needed, *allowed):
                 raise ValueError(f"{field} is nothing for the runner {self.runner}; remove it, or set runner")
+        if self.runner == "portable" and self.workers not in (None, 1):
+            raise ValueError(f"workers: Beam's own job service asks for one worker, not {self.workers}; remove it")
         if self.temp_location is not None and not self.temp_location.startswith("gs://"):
             raise ValueError(f"temp_location: Dataflow cannot write to {self.temp_location}; give a gs:// path")
         return self
@@ -118,7 +120,7 @@ class Beam(Settings):
                 f"--job_endpoint={self.job_endpoint}",
                 f"--job_server_timeout={_JOB_SECONDS}",
                 *self._environment(),
-                *self._scale(),
+                *self._cluster(),
             )
         # Without a name for an image, TFX would build a package of itself, for remote workers, in every stage that uses
         # Beam: seconds and 50 MB each time. Workers have it, and all of this project, installed.
@@ -138,10 +140,9 @@ class Beam(Settings):
             return ("--environment_type=EXTERNAL", f"--environment_config={self.worker_pool}")
         return ("--environment_type=DOCKER", f"--environment_config={self.worker_image}")
 
-    def _scale(self) -> tuple[str, ...]:
+    def _cluster(self) -> tuple[str, ...]:
         if self.runner == "portable":
-            # Beam's own job service is the direct runner behind a door, and counts workers as it does.
-            return self._count("--direct_num_workers")
+            return ()
         kept = f"--environment_cache_millis={_KEEP_WORKERS_MILLISECONDS}"
         if self.runner == "flink":
             return (*self._count("--parallelism"), kept)

@@ -13,6 +13,14 @@ from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
+def _reason(error: Exception) -> str:
+    """What a stage died of, in a line: of the traces that Beam's workers send along, the end."""
+    said, trace, _ = str(error).partition("Traceback (most recent call last)")
+    if trace:
+        said += str(error).strip().splitlines()[-1]
+    return " ".join(said.split())[:300]
+
+
 @click.command()
 @click.option("--verbose", is_flag=True, help="show what TensorFlow, Beam and TFX write")
 @click.option("--no-cache", is_flag=True, help="execute every stage again")
@@ -53,7 +61,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
         # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
-        terminal.complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        terminal.complain(f"{type(error).__name__}: {_reason(error)}")
         if not verbose:
             with open(log, "a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)

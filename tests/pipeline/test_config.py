@@ -69,6 +69,10 @@ def test_set_replaces_a_key(override, read, expected):
         ("beam={runner: spark, worker_pool: h:1}", "beam: job_endpoint is missing, which spark needs"),
         ("beam={runner: spark, worker_pool: h:1, job_endpoint: h}", "beam.job_endpoint: 'h' is no address"),
         ("beam={worker_pool: h:70000}", "beam.worker_pool: 'h:70000' is no address"),
+        (
+            "beam={runner: portable, worker_pool: h:1, job_endpoint: h:1, workers: 2}",
+            "beam: workers: Beam's own job service asks for one worker, not 2; remove it",
+        ),
         ("beam.job_endpoint=h:1", "beam: job_endpoint is nothing for the runner direct"),
         ("beam={runner: dataflow, region: r, worker_image: i, temp_location: gs://b}", "beam: project is missing"),
         (
