@@ -54,20 +54,20 @@ class Services:
 
 
 @contextlib.contextmanager
-def running(python: Path, folder: Path) -> Iterator[Services]:
+def running(pool: list[str], folder: Path, environment: Mapping[str, str] = BARE) -> Iterator[Services]:
     """Starts both in a folder of their own and an environment that is bare.
 
     Args:
-        python: The interpreter of the pool and its workers.
+        pool: The command of the pool, without its port, which comes last.
         folder: Where to; it is made.
+        environment: Of the pool and its workers.
     """
     folder.mkdir()
     ports = free_port(), free_port()
     service = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={ports[0]}"]
-    pool = [str(python), "-m", "pipeline.beam_worker", "--port", str(ports[1])]
     with (
-        process(service, folder, "service", BARE) as _,
-        process(pool, folder, "pool", BARE) as started,
+        process(service, folder, "service", BARE),
+        process([*pool, str(ports[1])], folder, "pool", environment) as started,
     ):
         for port, name in zip(ports, ("service", "pool"), strict=True):
             wait_for(port, folder / f"{name}.log")
@@ -113,7 +113,7 @@ def worker_image(folder: Path) -> Path:
     """What kubeflow/Dockerfile installs in its images, installed by its own commands into a clean prefix.
 
     Returns:
-        The prefix's Python.
+        The prefix.
     """
     build = folder / "build"
     prefix = folder / "prefix"
@@ -138,4 +138,15 @@ def worker_image(folder: Path) -> Path:
             made = subprocess.run(["bash", "-eo", "pipefail", "-c", rest], cwd=build, env=environment,
                                   capture_output=True, text=True)  # fmt: skip
             assert made.returncode == 0, f"{rest}\n{made.stdout}\n{made.stderr}"
-    return prefix / "bin" / "python"
+    return prefix
+
+
+def image_environment(prefix: Path) -> dict[str, str]:
+    """The environment variables of the image beam-worker, with its prefix elsewhere."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "kubeflow/Dockerfile").read_text())
+    stages = dict(re.findall(r"^FROM (?:\S+) AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
+    found = {}
+    for stage in ("runtime", "beam-worker"):
+        for line in re.findall(r"^ENV (.*)$", stages[stage], re.MULTILINE):
+            found |= dict(pair.split("=", 1) for pair in shlex.split(line))
+    return found | {"PATH": f"{prefix}/bin:{BARE['PATH']}", "LANG": BARE["LANG"]}

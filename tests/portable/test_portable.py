@@ -66,9 +66,9 @@ def uri(folder: Path, stage: str, key: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    folder = tmp_path_factory.mktemp("beam")
-    with beam_processes.running(beam_processes.worker_image(folder), folder / "elsewhere") as services:
+def services(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    pool = [str(image / "bin" / "python"), "-m", "pipeline.beam_worker", "--port"]
+    with beam_processes.running(pool, tmp_path_factory.mktemp("beam") / "elsewhere") as services:
         yield services
 
 
