@@ -120,13 +120,10 @@ def worker_image(folder: Path) -> Path:
     build.mkdir()
     (stage,) = re.findall(r"^FROM \$PYTHON AS build\n(.*?)^FROM ", (ROOT / "kubeflow/Dockerfile").read_text(),
                           re.MULTILINE | re.DOTALL)  # fmt: skip
-    environment = BARE | {
-        "VIRTUAL_ENV": str(prefix),
-        "PATH": f"{prefix}/bin:{os.path.dirname(os.path.realpath(sys.executable))}:{BARE['PATH']}",
-        "HOME": os.environ.get("HOME", str(folder)),
-        # Where this machine gets its packages from, if anybody said so.
-        **{n: v for n, v in os.environ.items() if n.startswith(("PIP_", "UV_")) or "PROXY" in n.upper()},
-    }
+    # Where packages come from, and who vouches for it, is this machine's; Python and its packages are not.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["VIRTUAL_ENV"] = str(prefix)
+    environment["PATH"] = f"{prefix}/bin:{os.path.dirname(os.path.realpath(sys.executable))}:{BARE['PATH']}"
     for instruction in re.sub(r"\\\n\s*", "", stage).splitlines():
         word, _, rest = instruction.partition(" ")
         if word == "COPY":
