@@ -192,6 +192,14 @@ def test_the_evaluation_measures_the_same(portable: Portable, small: Small):
             assert other.metrics[of_slice][name] == expected, (of_slice, name)
 
 
+def test_workers_know_the_ops_of_another_index_layer(portable: Portable):
+    # ScaNN's ops are in a library that somebody has to import, in the worker that asks the servable.
+    outcome = twotower("run", *portable.arguments, "--set", "index.layer=scann")
+    assert outcome.code == 0, outcome.errors
+    stage = runs.read_runs(config.load(portable.arguments[1]), last=1)[0].stage("Evaluator")
+    assert stage is not None and stage.state == "done"
+
+
 def test_workers_end_with_their_jobs(portable: Portable):
     deadline = time.monotonic() + 60
     while portable.services.workers():
