@@ -30,6 +30,7 @@ class Services:
 
     job_endpoint: str
     worker_pool: str
+    service: psutil.Process
     pool: psutil.Process
     folder: Path
     """Where they run, and where their logs are."""
@@ -66,12 +67,13 @@ def running(pool: list[str], folder: Path, environment: Mapping[str, str] = BARE
     ports = free_port(), free_port()
     service = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={ports[0]}"]
     with (
-        process(service, folder, "service", BARE),
+        process(service, folder, "service", BARE) as served,
         process([*pool, str(ports[1])], folder, "pool", environment) as started,
     ):
         for port, name in zip(ports, ("service", "pool"), strict=True):
             wait_for(port, folder / f"{name}.log")
-        yield Services(f"localhost:{ports[0]}", f"localhost:{ports[1]}", psutil.Process(started.pid), folder)
+        processes = psutil.Process(served.pid), psutil.Process(started.pid)
+        yield Services(f"localhost:{ports[0]}", f"localhost:{ports[1]}", *processes, folder)
 
 
 @contextlib.contextmanager

@@ -205,3 +205,32 @@ def test_workers_end_with_their_jobs(portable: Portable):
     while portable.services.workers():
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+def test_a_job_service_that_goes_in_the_middle_of_a_run_is_missed_by_the_next_stage_of_beam(portable: Portable):
+    before = versions(portable.folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run", *portable.arguments, "--set", "training.seed=7"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=portable.folder,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        # Now it trains, which takes seconds and needs no Beam.
+        assert any(" Transform " in line for line in process.stderr)
+        portable.services.service.kill()
+        portable.services.service.wait(30)
+        errors = process.stderr.read()
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1] == (
+        f"twotower: beam.job_endpoint: {portable.services.job_endpoint} cannot be reached (connection refused); start "
+        "the job service there, or correct the address"
+    )
+    last = runs.read_runs(config.load(portable.arguments[1]), last=1)[0]
+    states = {stage.name: stage.state for stage in last.stages}
+    assert states["Trainer"] == "done" and states["ScannIndexBuilder"] == "failed" and last.state == "failed"
+    assert versions(portable.folder) == before
+    assert not list(canonical.left_over(portable.folder / "runs" / "small-world"))
