@@ -49,7 +49,7 @@ test: lint
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# Minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
+# Eight minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
 test-portable: $(READY)
 	$(BIN)/python -m pytest tests/portable $(ARGS)
 
