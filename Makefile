@@ -10,13 +10,14 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test"
 	@echo "make test-fast  the tests that take no whole pipeline run"
 	@echo "make test-faults  each stage killed, and its disk full"
+	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; not part of make test"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
@@ -44,14 +45,18 @@ run: $(READY)
 
 # Files side by side in two processes: a pipeline run is busy on one core most of its time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/portable
 
 # Each stage killed, then its disk full: minutes of a single test, which only a change of the runner can break.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/faults --ignore tests/portable
+
+# Eight minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
+test-portable: $(READY)
+	$(BIN)/python -m pytest tests/portable $(ARGS)
 
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)

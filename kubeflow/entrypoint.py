@@ -38,7 +38,7 @@ from kubeflow import transport
 from kubeflow.parameters import checked
 from modules import full_disk
 from modules.errors import UserError
-from pipeline import local_runner
+from pipeline import beam_service, local_runner
 
 LAUNCHER, DIRECT = "launcher", "direct"
 ARTIFACTS_OPTION = "--artifacts"
@@ -137,6 +137,7 @@ def _execute(options: argparse.Namespace, executor_input: Any, beam_options: lis
     from tfx.orchestration.kubeflow.v2 import compiler_utils
     from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor
 
+    check_runner(options.executor_class_path, beam_options)
     compiler_utils.TITLE_TO_CLASS_PATH.update(_CUSTOM_TYPES)
     arguments = argparse.Namespace(
         executor_class_path=options.executor_class_path,
@@ -144,6 +145,22 @@ def _execute(options: argparse.Namespace, executor_input: Any, beam_options: lis
         json_serialized_inputs_spec_args=options.json_serialized_inputs_spec_args,
     )
     kubeflow_v2_run_executor.main((arguments, beam_options))
+
+
+def check_runner(executor_class_path: str, beam_options: Sequence[str]) -> None:
+    """Asks for the Beam runner of a stage that has one: Beam would wait for it as long as for a job to end.
+
+    Raises:
+        UserError: It cannot be reached.
+    """
+    from tfx.dsl.components.base import base_beam_executor
+    from tfx.utils import import_utils
+
+    if issubclass(import_utils.import_class_by_path(executor_class_path), base_beam_executor.BaseBeamExecutor):
+        for option in beam_options:
+            name, _, address = option.partition("=")
+            if name == "--job_endpoint":
+                beam_service.check_endpoint("kubeflow.beam.job_endpoint", address)
 
 
 def complete_types(executor_input: Any, inputs_spec: Any) -> None:

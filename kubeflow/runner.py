@@ -34,7 +34,6 @@ _IMAGE = re.compile(
     r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
-_IN_PROCESS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 # What these find outside of their inputs changes without any parameter changing; what is below them follows.
 _NEVER_CACHED = ("InteractionExampleGen", "BaselineResolver")
 
@@ -123,8 +122,7 @@ def check(config: Config) -> None:
 
 def _launcher_copies(config: Config) -> bool:
     """Whether stages work on the launcher's local copies of artifacts: they must be the only ones to read them."""
-    runners = [option.partition("=")[2] for option in config.kubeflow.beam.options if option.startswith("--runner=")]
-    return config.kubeflow.spec == "2.1" and all(runner in _IN_PROCESS for runner in runners)
+    return config.kubeflow.spec == "2.1" and not config.kubeflow.beam.remote
 
 
 def pipeline_job(config: Config) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def pipeline_job(config: Config) -> dict[str, Any]:
     site = Site(
         root=root,
         push_destination=push_destination(config),
-        beam_options=kubeflow.beam.options,
+        beam_options=kubeflow.beam.arguments(),
         schema_file=_schema_file(config),
         # Below the root only where stages open it themselves; the launcher may have rights there that a stage has not.
         checkpoints=kubeflow.checkpoints or ("" if _launcher_copies(config) else f"{root}/checkpoints"),

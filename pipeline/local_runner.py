@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from rich.text import Text
@@ -139,7 +139,7 @@ class PeakMemory(threading.Thread):
         return self.bytes
 
 
-def run(pipeline: object, stream: TextIO) -> str:
+def run(pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambda: None) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
 
     What a stage made is re-used as long as it is as it was made: what has been damaged or removed since is marked as
@@ -148,6 +148,7 @@ def run(pipeline: object, stream: TextIO) -> str:
     Args:
         pipeline: What `create_pipeline` returns.
         stream: Where progress goes.
+        check_beam: Called before each stage that uses Beam; raises a UserError when its runner cannot be reached.
 
     Returns:
         The run's id in the metadata store.
@@ -155,7 +156,7 @@ def run(pipeline: object, stream: TextIO) -> str:
     Raises:
         Exception: What a stage raised; the stage is marked as failed in the metadata store, and the next run resumes
             behind the last finished stage.
-        UserError: A stage failed, and one of its inputs is damaged.
+        UserError: A stage failed, and one of its inputs is damaged; or what `check_beam` raised.
         KeyboardInterrupt: It was interrupted; the stage is marked as failed, too.
     """
     # TFX is imported here and not above: the commands that only read a run need none of it.
@@ -164,6 +165,7 @@ def run(pipeline: object, stream: TextIO) -> str:
     from tfx.orchestration import metadata
     from tfx.orchestration.local import local_dag_runner, runner_utils
     from tfx.orchestration.portable import cache_utils, launcher, outputs_utils, runtime_parameter_utils
+    from tfx.proto.orchestration import executable_spec_pb2
 
     states = metadata_store_pb2.Execution
 
@@ -178,6 +180,9 @@ def run(pipeline: object, stream: TextIO) -> str:
 
         def _run_executor(self, execution_info):  # type: ignore[no-untyped-def]
             try:
+                # A runner that has gone since the last stage: Beam would wait for it, a day long.
+                if isinstance(self._executor_spec, executable_spec_pb2.BeamExecutableSpec):
+                    check_beam()
                 return super()._run_executor(execution_info)
             except KeyboardInterrupt:
                 outputs_utils.remove_output_dirs(execution_info.output_dict)

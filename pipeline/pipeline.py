@@ -68,7 +68,7 @@ def this_machine(config: Config) -> Site:
     return Site(
         root=config.root,
         push_destination=config.push_destination,
-        beam_options=config.beam.options,
+        beam_options=config.beam.arguments(),
         schema_file=_staged_schema(config),
         checkpoints=os.path.join(config.root, "checkpoints"),
         metadata=runs.connection(config),

@@ -83,7 +83,7 @@ def test_configurations_load_and_parts_of_them_name_real_keys(page: Path, tmp_pa
             path = tmp_path / "config.yaml"
             path.write_text(text)
             load(str(path))
-        elif re.match(r"\s*(tables|kubeflow|split|model|training):\n", text):
+        elif re.match(r"\s*(tables|kubeflow|split|model|training|beam):\n", text):
             tree = yaml.safe_load(text)
             whole = yaml.safe_load((ROOT / "configs/movielens-100k.yaml").read_text(encoding="utf-8"))
             path = tmp_path / "part.yaml"

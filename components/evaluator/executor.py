@@ -37,7 +37,7 @@ class Executor(stock.Executor):
             output_dict: As for the stock executor.
             exec_properties: As for the stock executor; eval_config is that of modules/evaluation.py.
         """
-        contract.register(contract.custom_ops(_servable(input_dict[keys.MODEL_KEY])))
+        self.RegisterOps(_servable(input_dict[keys.MODEL_KEY]))
         version, note = "", "no baseline"
         if input_dict.get(keys.BASELINE_MODEL_KEY):
             note = self.WhyNotComparable(input_dict, exec_properties)
@@ -58,6 +58,14 @@ class Executor(stock.Executor):
         )
         io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), outcome.to_json())
 
+    def RegisterOps(self, path: str) -> None:
+        """Makes the custom ops of a model known here, and in Beam's workers, which load it by themselves."""
+        ops = contract.custom_ops(path)
+        contract.register(ops)
+        # A module of the name is imported by a worker before anything else.
+        plugins = [f"--beam_plugins={module}" for module in contract.registering(ops)]
+        self._beam_pipeline_args += [plugin for plugin in plugins if plugin not in self._beam_pipeline_args]
+
     def WhyNotComparable(self, input_dict: Artifacts, exec_properties: Properties) -> str:
         """Why the baseline cannot be compared with, in words; "" when it can.
 
@@ -69,7 +77,7 @@ class Executor(stock.Executor):
             return "nothing has been pushed yet"
         pushed = f"version {_version(input_dict[keys.BASELINE_MODEL_KEY])} in the push destination"
         try:
-            contract.register(contract.custom_ops(path))
+            self.RegisterOps(path)
             model = tf.saved_model.load(path)
             if evaluation.SIGNATURE not in model.signatures:
                 return f"{pushed} has no `{evaluation.SIGNATURE}` signature"

@@ -54,6 +54,8 @@ CODE_KEY = "code"
 _TIMES = 2**20
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
+# Of tables for each file that is written: a file is one worker's to read, in this and in the next stages.
+_SHARD_BYTES = 128 * 2**20
 _REPORT = "report"
 
 
@@ -218,12 +220,17 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
     ).with_outputs(_REPORT, *SPLITS)
     reports += [joined[_REPORT], of_users[_REPORT]]
 
+    # Counted from the tables: a runner with small bundles would make a thousand files of a small table, and one with
+    # large bundles a single file of a large one.
+    shards = _shards(settings)
     for name in (*SPLITS, CATALOGUE):
         (
             (unique_items if name == CATALOGUE else of_users)[name]
             | f"Write[{name}]"
             >> beam.io.WriteToTFRecord(
-                os.path.join(uri, f"Split-{name}", write_split.DEFAULT_TF_RECORD_FILE_NAME), file_name_suffix=".gz"
+                os.path.join(uri, f"Split-{name}", write_split.DEFAULT_TF_RECORD_FILE_NAME),
+                file_name_suffix=".gz",
+                num_shards=shards[name],
             )
         )
     _ = (
@@ -233,6 +240,14 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
         | "OneReport" >> beam.combiners.ToList()
         | "WriteReport" >> beam.Map(_write_json, os.path.join(uri, _REPORT))
     )
+
+
+def _shards(settings: Tables) -> dict[str, int]:
+    """Files of each split."""
+    users = 0 if settings.users is None else tables.total_bytes("users", settings.users.path)
+    of_users = users + tables.total_bytes("interactions", settings.interactions.path)
+    of_items = tables.total_bytes("items", settings.items.path)
+    return dict.fromkeys(SPLITS, 1 + of_users // _SHARD_BYTES) | {CATALOGUE: 1 + of_items // _SHARD_BYTES}
 
 
 class _Parts(beam.PTransform):

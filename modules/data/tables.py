@@ -284,6 +284,15 @@ def files(table: str, path: str, key: str | None = None) -> list[str]:
     return sorted(paths)
 
 
+def total_bytes(table: str, path: str) -> int:
+    """Bytes of a table's files, as they are stored.
+
+    Raises:
+        UserError: As `files`.
+    """
+    return sum(_bytes(file) for file in files(table, path))
+
+
 class TableError(UserError):
     """A file of a table that cannot be read as what it should be.
 
@@ -702,6 +711,10 @@ def _match(path: str) -> list[Any]:
         raise UserError(
             f"{path} cannot be looked up ({' '.join(str(error).split())}); correct it, or sign in"
         ) from None
+
+
+def _bytes(path: str) -> int:
+    return int(_match(path)[0].size_in_bytes) if _is_remote(path) else os.stat(path).st_size
 
 
 def _content(path: str) -> str:

@@ -152,9 +152,14 @@ def register(ops: Iterable[str]) -> None:
     """Makes custom ops known to TensorFlow, which must happen before a SavedModel that has them is loaded."""
     import importlib
 
-    for namespace in sorted({op.partition(">")[0] for op in ops}):
-        if namespace in _REGISTERED_BY:
-            importlib.import_module(_REGISTERED_BY[namespace])
+    for module in registering(ops):
+        importlib.import_module(module)
+
+
+def registering(ops: Iterable[str]) -> tuple[str, ...]:
+    """The modules whose import makes custom ops known."""
+    namespaces = {op.partition(">")[0] for op in ops}
+    return tuple(module for namespace, module in sorted(_REGISTERED_BY.items()) if namespace in namespaces)
 
 
 _AnyContract = TypeVar("_AnyContract", bound=_Contract)

@@ -13,3 +13,23 @@ RENAMED = {
     "tables.unknown_users": "tables.users_not_in_table",
 }
 """Old key → what it is called now."""
+
+BEAM_OPTIONS = {
+    "--runner": "runner",
+    "--direct_running_mode": "workers",
+    "--direct_num_workers": "workers",
+    "--parallelism": "workers",
+    "--sdk_worker_parallelism": "workers",
+    "--max_num_workers": "workers",
+    "--job_endpoint": "job_endpoint",
+    "--environment_type": "worker_pool",
+    "--environment_config": "worker_pool",
+    "--environment_option": "worker_pool",
+    "--environment_options": "worker_pool",
+    "--sdk_container_image": "worker_image",
+    "--worker_harness_container_image": "worker_image",
+    "--project": "project",
+    "--region": "region",
+    "--temp_location": "temp_location",
+}
+"""Option of Beam's command line, which `beam.options` had → the field of `beam` that says it now."""

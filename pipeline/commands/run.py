@@ -14,6 +14,14 @@ from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
+def _reason(error: Exception) -> str:
+    """What a stage died of, in a line: of the traces that Beam's workers send along, the end."""
+    said, trace, _ = str(error).partition("Traceback (most recent call last)")
+    if trace:
+        said += str(error).strip().splitlines()[-1]
+    return " ".join(said.split())[:300]
+
+
 @click.command()
 @click.option("--verbose", is_flag=True, help="show what TensorFlow, Beam and TFX write")
 @click.option("--no-cache", is_flag=True, help="execute every stage again")
@@ -27,8 +35,10 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
-    from pipeline import runs, summary
+    from pipeline import beam_service, runs, summary
 
+    # Before the metadata store, which is made when it is asked for.
+    beam_service.check(config.beam, config.root)
     runs.check_store(config)
     memory = local_runner.PeakMemory()
     memory.start()
@@ -45,7 +55,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             pipeline = create_pipeline(config)
             pipeline.enable_cache = not no_cache
             os.makedirs(config.root, exist_ok=True)
-            run_id = local_runner.run(pipeline, stream)
+            run_id = local_runner.run(pipeline, stream, lambda: beam_service.check(config.beam, config.root))
     except UserError:
         raise
     except OSError as error:
@@ -56,7 +66,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
         # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
-        terminal.complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        terminal.complain(f"{type(error).__name__}: {_reason(error)}")
         if not verbose:
             with open(log, "a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)

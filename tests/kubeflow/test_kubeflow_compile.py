@@ -23,6 +23,15 @@ from modules.errors import UserError
 from pipeline import cli
 from pipeline.config import Config, load
 
+FLINK = {"runner": "flink", "job_endpoint": "flink-job-server:8099", "worker_pool": "localhost:50000"}
+DATAFLOW = {
+    "runner": "dataflow",
+    "project": "shop",
+    "region": "europe-west1",
+    "temp_location": "gs://bucket/tmp",
+    "worker_image": f"{IMAGE}-beam",
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -226,6 +235,17 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
     assert custom_config["checkpoint_root"] == "gs://bucket/pipeline/checkpoints"
 
 
+@pytest.mark.parametrize("beam", [FLINK, DATAFLOW], ids=["flink", "dataflow"])
+def test_stages_are_told_of_a_remote_runner_and_open_artifacts_where_they_are(tmp_path: Path, beam: dict[str, str]):
+    path = tmp_path / "pipeline.yaml"
+    wanted = config(tmp_path, pipeline_root="gs://bucket/pipeline", beam=beam)
+    job = runner.compile_pipeline(wanted, str(path))
+    for stage in ("InteractionExampleGen", "StatisticsGen", "Transform", "ScannIndexBuilder", "Evaluator"):
+        arguments = conformance.load(str(path)).container(stage).args
+        assert set(wanted.kubeflow.beam.arguments()) <= set(arguments), stage
+        assert argument(job["pipelineSpec"], stage, entrypoint.ARTIFACTS_OPTION) == entrypoint.DIRECT
+
+
 @pytest.mark.parametrize(
     ("changes", "overrides", "words"),
     [
@@ -241,7 +261,8 @@ def test_vertex_ai_gets_a_job_of_spec_2_0(tmp_path: Path):
         ({}, ["tables.items.path=s3://bucket/items.parquet"], "tables.items.path: s3://bucket/items.parquet cannot be"),
         ({"push": "/srv/models"}, [], "kubeflow.push: /srv/models/small-world is where no container"),
         ({}, ["schema.path=nowhere.pbtxt"], "schema.path: nowhere.pbtxt: No such file"),
-        ({"beam": {"options": ["--runner=DataflowRunner"]}}, [], "remote Beam workers (kubeflow.beam) open artifacts"),
+        ({"beam": FLINK}, [], "remote Beam workers (kubeflow.beam) open artifacts"),
+        ({"beam": DATAFLOW}, [], "remote Beam workers (kubeflow.beam) open artifacts"),
         ({"checkpoints": "/scratch"}, [], "kubeflow.checkpoints: /scratch is where no container sees it"),
         ({"tables": "/x"}, [], "tables.interactions.path: /x/interactions.parquet is where no container sees it"),
         ({"volumes": [{"claim": "c", "path": "/v"}], "push": "/v/../srv", "tables": "/v"}, [], "kubeflow.push: /srv/"),
@@ -399,7 +420,7 @@ def test_every_text_arrives_as_it_was(pieces: list[str]):
 
 def test_names_and_options_that_kubernetes_would_change_arrive_as_they_are(tmp_path: Path):
     evaluation = {"k": [5, 20], "slices": [{"column": "a$$b$(HOME)"}]}
-    options = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--job_name=a$$b$(HOME)"]
+    options = ["--job_name=a$$b$(HOME)"]
     path = world.write_config(tmp_path, evaluation=evaluation, kubeflow=settings(tmp_path, beam={"options": options}))
     output = str(tmp_path / "pipeline.yaml")
     runner.compile_pipeline(load(path), output)

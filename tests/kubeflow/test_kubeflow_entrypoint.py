@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import beam_processes
 import local_http
 import pytest
 import world
@@ -286,3 +287,12 @@ def test_a_crash_is_a_traceback_and_no_output(tmp_path: Path, capfd: pytest.Capt
     assert entrypoint.main(arguments("components.baseline_resolver.executor.Executor", found)) == 1
     assert "KeyError: 'baseline'" in capfd.readouterr().err
     assert not (tmp_path / "output.json").exists()
+
+
+def test_a_stage_of_beam_asks_for_its_job_service_and_the_others_do_not():
+    address = f"localhost:{beam_processes.free_port()}"
+    options = ["--runner=FlinkRunner", f"--job_endpoint={address}"]
+    with pytest.raises(UserError, match=rf"^kubeflow\.beam\.job_endpoint: {address} cannot be reached"):
+        entrypoint.check_runner("components.interaction_example_gen.executor.Executor", options)
+    entrypoint.check_runner("components.servable_validator.executor.Executor", options)
+    entrypoint.check_runner("components.interaction_example_gen.executor.Executor", ["--runner=DirectRunner"])

@@ -212,6 +212,9 @@ def test_the_image_takes_the_entry_point_and_the_environment_of_the_compiled_ste
     stages = dict(re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE))
     assert stages["runtime"] == "stage" and text.rstrip().endswith('ENTRYPOINT ["python", "-m", "kubeflow.entrypoint"]')
     assert "USER 10001:10001" in text
+    # What starts Beam's workers must take the packages of the image, and not those of a new environment.
+    worker = text.partition(" AS beam-worker\n")[2].partition("\nFROM ")[0]
+    assert "\nENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1\n" in worker and '["/opt/apache/beam/boot"]' in worker
     pins = (ROOT / "requirements.lock").read_text()
     assert re.search(r"^apache-beam==2\.73\.0 ", pins, re.MULTILINE) and "apache/beam_python3.11_sdk:2.73.0" in text
     assert re.search(r"^tensorflow==2\.20\.0 ", pins, re.MULTILINE) and '"tensorflow[and-cuda]==2.20.0"' in text

@@ -57,6 +57,28 @@ def test_set_replaces_a_key(override, read, expected):
     ("override", "words"),
     [
         ("training.epoch=3", "training.epoch: unknown key"),
+        (
+            'beam.options=["--runner=DirectRunner", "--direct_running_mode=in_memory", "--sdk_container_image=unused"]',
+            "beam.options: --runner=DirectRunner is now runner: direct, --direct_running_mode=in_memory is now "
+            "workers, --sdk_container_image=unused is now worker_image; give those beside `options`",
+        ),
+        ("beam.options=[verbose]", "beam.options: 'verbose' is no option; write --name=value"),
+        ("beam.runner=storm", "'direct', 'portable', 'flink', 'spark' or 'dataflow', not 'storm'"),
+        ("beam.runner=flink", "beam: flink needs worker_pool or worker_image"),
+        ("beam={runner: flink, worker_pool: h:1, worker_image: i}", "beam: flink needs worker_pool or worker_image"),
+        ("beam={runner: spark, worker_pool: h:1}", "beam: job_endpoint is missing, which spark needs"),
+        ("beam={runner: spark, worker_pool: h:1, job_endpoint: h}", "beam.job_endpoint: 'h' is no address"),
+        ("beam={worker_pool: h:70000}", "beam.worker_pool: 'h:70000' is no address"),
+        (
+            "beam={runner: portable, worker_pool: h:1, job_endpoint: h:1, workers: 2}",
+            "beam: workers: Beam's own job service asks for one worker, not 2; remove it",
+        ),
+        ("beam.job_endpoint=h:1", "beam: job_endpoint is nothing for the runner direct"),
+        ("beam={runner: dataflow, region: r, worker_image: i, temp_location: gs://b}", "beam: project is missing"),
+        (
+            "beam={runner: dataflow, project: p, region: r, worker_image: i, temp_location: /tmp}",
+            "beam: temp_location: Dataflow cannot write to /tmp; give a gs:// path",
+        ),
         ("training.epochs=three", "training.epochs: Input should be a valid integer"),
         ("training.epochs=0", "training.epochs: Input should be greater than or equal to 1, not 0"),
         ("tables.items.path=null", "tables.items.path: Input should be a valid string"),

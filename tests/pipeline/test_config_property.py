@@ -26,7 +26,7 @@ TREE |= {
     "output": {"root": "runs", "push": "served"},
     "metadata": {"kind": "sqlite", "port": 3306},
     "kubeflow": {"resources": {"Trainer": {"cpu": 2, "memory": 4, "node_selector": {"disk": "fast"}}}},
-    "beam": {"options": ["--runner=DirectRunner"]},
+    "beam": {"runner": "direct", "workers": 2, "options": ["--job_name=nightly"]},
 }
 TREE["evaluation"] |= {"k": [10, 50], "floors": {"ndcg@10": 0.01}, "max_regression": {"ndcg@10": 0.1}}
 LAST_SECOND = 253_402_300_799
