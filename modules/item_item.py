@@ -14,9 +14,11 @@ import scipy.linalg
 import scipy.sparse
 from sklearn.utils.extmath import randomized_svd
 
-# Weight of α: what goes together counts this many times as much as what comes next.
+# α: what goes together counts this many times as much as what comes next. MovieLens-100K, validation NDCG@10 of this
+# model alone with ½, 1, 2, 4, 8: leave-last-out .1374 .1379 .1356 .1329 .1315, random .1999 .2043 .2072 .2058 .1992.
 _TOGETHER = 2.0
-# How far before and behind a place of a history the transitions look.
+# How far before and behind a place of a history the transitions look. Before, 10, 50 and 100 are within chance of each
+# other there; behind, 1, 5, 10, 20: leave-last-out .1301 .1348 .1356 .1361, random .2083 .2072 .2072 .2066.
 _BEFORE = 50
 _AFTER = 10
 _USERS_AT_ONCE = 2_000
@@ -132,7 +134,7 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
     return weights - inverse * (np.diag(weights) / np.diag(inverse))
 
 
-def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int = 2_500) -> Factors:
+def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int = 2_000) -> Factors:
     """The two factors of the rank-R weights that come closest to B in the scores of the users' histories.
 
     Reduced-rank regression (Izenman, Journal of Multivariate Analysis 1975): B V Vᵀ, with the R first eigenvectors V of

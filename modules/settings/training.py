@@ -18,7 +18,10 @@ class Training(Settings):
     batch_size: int = Field(256, ge=2, le=1_000_000)
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
-    """Decoupled (AdamW), multiplied by the learning rate at each step."""
+    """Decoupled (AdamW), multiplied by the learning rate at each step of an epoch of up to `decay_steps` steps."""
+    decay_steps: int = Field(64, ge=1, le=1_000_000_000)
+    """An epoch with more steps decays weights as much as so many steps would: what little a long epoch says of a rare
+    item would be forgotten within it."""
     objective: Literal["masked_items", "next_item"] = "masked_items"
     """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
     next_item: each interaction's item is to be found from the history before it; so it is always without a history

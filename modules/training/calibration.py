@@ -39,7 +39,7 @@ _SURE = 2.0
 # Scores that are looked at at once: 64 MB, and no more than so many queries.
 _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
 # The ridge is chosen with the item-item model of so many items, the most frequent ones: its cost grows with their cube.
-_ITEMS_TO_CHOOSE_BY = 2_500
+_ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
 _KEPT = 2**29
 

@@ -171,7 +171,9 @@ class _Run:
         self._start = calibration
         self._set(calibration)
         self._blend: Blend | None = None
-        self._optimizer = LazyAdamW(settings.learning_rate, settings.weight_decay, settings.averaging, NO_DECAY)
+        steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
+        weight_decay = settings.weight_decay * min(1.0, settings.decay_steps / steps)
+        self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)
         self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
         self.model.compile(optimizer=self._optimizer)
         self._board = None

@@ -29,6 +29,17 @@ def draw_users(counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np
     return rng.permutation(np.repeat(np.arange(len(counts)), times))
 
 
+def expected_steps(counts: np.ndarray, exponent: float, batch_size: int) -> float:
+    """Steps of an epoch, on average, under either objective: Σ n ** exponent rows in batches.
+
+    Args:
+        counts: [U] interactions n of each user.
+        exponent: `training.user_exponent`.
+        batch_size: Rows of a step.
+    """
+    return float(np.sum(counts[counts > 0] ** exponent)) / batch_size
+
+
 def user_weights(counts: np.ndarray, exponent: float) -> np.ndarray:
     """[U] float32 with mean 1: how much a user counts, n ** exponent for n interactions."""
     weights = counts**exponent

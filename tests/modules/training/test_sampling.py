@@ -48,3 +48,16 @@ def test_some_users_are_all_where_they_have_little_and_else_a_fixed_draw_within_
         assert counts[drawn].sum() <= 20 or len(drawn) == 1
         np.testing.assert_array_equal(drawn, sampling.some_users(counts, 20, seed))
     assert len({tuple(sampling.some_users(counts, 20, seed)) for seed in range(10)}) > 1
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_an_epoch_has_as_many_steps_as_is_expected(exponent):
+    counts = np.random.default_rng(1).integers(1, 60, 500).astype(float)
+    expected = sampling.expected_steps(counts, exponent, 32)
+    users = [len(sampling.draw_users(counts, exponent, 3, epoch)) / 32 for epoch in range(20)]
+    of_place = np.repeat(counts, counts.astype(int))
+    places = [
+        len(sampling.draw_places(np.arange(len(of_place)), of_place, exponent, 3, epoch)) / 32 for epoch in range(20)
+    ]
+    assert np.mean(users) == pytest.approx(expected, rel=0.02)
+    assert np.mean(places) == pytest.approx(expected, rel=0.02)
