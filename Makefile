@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -21,6 +21,7 @@ help:
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
+	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
 	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
@@ -65,6 +66,10 @@ conformance: $(READY)
 # On the model that CONFIG's runs pushed; ARGS="--soak 600 --swaps 20" for the soak.
 bench-serving: $(READY)
 	$(BIN)/python -m benchmarks.serving --config $(CONFIG) $(ARGS)
+
+# Rows per second and memory by the size of the catalogue; ARGS="--items 10000,100000" for less.
+bench-training: $(READY)
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

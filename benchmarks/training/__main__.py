@@ -1,0 +1,183 @@
+"""`make bench-training`: rows per second and memory of a fit, beside the plain TFRS loop, by the size of the catalogue.
+
+Both train the same towers on the same sequences with the same batch. Ours is `modules.training.loop.fit`: the sampled
+softmax, tables updated by row, the moving average and the end of an epoch included. The TFRS loop is what its tutorials
+do: `tfrs.tasks.Retrieval` over the batch, `Model.fit` on a `tf.data` dataset of one window for each interaction, AdamW.
+Each case runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = ("ours", "tfrs")
+_LENGTH = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench-training", description=__doc__)
+    parser.add_argument("--items", default="10000,100000,1000000", help="sizes of the catalogue, comma-separated")
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--dimension", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=100, help="of an epoch; the second and third are measured")
+    parser.add_argument("--output", type=Path, default=Path("results/training.json"))
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.case:
+        print(json.dumps(_measure(options.case, int(options.items), options)))
+        return 0
+    rows = [_in_a_process(system, items, options) for items in options.items.split(",") for system in _systems(options)]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(rows, indent=2))
+    _print(rows)
+    return 0
+
+
+def _systems(options: argparse.Namespace) -> list[str]:
+    chosen = options.systems.split(",")
+    if unknown := set(chosen) - set(SYSTEMS):
+        raise SystemExit(f"--systems: unknown {unknown.pop()!r}; known are {', '.join(SYSTEMS)}")
+    return chosen
+
+
+def _in_a_process(system: str, items: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training", "--case", system, "--items", items,
+               "--dimension", str(options.dimension), "--batch-size", str(options.batch_size),
+               "--steps", str(options.steps)]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["killed"])[-1]
+        return {"system": system, "items": int(items), "error": f"exit code {ended.returncode}: {last}"}
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def _measure(system: str, items: int, options: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.local_runner import quiet_libraries
+
+    quiet_libraries()
+    import numpy as np
+
+    from modules.encodings.features import Columns, Features
+    from modules.settings import Model, Training
+    from modules.training.dataset import CandidateTable, Sequences, Specification
+
+    rng = np.random.default_rng(1)
+    users = options.steps * options.batch_size
+    topics = 64
+    features = Features.model_validate(
+        {
+            "query": [{"encoding": "history", "max_length": _LENGTH}],
+            "candidate": [
+                {"column": "item", "encoding": "vocabulary"},
+                {"column": "topic", "encoding": "vocabulary", "dimension": 16},
+            ],
+        }
+    )
+    # A long tail: the n-th item about as often as 1 / n.
+    drawn = np.minimum(np.exp(rng.random((users, _LENGTH)) * np.log(items)).astype(np.int32), items)
+    training = Training.model_validate(
+        {
+            "epochs": 3, "batch_size": options.batch_size, "user_exponent": 0.0, "objective": "next_item",
+            "negatives": "sampled" if system == "ours" else "in_batch", "refit": False,
+        }
+    )  # fmt: skip
+    specification = Specification(
+        features=features,
+        columns=Columns(user="user", item="item", timestamp="time"),
+        model=Model(dimension=options.dimension, item_item_rank=0),
+        training=training,
+        cardinalities={"item": items + 2, "topic": topics + 1, "history": items + 2},
+        item_rows=items + 2,
+        catalogue=CandidateTable(
+            {"item": np.arange(items + 1), "topic": (np.arange(items + 1) % topics + 1).astype(np.int32)},
+            np.arange(items + 1) > 0,
+        ),
+    )
+    sequences = Sequences(
+        offsets=np.arange(users + 1) * _LENGTH,
+        user=np.arange(users),
+        features={},
+        items=drawn.ravel(),
+        times=np.tile(np.arange(_LENGTH), users) * 1_000,
+        weights=np.ones(users * _LENGTH, np.float32),
+        is_validation=np.zeros(users * _LENGTH, bool),
+        context={},
+    )
+    seconds = (_ours if system == "ours" else _tfrs)(specification, sequences)
+    rows = options.steps * options.batch_size
+    return {
+        "system": system,
+        "items": items,
+        "rows_per_second": round(rows / seconds),
+        "step_ms": round(1_000 * seconds / options.steps, 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+    }
+
+
+def _ours(specification: Any, sequences: Any) -> float:
+    from modules.training.loop import fit
+
+    return min(epoch.seconds for epoch in fit(specification, sequences, None).report.history[1:])
+
+
+def _tfrs(specification: Any, sequences: Any) -> float:
+    import numpy as np
+    import tensorflow as tf
+    import tf_keras
+
+    from modules.towers.two_tower import TwoTower
+    from modules.training import sampling
+    from modules.training.windows import Windows
+
+    features, training = specification.features, specification.training
+    frequency = np.bincount(sequences.items, minlength=len(specification.catalogue.is_candidate)).astype(np.float32)
+    model = TwoTower(
+        features, specification.columns, specification.model, training, specification.cardinalities,
+        specification.item_rows, specification.catalogue.features, specification.catalogue.is_candidate, frequency,
+    )  # fmt: skip
+    model.compile(optimizer=tf_keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay))
+    windows = Windows(sequences, features, specification.model, training, sequences.weights)
+    counts = np.full(len(sequences.items), _LENGTH)
+    seconds = []
+    for epoch in range(3):
+        # The rows that ours is trained on.
+        drawn = sampling.draw_places(np.arange(len(counts)), counts, training.user_exponent, training.seed, epoch)
+        places = tf.data.Dataset.from_tensor_slices(drawn.astype(np.int32)).batch(training.batch_size)
+        batches = places.map(lambda some: windows.cut(some, tf.constant([1, 2]))).prefetch(tf.data.AUTOTUNE)
+        started = time.monotonic()
+        model.fit(batches, epochs=1, verbose=0)
+        seconds.append(time.monotonic() - started)
+    return min(seconds[1:])
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("items", "system", "rows a second", "a step, ms", "peak, GB", "rows beside TFRS")
+    of_tfrs = {row["items"]: row.get("rows_per_second") for row in rows if row["system"] == "tfrs"}
+    for row in rows:
+        if "error" in row:
+            table.add_row(f"{row['items']:,}", row["system"], row["error"])
+            continue
+        beside = of_tfrs.get(row["items"])
+        ratio = f"{row['rows_per_second'] / beside:.1f}" if beside else ""
+        table.add_row(
+            f"{row['items']:,}", row["system"], f"{row['rows_per_second']:,}", f"{row['step_ms']:.1f}",
+            f"{row['peak_gb']:.2f}", ratio,
+        )  # fmt: skip
+    Console(width=int(os.environ.get("COLUMNS", 100))).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
