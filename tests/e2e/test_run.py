@@ -89,7 +89,7 @@ def test_a_model_below_a_floor_is_not_pushed_and_the_old_one_stays(small: Small)
     before = versions(small.folder)
     outcome = twotower("run", "--config", small.config_path, "--set", "evaluation.floors={ndcg@5: 0.99}")
     assert outcome.code == 1
-    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator"}
+    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator", "Pusher"}
     assert outcome.answer["pushed"] is None
     assert versions(small.folder) == before
     (reason,) = outcome.answer["gates"]["Evaluator"]["reasons"]
@@ -101,7 +101,7 @@ def test_a_slow_servable_is_not_pushed(small: Small):
     before = versions(small.folder)
     outcome = twotower("run", "--config", small.config_path, "--set", "serving.latency_p99_ms=0.0001")
     assert outcome.code == 1
-    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator", "ServableValidator"}
+    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator", "ServableValidator", "Pusher"}
     assert versions(small.folder) == before
     assert not outcome.answer["gates"]["ServableValidator"]["blessed"]
     assert "0.0001" in " ".join(outcome.answer["gates"]["ServableValidator"]["reasons"])

@@ -1,0 +1,34 @@
+"""The benchmark of a training step, on a catalogue of a few hundred items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.training import __main__ as benchmark
+
+
+@pytest.mark.slow
+def test_both_systems_are_measured_on_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "results.json"
+    arguments = ["--items", "500", "--steps", "5", "--batch-size", "32", "--dimension", "8", "--output", str(output)]
+    assert benchmark.main(arguments) == 0
+    ours, tfrs = json.loads(output.read_text())
+    assert (ours["system"], tfrs["system"]) == ("ours", "tfrs")
+    for row in (ours, tfrs):
+        assert row["rows_per_second"] == pytest.approx(32 * 1_000 / row["step_ms"], rel=0.01)
+    printed = capsys.readouterr().out
+    assert f"{ours['rows_per_second'] / tfrs['rows_per_second']:.1f}" in printed
+
+
+def test_a_case_that_cannot_be_measured_is_told_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--items", "500", "--systems", "ours", "--dimension", "1", "--output", str(tmp_path / "results.json")]
+    assert benchmark.main(arguments) == 0
+    assert "exit code 1" in capsys.readouterr().out
+
+
+def test_an_unknown_system_is_refused():
+    with pytest.raises(SystemExit, match="known are ours, tfrs"):
+        benchmark.main(["--systems", "theirs"])
