@@ -48,7 +48,7 @@ run: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/portable
 
-# Each stage killed, then its disk full: minutes of a single test, which only a change of the runner can break.
+# Each stage killed, then its disk full: minutes of tests that only a change of the runner can break.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults
 
