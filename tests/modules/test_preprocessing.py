@@ -18,6 +18,9 @@ from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TI
 from modules.encodings import items
 from modules.encodings.features import Columns, Features
 
+# One Transform for all of them, of every encoding.
+pytestmark = pytest.mark.slow
+
 COLUMNS = Columns(user="user", item="item", timestamp="time")
 FEATURES = Features.model_validate(
     {

@@ -48,7 +48,9 @@ def fitted(small):
 
 
 @pytest.mark.parametrize("objective", ["masked_items", "next_item"])
-@pytest.mark.parametrize("negatives", ["catalogue", "sampled", pytest.param("in_batch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "negatives", ["catalogue", *(pytest.param(other, marks=pytest.mark.slow) for other in ("sampled", "in_batch"))]
+)
 def test_a_fit_learns_the_checkerboard(negatives, objective):
     spec = changed(specification(FEATURES), negatives=negatives, objective=objective)
     of = sequences()
