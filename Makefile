@@ -14,10 +14,10 @@ CONFIG ?= configs/movielens-100k.yaml
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
-	@echo "make test       set up, lint, type-check, run every test"
+	@echo "make test       set up, lint, type-check, run every test but those of test-faults and test-portable"
 	@echo "make test-fast  the tests that take no whole pipeline run"
-	@echo "make test-faults  each stage killed, and its disk full"
-	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; not part of make test"
+	@echo "make test-faults  each stage killed, and its disk full; minutes"
+	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
@@ -45,15 +45,16 @@ run: $(READY)
 	@$(BIN)/twotower run --config $(CONFIG)
 
 # Files side by side in two processes: a pipeline run is busy on one core most of its time.
+EVERYDAY := -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/portable
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/portable
+	$(BIN)/python -m pytest $(EVERYDAY)
 
 # Each stage killed, then its disk full: minutes of tests that only a change of the runner can break.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/faults --ignore tests/portable
+	$(BIN)/python -m pytest $(EVERYDAY) -m "not slow"
 
 # Eight minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
 test-portable: $(READY)

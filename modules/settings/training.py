@@ -41,7 +41,8 @@ class Training(Settings):
     """Softmax over the whole catalogue, over a sample of it that a batch shares, or over the batch's own items; the
     latter two with logQ correction. auto decides between the first two by `catalogue_limit`."""
     catalogue_limit: int = Field(20_000, ge=1, le=10_000_000)
-    """`negatives: auto` takes the whole catalogue up to this many items."""
+    """`negatives: auto` takes the whole catalogue up to this many items. A step over all of 10,000, 20,000 and 50,000
+    took 127, 239 and 1,079 ms where one over a sample took 24 to 38 (docs/benchmarks.md)."""
     sampled_negatives: int = Field(2_048, ge=1, le=10_000_000)
     """Negatives that a batch shares, beside its own items: half of them drawn uniformly, half by popularity."""
     sampled_targets: int = Field(16, ge=1, le=1_000_000)
@@ -58,6 +59,10 @@ class Training(Settings):
     """After early stopping has found the number of epochs, fit again on train and validation together."""
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
+
+    def weight_decay_of(self, steps: float) -> float:
+        """`weight_decay` as it is at each step of an epoch of so many."""
+        return self.weight_decay * min(1.0, self.decay_steps / steps)
 
     def negatives_of(self, items: int) -> Literal["catalogue", "sampled", "in_batch"]:
         """What `negatives` comes to with a catalogue of so many items."""

@@ -93,7 +93,7 @@ class SampledSoftmax:
         uniform = is_candidate / max(len(labels), 1)
         self._is_candidate = tf.constant(is_candidate)
         self._labels = tf.constant(labels, tf.int32)
-        self._cumulated = tf.constant(np.cumsum(popularity[labels]), tf.float32)
+        self._cumulated = tf.constant(np.cumsum(popularity[labels]), tf.float64)
         self._of_targets = tf.constant(popularity, tf.float32)
         self._of_drawn = tf.constant((uniform + popularity) / 2, tf.float32)
 
@@ -140,7 +140,8 @@ class SampledSoftmax:
         """Labels, [negatives]."""
         half = self._negatives // 2
         uniform = tf.random.stateless_uniform([self._negatives - half], seed + 3, 0, tf.size(self._labels), tf.int32)
-        drawn = tf.random.stateless_uniform([half], seed + 5) * self._cumulated[-1]
+        # In float64: the shares of a long tail are below what float32 can tell apart in a sum of all.
+        drawn = tf.random.stateless_uniform([half], seed + 5, dtype=tf.float64) * self._cumulated[-1]
         popular = tf.minimum(tf.searchsorted(self._cumulated, drawn, side="right"), tf.size(self._labels) - 1)
         return tf.gather(self._labels, tf.concat([uniform, popular], axis=0))
 

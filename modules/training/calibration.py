@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -81,9 +81,11 @@ class Ranker:
     def __init__(self, queries: Queries, labels: np.ndarray, k: int) -> None:
         self.queries, self.labels = queries, labels
         self._k = min(k, len(labels))
-        batch = max(1, min(_QUERY_BATCH, _SCORES_AT_ONCE // len(labels)))
-        self.parts = [slice(start, start + batch) for start in range(0, len(queries), batch)]
-        """The queries that are ranked at once."""
+        self.batch_size = max(1, min(_QUERY_BATCH, len(queries), _SCORES_AT_ONCE // len(labels)))
+        """Queries that are ranked at once."""
+        starts = range(0, len(queries), self.batch_size)
+        self.parts = [slice(start, start + self.batch_size) for start in starts]
+        """The batches of queries."""
         column_of = np.full(int(labels.max()) + 1, -1)
         column_of[labels] = np.arange(len(labels))
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
@@ -174,7 +176,7 @@ class Blend:
         batches = [
             {key: tf.constant(features[key][part]) for key in encoded_keys(tower.features)} for part in ranker.parts
         ]
-        kept = _KEPT // (4 * min(ranker.parts[0].stop, len(ranker.queries)) * len(candidates)) // 2
+        kept = _KEPT // (4 * ranker.batch_size * len(candidates)) // 2
         learned = PartScores(
             lambda recency, batch: tower.learned(batches[batch], recency).numpy(),
             layout.learned.of(candidates),
@@ -327,14 +329,16 @@ def choose_item_item(
     if ranker is None:
         return ItemItem(factors(moments, ridges[0]), ridges[0])
     most_frequent = moments.of_most_frequent(_ITEMS_TO_CHOOSE_BY)
-    tried: list[tuple[float, ItemItem]] = []
-    for ridge in ridges:
-        tried_factors = factors(most_frequent, ridge)
-        for recency in CHOICES["item_item_recency"]:
-            vectors = item_item.query_factors(ranker.queries.features[history], recency, tried_factors.history)
-            ndcg = ranker.rank(vectors, tried_factors.items[ranker.labels]).ndcg.mean()
-            tried.append((ndcg, ItemItem(tried_factors, ridge, recency)))
-    best = max(tried, key=lambda trial: trial[0])[1]
+
+    def trials(ranker: Ranker) -> Iterator[tuple[float, ItemItem]]:
+        for ridge in ridges:
+            of_ridge = factors(most_frequent, ridge)
+            for recency in CHOICES["item_item_recency"]:
+                vectors = item_item.query_factors(ranker.queries.features[history], recency, of_ridge.history)
+                ndcg = ranker.rank(vectors, of_ridge.items[ranker.labels]).ndcg.mean()
+                yield ndcg, ItemItem(of_ridge, ridge, recency)
+
+    best = max(trials(ranker), key=lambda trial: trial[0])[1]
     if len(most_frequent.gram) < len(moments.gram):
         best = replace(best, factors=factors(moments, best.ridge))
     return best

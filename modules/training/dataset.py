@@ -342,9 +342,8 @@ def queries_of(specification: Specification, sequences: Sequences, mode: Literal
     place, of_user, ages = [], [], []
     seen: list[np.ndarray] = []
     relevant: list[np.ndarray] = []
-    for user in np.sort(
-        np.random.default_rng(specification.training.seed).permutation(asking)[: most_queries(specification.catalogue)]
-    ):
+    drawn = np.random.default_rng(specification.training.seed).permutation(asking)
+    for user in np.sort(drawn[: most_queries(specification.catalogue)]):
         start = sequences.offsets[user]
         own = slice(start, sequences.offsets[user + 1])
         for query in histories.queries(sequences.times[own], sequences.items[own], split[own], validation, mode):

@@ -172,7 +172,7 @@ class _Run:
         self._set(calibration)
         self._blend: Blend | None = None
         steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
-        weight_decay = settings.weight_decay * min(1.0, settings.decay_steps / steps)
+        weight_decay = settings.weight_decay_of(steps)
         self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)
         self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
         self.model.compile(optimizer=self._optimizer)
@@ -256,9 +256,9 @@ class _Run:
     @property
     def _averages(self) -> list[tf.Variable]:
         """What the moving average has of each trainable variable."""
-        by_row = {table.ref() for table in self.model.tables_by_row}
+        dense = {variable.ref() for variable in self._dense}
         return [
-            self._optimizer.average(variable) if variable.ref() in by_row else self._average.average(variable)
+            self._average.average(variable) if variable.ref() in dense else self._optimizer.average(variable)
             for variable in self.model.trainable_variables
         ]
 
@@ -369,9 +369,8 @@ class _Run:
                 for part in self._ranker.parts
             ]
         )
-        size = self._ranker.parts[0].stop
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
+        for start in range(0, len(rows), self._ranker.batch_size):
+            part = slice(start, start + self._ranker.batch_size)
             of_true = candidates[np.searchsorted(labels, true[part])]
             metric.update_state(vectors[rows[part]], of_true, true_candidate_ids=tf.constant(true[part]))
         return float(metric.result()[0])

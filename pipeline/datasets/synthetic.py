@@ -7,10 +7,10 @@ written shard by shard, so that memory grows with users and items but not with i
 
 from __future__ import annotations
 
+import functools
 import os
-import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +96,22 @@ class Law:
         with np.load(os.path.join(folder, TRUTH_FILE)) as arrays:
             return cls(**arrays)
 
+    def save(self, folder: str) -> None:
+        """Writes what `load` reads."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez(os.path.join(folder, TRUTH_FILE), **arrays)
+
     @property
     def topics(self) -> int:
         """K."""
         return 1 + int(max(self.item_topics.max(), self.user_topics.max()))
+
+    @functools.cached_property
+    def _by_topic(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of `item_topics` flat, topic by topic, and [K + 1] where each topic begins."""
+        flat = self.item_topics.ravel()
+        order = np.argsort(flat, kind="stable")
+        return order, np.searchsorted(flat[order], np.arange(self.topics + 1))
 
     def tastes(self, users: np.ndarray, periods: np.ndarray) -> np.ndarray:
         """[Q, 4] shares of these users' topics in these periods, [Q] each."""
@@ -132,8 +144,7 @@ class Law:
         explores = rng.random(len(user)) < _EXPLORED
         value = rng.random(len(user))
         item = np.zeros(len(user), np.int64)
-        of_topic = np.argsort(self.item_topics.ravel(), kind="stable")
-        begins = np.searchsorted(self.item_topics.ravel()[of_topic], np.arange(self.topics + 1))
+        of_topic, begins = self._by_topic
         for number in np.unique(period):
             here = period == number
             total = np.append(0.0, np.cumsum(self.weights(number).ravel()[of_topic]))
@@ -180,7 +191,7 @@ def write(users: int, items: int, interactions: int, seed: int, folder: str, row
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as staging:
-            np.savez(os.path.join(staging, TRUTH_FILE), **vars(law))
+            law.save(staging)
             pq.write_table(_items(law), os.path.join(staging, "items.parquet"))
             pq.write_table(_users(law, np.random.default_rng([seed, 2])), os.path.join(staging, "users.parquet"))
             shards = -(-interactions // rows_in_shard)
@@ -192,7 +203,7 @@ def write(users: int, items: int, interactions: int, seed: int, folder: str, row
             for old in Path(folder).glob("interactions-*.parquet"):
                 old.unlink()
             for file in os.listdir(staging):
-                shutil.move(os.path.join(staging, file), os.path.join(folder, file))
+                os.replace(os.path.join(staging, file), os.path.join(folder, file))
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; choose another --output, or make room") from error
     return Synthetic(folder, interactions, users, items, shards)

@@ -53,9 +53,7 @@ def fit(folder: Path, table: pd.DataFrame, config: str) -> Fitted:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("leaks")
     world.write_parquet(folder)
-    features = {**world.FEW_FEATURES, "query": [{"column": "user_id", "encoding": "vocabulary", "dimension": 8},
-                                                *world.FEW_FEATURES["query"]]}  # fmt: skip
-    world.write_config(folder, features=features)
+    world.write_config(folder)
     return folder
 
 

@@ -219,3 +219,14 @@ def test_lists_are_padded_and_taken():
     taken = lists.take(np.array([2, 0]))
     np.testing.assert_array_equal(taken.values, [7, 8, 5, 6])
     assert lists.take(np.array([1])).padded().shape == (1, 1)
+
+
+def test_fewer_queries_are_ranked_the_larger_the_catalogue_but_some_hundreds_always():
+    def most(items: int) -> int:
+        return dataset.most_queries(dataset.CandidateTable({}, np.arange(items + 1) > 0))
+
+    limits = [most(items) for items in (1, 1_000, 10_000, 50_000, 1_000_000)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[0] == limits[1] == 10_000 and limits[-1] == 250
+    # In between, the number of scores is bounded.
+    assert all(most(items) * items <= 2**24 for items in (2_000, 10_000, 50_000))

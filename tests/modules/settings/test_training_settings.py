@@ -1,0 +1,26 @@
+"""What settings of the training come to for a catalogue and an epoch."""
+
+from __future__ import annotations
+
+import pytest
+
+from modules.settings import Training
+
+
+def test_a_long_epoch_decays_as_much_as_one_of_so_many_steps():
+    training = Training(weight_decay=5.0, decay_steps=64)
+    assert [training.weight_decay_of(steps) for steps in (1, 34, 64)] == [5.0, 5.0, 5.0]
+    assert training.weight_decay_of(640) * 640 == pytest.approx(5.0 * 64)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "items", "expected"),
+    [
+        ("auto", 100, "catalogue"),
+        ("auto", 101, "sampled"),
+        ("catalogue", 101, "catalogue"),
+        ("in_batch", 1, "in_batch"),
+    ],
+)
+def test_auto_samples_negatives_above_the_limit(negatives, items, expected):
+    assert Training(negatives=negatives, catalogue_limit=100).negatives_of(items) == expected
