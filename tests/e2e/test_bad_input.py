@@ -123,7 +123,7 @@ def test_after_all_mistakes_a_correct_run_works(shared: Path):
     world.write_parquet(shared)
     changed(shared, "items", lambda rows: rows[1:])
     removed = sum(row["item_id"] == 1 for row in world.interactions())
-    outcome = twotower("run", "--config", world.write_config(shared))
+    outcome = twotower("run", "--config", world.write_config(shared, features=world.FEW_FEATURES))
     assert outcome.code == 0, outcome.errors
     assert removed > 0 and outcome.answer["data"]["dropped_items_not_in_table"] == removed
     assert len(versions(shared)) == 1

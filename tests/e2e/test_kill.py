@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import world
-from e2e_runs import executed, twotower, versions
+from e2e_runs import Small, executed, twotower, versions
 
 from pipeline import config, runs
 
@@ -48,41 +48,38 @@ def kill_when(ready: Callable[[], bool], command: list[str]) -> None:
         process.wait()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    world.write_parquet(tmp_path)
-    return tmp_path
-
-
-def test_killed_in_trainer_and_killed_again_in_the_push(folder: Path):
-    path = world.write_config(folder, features=world.FEW_FEATURES)
-    overrides = [argument for value in LONG for argument in ("--set", value)]
-    checkpoints = folder / "runs" / "small-world" / "checkpoints"
+def test_killed_in_trainer_and_killed_again_in_the_push(small: Small, tmp_path: Path):
+    root = tmp_path / "runs"
+    # Up to Transform all is cached here, too.
+    shutil.copytree(small.folder / "runs" / "small-world", root / "small-world")
+    path, outputs = small.config_path, [f"output.root={root}", f"output.push={tmp_path / 'served'}"]
+    overrides = [argument for value in [*LONG, *outputs] for argument in ("--set", value)]
+    checkpoints = root / "small-world" / "checkpoints"
     kill_when(
         # TensorFlow writes this file when a checkpoint is whole.
         lambda: any(checkpoints.glob("**/checkpoint")),
         [sys.executable, "-m", "pipeline.cli", "run", "--config", path, *overrides],
     )
-    listed = twotower("runs", "--config", path)
+    listed = twotower("runs", "--config", path, *overrides)
     assert listed.answer[0]["state"] == "unfinished"
-    assert versions(folder) == []
+    assert versions(tmp_path) == []
 
-    destination = folder / "served" / "small-world"
+    destination = tmp_path / "served" / "small-world"
     kill_when(
         lambda: any(p.is_file() for p in destination.rglob("*")),
         [sys.executable, "-c", SLOW_PUSH, "run", "--config", path, *overrides],
     )
-    states = {stage.name: stage.state for stage in runs.read_runs(config.load(path), last=1)[0].stages}
+    states = {stage.name: stage.state for stage in runs.read_runs(config.load(path, outputs), last=1)[0].stages}
     assert {states[name] for name in BEFORE_TRAINER} == {"cached"} and states["Trainer"] == "done"
     assert states["Pusher"] == "unfinished"
     assert not any(checkpoints.glob("**/checkpoint")), "a finished training leaves no checkpoint behind"
-    assert versions(folder) == []
-    assert twotower("recommend", "--config", path, "--user", "1").code == 2
+    assert versions(tmp_path) == []
+    assert twotower("recommend", "--config", path, *overrides, "--user", "1").code == 2
 
     outcome = twotower("run", "--config", path, *overrides)
     assert outcome.code == 0, outcome.errors
-    assert executed(path) == {"Pusher"}
+    assert executed(path, *outputs) == {"Pusher"}
     assert outcome.answer["training"]["resumed_from_epoch"] > 0
-    (version,) = versions(folder)
+    (version,) = versions(tmp_path)
     assert [p.name for p in destination.iterdir()] == [version], "what the killed push left is cleaned up"
-    assert twotower("recommend", "--config", path, "--user", "1").code == 0
+    assert twotower("recommend", "--config", path, *overrides, "--user", "1").code == 0

@@ -121,9 +121,15 @@ def test_a_much_worse_model_loses_to_the_baseline(small: Small):
 
 def test_a_users_own_csv_tables_with_another_split(tmp_path: Path):
     world.write_csv(tmp_path)
-    path = world.write_config(
-        tmp_path, "csv", split={"strategy": "temporal", "validation": 0.15, "eval": 0.15}, name="own-data"
-    )
+    split = {"strategy": "temporal", "validation": 0.15, "eval": 0.15}
+    few = {
+        "query": world.FEW_FEATURES["query"],
+        "candidate": [
+            {"column": "item_id", "encoding": "vocabulary", "dimension": 8},
+            {"column": "genres", "encoding": "vocabulary", "dimension": 8, "separator": "|"},
+        ],
+    }
+    path = world.write_config(tmp_path, "csv", split=split, features=few, name="own-data")
     outcome = twotower("run", "--config", path, "--set", "evaluation.history=rolling")
     assert outcome.code == 0, outcome.errors
     metrics = outcome.answer["metrics"]["overall"]
