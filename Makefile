@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
 	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
+	@echo "make bench-scale  the whole pipeline at 100k, 1M and 10M interactions, beside implicit's ALS"
 	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
@@ -122,3 +123,8 @@ clean:
 # ARGS has the options, for instance ARGS="--sizes 5M --kinds gaussian"; --help lists them.
 bench-index: $(READY) $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.index $(ARGS)
+
+# Seconds and memory of every stage at 100k, 1M and 10M interactions; ARGS="--sizes 100k,1M" for less, --no-als without
+# the peers' environment.
+bench-scale: $(READY) $(if $(findstring --no-als,$(ARGS)),,$(BENCH_READY))
+	@$(BIN)/python -m benchmarks.scale $(ARGS)

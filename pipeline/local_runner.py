@@ -120,6 +120,10 @@ class PeakMemory(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes = 0
+        self.of_stages: dict[str, int] = {}
+        """While each stage ran, with what the process still held of those before it."""
+        self.stage = ""
+        """The stage that runs; "" between stages."""
         self._stop_event = threading.Event()
 
     def run(self) -> None:
@@ -132,14 +136,17 @@ class PeakMemory(threading.Thread):
                 with contextlib.suppress(psutil.Error):
                     total += member.memory_info().rss
             self.bytes = max(self.bytes, total)
+            if stage := self.stage:
+                self.of_stages[stage] = max(self.of_stages.get(stage, 0), total)
 
-    def stop(self) -> int:
+    def stop(self) -> None:
         self._stop_event.set()
         self.join()
-        return self.bytes
 
 
-def run(pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambda: None) -> str:
+def run(
+    pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambda: None, memory: PeakMemory | None = None
+) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
 
     What a stage made is re-used as long as it is as it was made: what has been damaged or removed since is marked as
@@ -149,6 +156,7 @@ def run(pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambd
         pipeline: What `create_pipeline` returns.
         stream: Where progress goes.
         check_beam: Called before each stage that uses Beam; raises a UserError when its runner cannot be reached.
+        memory: Is told which stage runs.
 
     Returns:
         The run's id in the metadata store.
@@ -237,6 +245,8 @@ def run(pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambd
             )
             for node in pipeline.nodes:
                 node_id = node.pipeline_node.node_info.id
+                if memory is not None:
+                    memory.stage = node_id
                 with progress.stage(node_id) as outcome:
                     try:
                         info = Launcher(

@@ -14,6 +14,7 @@ from components.evaluator import summary as evaluation_summary
 from modules import push_destination
 from modules.data.examples import EVAL, TRAIN, VALIDATION
 from pipeline.config import Config
+from pipeline.local_runner import PeakMemory
 from pipeline.runs import Artifact, Run, read_json
 from pipeline.terminal import styled
 
@@ -26,9 +27,17 @@ PROTOCOLS = {
 
 
 def summarize(
-    config: Config, run: Run, *, seconds: float | None = None, peak_bytes: int | None = None
+    config: Config, run: Run, *, seconds: float | None = None, memory: PeakMemory | None = None
 ) -> dict[str, Any]:
-    """Everything a person or a script wants to know of a run, as plain data."""
+    """Everything a person or a script wants to know of a run, as plain data.
+
+    Args:
+        config: Of the run.
+        run: The run.
+        seconds: What the whole of it took, where this process ran it.
+        memory: What it needed meanwhile.
+    """
+    of_stages = memory.of_stages if memory else {}
     examples = _output(run, "InteractionExampleGen", "examples")
     evaluation = read_json(_output(run, "Evaluator", "evaluation"), evaluation_summary.FILE_NAME)
     report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
@@ -60,9 +69,17 @@ def summarize(
         "gates": gates,
         "pushed": pushed,
         "deleted": deleted,
-        "stages": [{"name": s.name, "state": s.state, "seconds": round(s.seconds, 2)} for s in run.stages],
+        "stages": [
+            {
+                "name": s.name,
+                "state": s.state,
+                "seconds": round(s.seconds, 2),
+                "peak_memory_bytes": of_stages.get(s.name),
+            }
+            for s in run.stages
+        ],
         "seconds": seconds,
-        "peak_memory_bytes": peak_bytes,
+        "peak_memory_bytes": memory.bytes if memory else None,
     }
 
 
@@ -117,7 +134,10 @@ def render(summary: dict[str, Any], console: Console) -> None:
     words = ", ".join(f"{s['name']} {s['seconds']:.1f}" for s in stages)
     table.add_row("seconds", words + (f"{'; ' if words else ''}{cached} stages cached" if cached else ""))
     if summary["seconds"] is not None:
-        table.add_row("in all", f"{summary['seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+        largest = max(stages, key=lambda stage: stage["peak_memory_bytes"] or 0, default=None)
+        where = f" in {largest['name']}" if largest and largest["peak_memory_bytes"] else ""
+        words = f"{summary['seconds']:.1f} s, peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB{where}"
+        table.add_row("in all", words)
     console.print()
     console.print(table)
     overall = summary["metrics"].get("overall", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import traceback
@@ -55,7 +56,8 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             pipeline = create_pipeline(config)
             pipeline.enable_cache = not no_cache
             os.makedirs(config.root, exist_ok=True)
-            run_id = local_runner.run(pipeline, stream, lambda: beam_service.check(config.beam, config.root))
+            check = functools.partial(beam_service.check, config.beam, config.root)
+            run_id = local_runner.run(pipeline, stream, check, memory)
     except UserError:
         raise
     except OSError as error:
@@ -73,9 +75,9 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             terminal.complain(f"everything the stages wrote is in {os.path.relpath(log)}")
         return 1
     finally:
-        peak_bytes = memory.stop()
+        memory.stop()
     ended = runs.read_run(config, run_id)
-    outcome = summary.summarize(config, ended, seconds=time.monotonic() - started, peak_bytes=peak_bytes)
+    outcome = summary.summarize(config, ended, seconds=time.monotonic() - started, memory=memory)
     if common.json:
         common.answer(outcome)
     else:

@@ -1,0 +1,1 @@
+"""Seconds, memory and recall of the whole pipeline as the data grows."""
