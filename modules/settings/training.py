@@ -15,6 +15,9 @@ class Training(Settings):
     seed: Seed = 42
     epochs: int = Field(25, ge=1, le=100_000)
     """At most; early stopping usually ends before."""
+    epoch_steps: int = Field(500, ge=1, le=1_000_000_000)
+    """Steps after which an epoch ends at the latest: validation looks at what large data give before all of it was
+    read."""
     batch_size: int = Field(256, ge=2, le=1_000_000)
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
@@ -57,6 +60,9 @@ class Training(Settings):
     starts as in a first fit."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""
+    refit_steps: int = Field(4_000, ge=0, le=1_000_000_000)
+    """A refit of more steps than this does not begin anew: it goes on from the weights that were found, for a quarter
+    of their epochs."""
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 

@@ -47,6 +47,8 @@ _ITEM_ITEM_INTERACTIONS = 500_000
 _CALIBRATE_EVERY = 3
 # Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
 _ROUNDS = 3
+# A refit that goes on from the search's weights takes this share of its epochs.
+_GO_ON = 0.25
 # Biases and constants are few and well determined; decay would only pull them off the data.
 NO_DECAY = ("item_bias", "history_scale", "constant")
 
@@ -116,7 +118,14 @@ def fit(
     """
     started = time.monotonic()
 
-    def run(name: str, kept: np.ndarray | None, asked: Queries | None, epochs: int, chosen: Calibration | None) -> Fit:
+    def run(
+        name: str,
+        kept: np.ndarray | None,
+        asked: Queries | None,
+        epochs: int,
+        chosen: Calibration | None = None,
+        start: TwoTower | None = None,
+    ) -> Fit:
         some = sequences if kept is None else sequences.take(kept)
         if not some.trainable(specification.catalogue).any():
             raise UserError(
@@ -124,16 +133,20 @@ def fit(
             )
         logs = log_dir and (os.path.join(log_dir, name) if name == "refit" else log_dir)
         where = checkpoint and os.path.join(checkpoint, name)
-        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start).run(started)
+        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start).run(started)
 
-    epochs = specification.training.epochs
+    settings = specification.training
     with _deterministic():
         if queries is None:
-            return run("fit", None, None, epochs, None)
-        search = run("search", ~sequences.is_validation, queries, epochs, None)
-        if not specification.training.refit:
+            return run("fit", None, None, settings.epochs)
+        search = run("search", ~sequences.is_validation, queries, settings.epochs)
+        if not settings.refit:
             return search
-        final = run("refit", None, None, search.report.epochs, search.report.calibration)
+        epochs, start = search.report.epochs, None
+        steps = sampling.expected_steps(sequences.counts, settings.user_exponent, settings.batch_size)
+        if epochs * min(steps, settings.epoch_steps) > settings.refit_steps:
+            epochs, start = math.ceil(_GO_ON * epochs), search.model
+        final = run("refit", None, None, epochs, search.report.calibration, start)
         seconds = round(time.monotonic() - started, 2)
         return Fit(final.model, replace(search.report, seconds=seconds))
 
@@ -151,6 +164,7 @@ class _Run:
         log_dir: str | None,
         chosen: Calibration | None,
         warm_start: WarmStart | None,
+        start: TwoTower | None,
     ) -> None:
         self._specification, self._limit = specification, epochs
         settings, catalogue = specification.training, specification.catalogue
@@ -163,6 +177,8 @@ class _Run:
             factors, calibration = solved.factors, replace(calibration, ridge=solved.ridge)
         self.model = _build(specification, self._data.frequency, factors)
         self._warm_started = warm_start.apply(self.model) if warm_start else ()
+        if start is not None:
+            _assign(self.model.trainable_variables, start.trainable_variables)
         if calibration.weights is None:
             weights = self.model.query_tower.blend
             if factors is not None and solved.recency is not None:
@@ -453,6 +469,7 @@ class _TrainingData:
             trainable = np.flatnonzero(self.is_trainable)
             of_user = counts[self.sequences.owner[trainable]]
             places = sampling.draw_places(trainable, of_user, settings.user_exponent, settings.seed, number)
+        places = places[: settings.epoch_steps * settings.batch_size]
         return self.windows.steps(places, settings.seed + 1000 * number)
 
     def cold_start(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

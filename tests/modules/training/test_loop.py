@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from dataclasses import replace
 
@@ -89,6 +90,32 @@ def test_same_seed_same_weights():
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_an_epoch_ends_after_so_many_steps(small):
+    spec, of, asked = small
+    # Rows of an epoch are more than six batches of two here.
+    result = fit(changed(spec, epochs=3, epoch_steps=2, batch_size=2, refit=False), of, asked)
+    assert len(result.report.history) == 3
+    assert int(result.model.optimizer.iterations) == 6
+
+
+@pytest.mark.slow
+def test_a_long_refit_goes_on_from_the_weights_that_the_search_found(small):
+    spec, of, asked = small
+    spec = changed(spec, epochs=8, patience=1000)
+    searched = fit(changed(spec, refit=False), of, asked)
+    anew, on = (fit(changed(spec, refit_steps=steps), of, asked) for steps in (1_000_000, 0))
+    assert on.report.epochs == anew.report.epochs == searched.report.epochs
+    steps = [int(result.model.optimizer.iterations) for result in (searched, anew, on)]
+    assert steps[2] <= steps[0] / 2 < steps[1]
+
+    def distance(model) -> float:
+        pairs = zip(model.trainable_variables, searched.model.trainable_variables, strict=True)
+        return math.sqrt(sum(float(tf.reduce_sum((a - b) ** 2)) for a, b in pairs))
+
+    assert 0 < distance(on.model) < 0.5 * distance(anew.model)
+    assert own_taste_share(on.model, spec, asked) > 0.8
 
 
 class Killed(Exception):
