@@ -19,6 +19,7 @@ import ml_metadata
 from ml_metadata.proto import metadata_store_pb2
 
 from modules.errors import UserError
+from pipeline import postgresql_text
 from pipeline.config import Config
 
 _STATES = {
@@ -78,7 +79,10 @@ class Run:
 
 
 def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
-    """How to reach the ML Metadata store: SQLite below the output root, or a server."""
+    """How to reach the ML Metadata store: SQLite below the output root, or a server.
+
+    From then on this process can use a PostgreSQL server.
+    """
     store = config.metadata
     password = os.environ.get(store.password_env, "") if store.password_env else ""
     if store.kind == "mysql":
@@ -88,6 +92,7 @@ def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
             )
         )
     if store.kind == "postgresql":
+        postgresql_text.teach()
         return metadata_store_pb2.ConnectionConfig(
             postgresql=metadata_store_pb2.PostgreSQLDatabaseConfig(
                 host=store.host,
@@ -141,19 +146,12 @@ def check_store(config: Config) -> None:
     """Finds, before anything runs, that the metadata store cannot be used.
 
     Raises:
-        UserError: Its file is damaged, its server does not answer, or it cannot hold what a run registers.
+        UserError: Its file is damaged, or its server does not answer.
     """
     how = connection(config)
     with store_errors(config):
         if not how.HasField("sqlite"):
             _open(config)
-            if how.HasField("postgresql"):
-                # It puts libpq's E'…' into quotes once more, and JSON inside JSON, as Transform, Trainer and Evaluator
-                # have it for parameters, is full of backslashes (tests/pipeline/test_postgresql.py).
-                raise UserError(
-                    "metadata.kind: ML Metadata 1.17.1 cannot write a text with a backslash to PostgreSQL, and the "
-                    "parameters of the stages have some; use sqlite or mysql"
-                )
         elif os.path.exists(how.sqlite.filename_uri):
             path = urllib.parse.quote(how.sqlite.filename_uri)
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -118,19 +119,36 @@ def test_a_server_that_ends_while_it_is_asked_is_one_line(server: postgresql.Ser
     ml_metadata.MetadataStore(runs.connection(config)).get_contexts()
 
 
-def test_a_run_is_refused_because_a_backslash_cannot_be_stored(server: postgresql.Server, tmp_path: Path):
-    """When the first half of this fails, ML Metadata has been mended, and `check_store` need refuse no more."""
+def test_texts_with_backslashes_come_back_as_they_were(server: postgresql.Server, tmp_path: Path):
+    """JSON inside JSON, in properties, names and addresses, and found again by them."""
     config = load(configured(tmp_path, server.settings("backslash")))
     store = ml_metadata.MetadataStore(runs.connection(config))
-    kind = store.put_artifact_type(metadata_store_pb2.ArtifactType(name="A"))
+    kind = store.put_artifact_type(metadata_store_pb2.ArtifactType(name="A", properties={"own": 3}))
+    text = json.dumps({"inner": json.dumps({"path": "C:\\x", "it's": 'a "quote"'})}) + "\\"
+    artifact = metadata_store_pb2.Artifact(type_id=kind, uri=r"\\server\share", name=r"a\b")
+    artifact.custom_properties["text"].string_value = text
+    artifact.properties["own"].string_value = text
+    before = artifact.SerializeToString(deterministic=True)
+    (number,) = store.put_artifacts([artifact])
+    assert artifact.SerializeToString(deterministic=True) == before, "whose it is does not see it changed"
+    (found,) = store.get_artifacts_by_uri(r"\\server\share")
+    assert found.id == number and store.get_artifact_by_type_and_name("A", r"a\b").id == number
+    assert found.custom_properties["text"].string_value == found.properties["own"].string_value == text
 
-    def put(text: str) -> None:
-        artifact = metadata_store_pb2.Artifact(type_id=kind)
-        artifact.custom_properties["text"].string_value = text
-        store.put_artifacts([artifact])
 
-    put("it's")
-    with pytest.raises(ml_metadata.errors.StatusError, match="syntax error"):
-        put(r"a \"quote\"")
-    refused(twotower_of("run", str(tmp_path / "config.yaml")), "metadata.kind", "PostgreSQL", "use sqlite or mysql")
-    assert not (tmp_path / "runs").exists() and not (tmp_path / "served").exists()
+def test_ml_metadata_alone_cannot_write_a_backslash(server: postgresql.Server, tmp_path: Path):
+    """When this fails, ML Metadata has been mended, and pipeline/postgresql_text.py can go."""
+    code = f"""
+import ml_metadata
+from ml_metadata.proto import metadata_store_pb2 as pb
+database = pb.PostgreSQLDatabaseConfig(host="127.0.0.1", port="{server.port}", dbname="alone")
+database.user, database.password = "{postgresql.USER}", "'{postgresql.PASSWORD}'"
+how = pb.ConnectionConfig(postgresql=database)
+store = ml_metadata.MetadataStore(how)
+kind = store.put_artifact_type(pb.ArtifactType(name="A"))
+for text in ("it's", chr(92)):
+    store.put_artifacts([pb.Artifact(type_id=kind, uri=text)])
+    print("written")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "written\n" and "syntax error" in done.stderr, done.stderr
