@@ -57,6 +57,10 @@ class Hash(Categorical):
         values = self.max_values if self.is_multivalued else 1
         return {self.column: Encoded((values * self.functions,))}
 
+    @property
+    def rows_mean(self) -> str:
+        return self.encoding if self.functions == 1 else f"{self.encoding}_of_{self.functions}"
+
     def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 

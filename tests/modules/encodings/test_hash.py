@@ -46,6 +46,7 @@ def test_one_function_is_the_hash_that_always_was():
         assert ids.shape == (len(values),) and ids.dtype == np.int64
         np.testing.assert_array_equal(ids, expected)
         assert one.encoded["user"].shape == () and one.cardinality(None, ItemIds("item")) == 1 + BUCKETS
+        assert one.rows_mean == "hash"
 
 
 def test_each_function_has_ids_of_its_own():
