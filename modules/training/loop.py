@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -133,9 +134,11 @@ def fit(
         search = run("search", ~sequences.is_validation, queries, epochs, None)
         if not specification.training.refit:
             return search
-        final = run("refit", None, None, search.report.epochs, search.report.calibration)
-        seconds = round(time.monotonic() - started, 2)
-        return Fit(final.model, replace(search.report, seconds=seconds))
+        report = search.report
+        del search
+        gc.collect()  # The search's tables and their moments would stand beside the refit's.
+        final = run("refit", None, None, report.epochs, report.calibration)
+        return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2)))
 
 
 class _Run:
@@ -435,8 +438,7 @@ class _TrainingData:
     @property
     def frequency(self) -> np.ndarray:
         """[V + 1] float32 trainable interactions by label."""
-        size = len(self.specification.catalogue.is_candidate)
-        return np.bincount(self.labels, minlength=size).astype(np.float32)
+        return np.bincount(self.labels, minlength=len(self.specification.catalogue.is_candidate)).astype(np.float32)
 
     def lift(self, window: float) -> np.ndarray:
         """[V + 1] recent popularity lift."""
