@@ -62,6 +62,19 @@ HASHED_ITEM = Features.model_validate(
         "candidate": [{"column": "item", "encoding": "hash", "buckets": 500}],
     }
 )
+# What stands in for tables of tens of millions of ids: hashed by two functions, or capped by frequency.
+LARGE_TABLES = Features.model_validate(
+    {
+        "query": [
+            {"column": "user", "encoding": "hash", "buckets": 20, "functions": 2, "dimension": 8},
+            {"encoding": "history", "max_length": 6},
+        ],
+        "candidate": [
+            {"column": "item", "encoding": "vocabulary", "max_size": 24},
+            {"column": "shelf", "encoding": "hash", "buckets": 30, "functions": 2, "dimension": 4},
+        ],
+    }
+)
 USERS, ITEMS, TASTES, PER_USER = 60, 40, 4, 9
 
 

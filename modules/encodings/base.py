@@ -83,6 +83,11 @@ class Encoding(Settings):
         """Name of its vocabulary's file; None without one of its own."""
         return None
 
+    @property
+    def rows_mean(self) -> str:
+        """A name for how values become ids: a warm start keeps a table only where it is the same before and after."""
+        return self.encoding
+
     def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
         """What `encode` needs of the training period, as TFT analyzers; None for nothing.
 

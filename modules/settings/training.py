@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -55,6 +56,8 @@ class Training(Settings):
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
     patience: int = Field(8, ge=1, le=100_000)
     """Epochs without a better validation metric before training stops."""
+    patience_steps: int = Field(1_500, ge=1, le=1_000_000_000)
+    """Steps without one, to the end of an epoch: it stops as well."""
     warm_start: bool = False
     """Starts from the weights of the last pushed model where there is one: what both know keeps its rows, what is new
     starts as in a first fit."""
@@ -69,6 +72,10 @@ class Training(Settings):
     def weight_decay_of(self, steps: float) -> float:
         """`weight_decay` as it is at each step of an epoch of so many."""
         return self.weight_decay * min(1.0, self.decay_steps / steps)
+
+    def patience_of(self, steps: float) -> int:
+        """Epochs of `patience` and `patience_steps` where so many steps would go through all data."""
+        return min(self.patience, math.ceil(self.patience_steps / min(steps, self.epoch_steps)))
 
     def negatives_of(self, items: int) -> Literal["catalogue", "sampled", "in_batch"]:
         """What `negatives` comes to with a catalogue of so many items."""

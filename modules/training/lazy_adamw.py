@@ -8,6 +8,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+# Rows that `settle` brings up to date at once: what lies between for a whole table would be several times the table.
+SETTLED_ROWS = 65_536
+
 
 class LazyAdamW(tf_keras.optimizers.AdamW):
     """AdamW that changes only the touched rows of some tables, and keeps their moving averages likewise.
@@ -52,19 +55,26 @@ class LazyAdamW(tf_keras.optimizers.AdamW):
 
     def settle(self, tables: Sequence[tf.Variable]) -> None:
         """Lets every row of these tables catch up with the steps that it missed: decay, moments and average."""
+        # Not in a graph: TensorFlow keeps that of a method, and with it the tables that it reads, after the optimizer.
         for table in tables:
-            self._settle(table)
+            for start in range(0, table.shape[0], SETTLED_ROWS):
+                self._settle(table, tf.range(start, min(start + SETTLED_ROWS, table.shape[0])))
 
-    @tf.function(autograph=False)
-    def _settle(self, table: tf.Variable) -> None:
+    def _settle(self, table: tf.Variable, rows: tf.Tensor) -> None:
+        # Gathered and scattered, as a step does: to read such a variable whole is to copy it.
         average, touched = self._lazy[self._var_key(table)]
         m, v = self._moments(table)
-        missed = self._missed(tf.cast(self.iterations, tf.int32) - touched, table)
-        average.assign(self._with_missed(average, table, self._decay(table), missed))
-        table.assign(table * self._decay(table) ** missed)
-        m.assign(m * self.beta_1**missed)
-        v.assign(v * self.beta_2**missed)
-        touched.assign(tf.fill(tf.shape(touched), tf.cast(self.iterations, tf.int32)))
+        step, weights = tf.cast(self.iterations, tf.int32), tf.gather(table, rows)
+        missed = self._missed(step - tf.gather(touched, rows), weights)
+        averages = self._with_missed(tf.gather(average, rows), weights, self._decay(table), missed)
+        for state, values in (
+            (average, averages),
+            (table, weights * self._decay(table) ** missed),
+            (m, tf.gather(m, rows) * self.beta_1**missed),
+            (v, tf.gather(v, rows) * self.beta_2**missed),
+            (touched, tf.fill(tf.shape(rows), step)),
+        ):
+            state.scatter_update(tf.IndexedSlices(values, rows))
 
     def _apply_weight_decay(self, variables: Sequence[tf.Variable]) -> None:
         super()._apply_weight_decay([v for v in variables if self._var_key(v) not in self._lazy])

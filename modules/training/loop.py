@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -124,7 +125,7 @@ def fit(
         asked: Queries | None,
         epochs: int,
         chosen: Calibration | None = None,
-        start: TwoTower | None = None,
+        start: Sequence[np.ndarray] | None = None,
     ) -> Fit:
         some = sequences if kept is None else sequences.take(kept)
         if not some.trainable(specification.catalogue).any():
@@ -142,13 +143,14 @@ def fit(
         search = run("search", ~sequences.is_validation, queries, settings.epochs)
         if not settings.refit:
             return search
-        epochs, start = search.report.epochs, None
+        report, epochs, start = search.report, search.report.epochs, None
         steps = sampling.expected_steps(sequences.counts, settings.user_exponent, settings.batch_size)
         if epochs * min(steps, settings.epoch_steps) > settings.refit_steps:
-            epochs, start = math.ceil(_GO_ON * epochs), search.model
-        final = run("refit", None, None, epochs, search.report.calibration, start)
-        seconds = round(time.monotonic() - started, 2)
-        return Fit(final.model, replace(search.report, seconds=seconds))
+            epochs, start = math.ceil(_GO_ON * epochs), [v.numpy() for v in search.model.trainable_variables]
+        del search
+        gc.collect()  # The search's tables and their moments would stand beside the refit's.
+        final = run("refit", None, None, epochs, report.calibration, start)
+        return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2)))
 
 
 class _Run:
@@ -164,7 +166,7 @@ class _Run:
         log_dir: str | None,
         chosen: Calibration | None,
         warm_start: WarmStart | None,
-        start: TwoTower | None,
+        start: Sequence[np.ndarray] | None,
     ) -> None:
         self._specification, self._limit = specification, epochs
         settings, catalogue = specification.training, specification.catalogue
@@ -178,7 +180,7 @@ class _Run:
         self.model = _build(specification, self._data.frequency, factors)
         self._warm_started = warm_start.apply(self.model) if warm_start else ()
         if start is not None:
-            _assign(self.model.trainable_variables, start.trainable_variables)
+            _assign(self.model.trainable_variables, start)
         if calibration.weights is None:
             weights = self.model.query_tower.blend
             if factors is not None and solved.recency is not None:
@@ -189,6 +191,7 @@ class _Run:
         self._blend: Blend | None = None
         steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
         weight_decay = settings.weight_decay_of(steps)
+        self._patience = settings.patience_of(steps)
         self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)
         self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
         self.model.compile(optimizer=self._optimizer)
@@ -279,7 +282,7 @@ class _Run:
         ]
 
     def _is_stale(self) -> bool:
-        return bool(self._epochs) and len(self._epochs) - 1 - self._best >= self._specification.training.patience
+        return bool(self._epochs) and len(self._epochs) - 1 - self._best >= self._patience
 
     def _restore(self) -> None:
         if self._saver is not None and self._saver.restore_or_initialize():
@@ -451,8 +454,7 @@ class _TrainingData:
     @property
     def frequency(self) -> np.ndarray:
         """[V + 1] float32 trainable interactions by label."""
-        size = len(self.specification.catalogue.is_candidate)
-        return np.bincount(self.labels, minlength=size).astype(np.float32)
+        return np.bincount(self.labels, minlength=len(self.specification.catalogue.is_candidate)).astype(np.float32)
 
     def lift(self, window: float) -> np.ndarray:
         """[V + 1] recent popularity lift."""

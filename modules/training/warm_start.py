@@ -112,7 +112,7 @@ def _named(features: Features, columns: Columns, model: TwoTower) -> Iterator[_N
                 continue
             feature = others[int(term[1])]
             kind = kind.rpartition("terms/")[2].replace(f"_{term[1]}/", "/")
-            yield _Named(f"{tower}/{feature.encoding}:{feature.column}/{kind}", feature, kind, variable)
+            yield _Named(f"{tower}/{feature.rows_mean}:{feature.column}/{kind}", feature, kind, variable)
 
 
 def _taken_over(

@@ -61,6 +61,38 @@ def test_the_layer_multiplies_what_the_regression_was_given():
     np.testing.assert_allclose(layer.design(alone).toarray()[0], expected)
 
 
+def test_a_value_of_several_hash_functions_counts_as_much_as_one_of_a_single_function():
+    features = Features.model_validate(
+        {
+            "query": [{"column": "age", "encoding": "normalized"}],
+            "candidate": [
+                {"column": "maker", "encoding": "hash", "buckets": 4, "functions": 2},
+                {
+                    "column": "tags",
+                    "encoding": "hash",
+                    "buckets": 4,
+                    "functions": 2,
+                    "multivalued": True,
+                    "max_values": 3,
+                },
+            ],
+        }
+    ).candidate
+    layer = ContentMap(features, {"maker": 9, "tags": 9}, np.zeros(5))
+    # Two tags of three, which share their bucket of the second function.
+    inputs = {"maker": np.array([[2, 7], [0, 0]]), "tags": np.array([[1, 8, 3, 8, 0, 0], [0] * 6])}
+    expected = np.zeros((2, 18))
+    expected[0, [2, 7]] = 2**-0.5
+    expected[0, [9 + 1, 9 + 3]], expected[0, 9 + 8] = 0.5, 1.0
+    np.testing.assert_allclose(layer.design(inputs).toarray(), expected)
+    rng = np.random.default_rng(2)
+    for table in layer.variables:
+        table.assign(rng.normal(size=table.shape))
+    intercept, *tables = (variable.numpy() for variable in layer.variables)
+    got = layer({key: tf.constant(values) for key, values in inputs.items()})
+    np.testing.assert_allclose(got, expected @ np.concatenate(tables) + intercept, rtol=1e-5)
+
+
 def test_what_content_says_is_found_for_items_that_were_not_there():
     truth, rng = ContentMap(FEATURES, CARDINALITIES, np.full(6, 0.5)), np.random.default_rng(4)
     for table in truth.variables[1:]:

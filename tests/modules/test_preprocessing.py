@@ -29,6 +29,7 @@ FEATURES = Features.model_validate(
             {"column": "job", "encoding": "vocabulary", "max_size": 2},
             {"column": "age", "encoding": "bucketized", "boundaries": [18, 30]},
             {"column": "zip", "encoding": "hash", "buckets": 7},
+            {"column": "shop", "encoding": "hash", "buckets": 7, "functions": 3},
             {"column": "device", "encoding": "vocabulary", "min_count": 9},
             {"column": "baskets", "encoding": "vocabulary", "multivalued": True, "max_values": 2},
             {"column": "spend", "encoding": "bucketized", "buckets": 4},
@@ -43,13 +44,23 @@ FEATURES = Features.model_validate(
             {"column": "title", "encoding": "text", "min_count": 1, "max_tokens": 4},
             {"column": "genres", "encoding": "vocabulary", "multivalued": True, "max_values": 3},
             {"column": "tags", "encoding": "hash", "buckets": 5, "separator": "|", "max_values": 2},
+            {
+                "column": "makers",
+                "encoding": "hash",
+                "buckets": 5,
+                "functions": 2,
+                "multivalued": True,
+                "max_values": 3,
+            },
             {"column": "same", "encoding": "normalized"},
         ],
     }
 )
 CONFIG = {"features": FEATURES.model_dump_json(), "columns": COLUMNS.model_dump_json()}
-OF_INTERACTIONS = ("zip", "device", "baskets", "spend", "income", "visits", "time")
-STRINGS = ("user", "job", "zip", "device", "baskets", "history", "item", "title", "genres", "tags", RELEVANT)
+OF_INTERACTIONS = ("zip", "shop", "device", "baskets", "spend", "income", "visits", "time")
+STRINGS = (
+    "user", "job", "zip", "shop", "device", "baskets", "history", "item", "title", "genres", "tags", "makers", RELEVANT,
+)  # fmt: skip
 FLOATS = ("age", "spend", "income", "visits", "history_age", "same")
 TITLES = ["Toy Story (1995)", "L'Été à Paris!", "", "one two three four five"]
 GENRES = [["Action", "Comedy"], [], ["Drama"], ["Action", "Drama", "War", "Comedy"]]
@@ -59,6 +70,7 @@ def interaction(rng, i):
     """One interaction's own columns, or a query's, each a list of its values."""
     row = {
         "zip": [f"{i:05d}"],
+        "shop": [f"shop {i}"] if i % 5 else [],
         "device": [["phone", "tv", "watch"][int(rng.integers(3)) % (1 + i % 3)]],
         "baskets": [f"b{j}" for j in rng.integers(0, 4, i % 4)],
         "spend": [float(rng.normal())],
@@ -112,7 +124,7 @@ def world():
         queries.append(query)
     catalogue = [
         {"item": [f"i{i}"], "title": [TITLES[i % 4]], "genres": GENRES[i % 4], "tags": ["a|b | c" if i % 2 else "a"],
-         "same": [4.0]}
+         "makers": [f"m{j}" for j in range(i % 4)], "same": [4.0]}
         for i in range(22)
     ]  # fmt: skip
     return World(people, sequences, queries, catalogue)
@@ -192,6 +204,16 @@ def check_ids(actual, values, known, oov_buckets):
             assert len(known) < got <= len(known) + oov_buckets
 
 
+def several_hashes(values, buckets, functions):
+    """[N, functions] ids: each function's own part of the table, 0 for a missing value."""
+    rows = [tf.strings.to_hash_bucket_fast(values, buckets).numpy()]
+    for function in range(1, functions):
+        key = [int.from_bytes(b"twotower"), function]
+        rows.append(tf.strings.to_hash_bucket_strong(values, buckets, key=key).numpy())
+    ids = 1 + np.stack(rows, axis=1) + buckets * np.arange(functions)
+    return ids * (np.array(values) != "")[:, np.newaxis]
+
+
 def tokens(text):
     return re.sub(r"[\W_]+", " ", text.lower()).split()
 
@@ -223,6 +245,9 @@ def test_an_interactions_columns_are_learned_from_sequences_and_aligned_with_the
     check_ids(stacked(queries, "device"), scalars(world.queries, "device", ""), known, 1)
     hashed = tf.strings.to_hash_bucket_fast(scalars(world.interactions, "zip", ""), 7).numpy() + 1
     np.testing.assert_array_equal(joined(users, "zip"), hashed)
+    shops = joined(users, "shop").reshape(-1, 3)
+    np.testing.assert_array_equal(shops, several_hashes(scalars(world.interactions, "shop", ""), 7, 3))
+    np.testing.assert_array_equal(stacked(queries, "shop"), several_hashes(scalars(world.queries, "shop", ""), 7, 3))
     for user, sequence in zip(users, world.sequences, strict=True):
         assert len(user[SEQUENCE_PREFIX + "device"]) == len(sequence)
         assert len(user[SEQUENCE_PREFIX + "time_cyclic"]) == 4 * len(sequence)
@@ -271,6 +296,9 @@ def test_items_lists_and_text(world, transformed):
     parts = [padded([p.strip() for p in row["tags"][0].split("|")], 2) for row in world.items]
     expected = tf.where(tf.constant(parts) == "", 0, tf.strings.to_hash_bucket_fast(parts, 5) + 1).numpy()
     np.testing.assert_array_equal(stacked(catalogue, "tags"), expected)
+    makers = [padded(row["makers"], 3) for row in world.items]
+    expected = several_hashes(np.ravel(makers), 5, 2).reshape(len(makers), 6)
+    np.testing.assert_array_equal(stacked(catalogue, "makers"), expected)
     assert not stacked(catalogue, "same").any(), "a number that is the same everywhere says nothing"
 
 

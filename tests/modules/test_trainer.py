@@ -1,5 +1,6 @@
 """The Trainer's `run_fn` on transformed examples: what it exports, and that it goes on after a kill."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from checkerboard import HISTORY_ONLY, MODEL, TRAINING
+from checkerboard import COLUMNS, HISTORY_ONLY, MODEL, TRAINING
 from known_towers import contract
+from tensorflow.core.protobuf import saved_model_pb2
 from transformed_world import (
     CONTENT_AND_LIKES,
     EVERYTHING,
     HASHED_ITEM,
     ITEMS,
+    LARGE_TABLES,
     TASTES,
     item_columns,
     make_world,
@@ -27,6 +30,7 @@ from modules import trainer, tuner
 from modules.servable.contract import SERVABLE_PATH, read_embedding
 from modules.servable.embedding import read_variables
 from modules.settings import Serving, Tuner
+from modules.towers.two_tower import TwoTower
 from modules.training.loop import fit
 from modules.training.warm_start import WarmStart, fitted_variables
 
@@ -125,6 +129,80 @@ def test_request_without_anything_gets_a_finite_vector(world, tmp_path):
     specs = signature.structured_input_signature[1]
     empty = {n: tf.fill([1] * s.shape.rank, tf.constant(missing[s.dtype], s.dtype)) for n, s in specs.items()}
     assert np.isfinite(signature(**empty)["embedding"]).all()
+
+
+@pytest.fixture(scope="module")
+def with_large_tables(worlds, tmp_path_factory):
+    """Folder of an export whose user id and shelf are hashed by two functions, and whose items are capped."""
+    world = worlds(LARGE_TABLES)
+    args = world.fn_args(tmp_path_factory.mktemp("large"), training=TRAINING)
+    trainer.run_fn(args)
+    # A warm start reads a contract too, which the export lacks.
+    described = contract(read_embedding(args.serving_model_dir), Serving(k=5), ITEMS)
+    (Path(args.serving_model_dir) / SERVABLE_PATH).write_text(described.model_dump_json())
+    return args.serving_model_dir
+
+
+def test_items_beyond_the_cap_are_candidates_by_their_content(worlds, with_large_tables):
+    module = tf.saved_model.load(with_large_tables)
+    known = {token.decode() for token in worlds(LARGE_TABLES).tft_output.vocabulary_by_name("items")}
+    rows = [item_columns(i) for i in range(ITEMS)]
+    beyond = np.array([row["item"][0] not in known for row in rows])
+    assert beyond.sum() == ITEMS - 24
+    answer = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", rows))
+    nobodys = [row | {"item": ["never seen"]} for row in rows]
+    by_content = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", nobodys))
+    alike = np.isclose(answer["embedding"], by_content["embedding"], atol=1e-6).all(axis=1)
+    np.testing.assert_array_equal(alike, beyond)
+    np.testing.assert_array_equal(answer["popularity"] == 0, beyond)
+    # Their shelf tells their taste: they are ranked above the items that a user does not like.
+    users = range(8)
+    queries = [next(r for r in split_rows()["validation"] if r["user"] == [f"u{u}"]) for u in users]
+    vectors = module.signatures["query_embedding"](**requests(module, "query_embedding", queries))["embedding"].numpy()
+    scores = vectors @ answer["embedding"].numpy().T
+    own = np.arange(ITEMS) % TASTES == np.array(users)[:, np.newaxis] % TASTES
+    for row, liked in zip(scores, own, strict=True):
+        assert np.median(row[liked & beyond]) > np.median(row[~liked & ~beyond])
+
+
+def test_tables_of_hashes_are_variables_of_the_export_and_no_constants(with_large_tables):
+    variables = read_variables(with_large_tables, read_embedding(with_large_tables))
+    assert variables["query_tower/hash_of_2:user/embedding/embeddings"].shape == (1 + 2 * 20, 8)
+    assert variables["candidate_tower/hash_of_2:shelf/embedding/embeddings"].shape == (1 + 2 * 30, 4)
+    saved = saved_model_pb2.SavedModel.FromString((Path(with_large_tables) / "saved_model.pb").read_bytes())
+    graph = saved.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    constants = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
+    assert {node.op for node in nodes} >= {"StringToHashBucketFast", "StringToHashBucketStrong", "VarHandleOp"}
+    numbers = [np.prod([d.size for d in each.tensor_shape.dim]) for each in constants if each.dtype == tf.float32]
+    assert max(numbers) <= MODEL.dimension
+
+
+def test_a_warm_start_takes_over_hashed_rows_only_under_the_same_functions(worlds, with_large_tables):
+    world = worlds(LARGE_TABLES)
+    before = read_variables(with_large_tables, read_embedding(with_large_tables))
+
+    def started(features):
+        """What a warm start takes over, and the towers' variables."""
+        spec = dataclasses.replace(world.specification(), features=features)
+        frequency = np.ones(len(spec.catalogue.is_candidate), np.float32)
+        model = TwoTower(
+            spec.features, spec.columns, spec.model, spec.training, spec.cardinalities, spec.item_rows,
+            spec.catalogue.features, spec.catalogue.is_candidate, frequency, seed=7,
+        )  # fmt: skip
+        taken = WarmStart(with_large_tables, features, COLUMNS, world.tft_output).apply(model)
+        return set(taken), fitted_variables(features, COLUMNS, model)
+
+    taken, variables = started(LARGE_TABLES)
+    assert taken == set(before) == set(variables)
+    for name, variable in variables.items():
+        np.testing.assert_array_equal(variable.numpy(), before[name])
+    # One function of 40 buckets has as many rows, but they mean something else.
+    user = LARGE_TABLES.query[0].model_copy(update={"buckets": 40, "functions": 1})
+    taken, variables = started(LARGE_TABLES.model_copy(update={"query": (user, *LARGE_TABLES.query[1:])}))
+    table = variables["query_tower/hash:user/embedding/embeddings"].numpy()
+    assert table.shape == before["query_tower/hash_of_2:user/embedding/embeddings"].shape
+    assert taken == {name for name in before if ":user/" not in name}
 
 
 def test_sequences_and_queries_are_those_of_the_interactions(world):

@@ -122,6 +122,23 @@ def test_set_replaces_a_key(override, read, expected):
             "lower one of the two",
         ),
         (
+            "features.query.age={column: age, encoding: hash, buckets: 20000000, functions: 2, dimension: 32}",
+            "features.query.1.hash: 20000000 buckets for each of 2 functions of dimension 32 are more than "
+            "1,073,741,824 numbers; lower one of the three",
+        ),
+        (
+            "features.query.age={column: age, encoding: hash, buckets: 9, functions: 0}",
+            "features.query.1.hash.functions: Input should be greater than or equal to 1, not 0",
+        ),
+        (
+            "features.query.age={column: age, encoding: hash, buckets: 9, functions: 9}",
+            "features.query.1.hash.functions: Input should be less than or equal to 8, not 9",
+        ),
+        (
+            "features.query.age={column: age, encoding: hash, buckets: 9, functions: two}",
+            "features.query.1.hash.functions: Input should be a valid integer",
+        ),
+        (
             "features.query.age.boundaries=[]",
             "features.query.1.bucketized.boundaries: Tuple should have at least 1 item",
         ),

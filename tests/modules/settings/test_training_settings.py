@@ -24,3 +24,9 @@ def test_a_long_epoch_decays_as_much_as_one_of_so_many_steps():
 )
 def test_auto_samples_negatives_above_the_limit(negatives, items, expected):
     assert Training(negatives=negatives, catalogue_limit=100).negatives_of(items) == expected
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(35.0, 8), (0.3, 8), (400.0, 4), (500.0, 3), (90_000.0, 3)])
+def test_long_epochs_have_less_patience(steps: float, epochs: int):
+    """8 epochs, or 1,500 steps to the end of an epoch, which has 500 at most."""
+    assert Training().patience_of(steps) == epochs

@@ -10,17 +10,21 @@ from tiny_towers import (
     ITEMS,
     PLAIN,
     batch,
+    catalogue,
     frequency,
+    is_candidate,
     query_inputs,
     softmax_cross_entropy,
     towers,
     windows,
 )
 
+from modules.encodings.features import Features
 from modules.settings import Model, Training
 from modules.towers import two_tower
 from modules.towers.masking import closeness, mask_items
 from modules.towers.two_tower import TwoTower
+from modules.training.lazy_adamw import LazyAdamW
 
 CANDIDATES = [i for i in range(1, ITEMS + 1) if i != 4]
 
@@ -159,3 +163,24 @@ def test_only_large_tables_of_which_a_step_reads_some_rows_are_updated_by_row(ne
     gradients = tape.gradient(loss, model.tables_by_row)
     assert all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
     assert len(gradients) == len(names)
+
+
+def test_a_step_changes_the_rows_of_a_large_table_of_hashes_that_it_reads_and_no_others():
+    user = {"column": "user", "encoding": "hash", "buckets": two_tower.ROWS_OF_LARGE // 2, "functions": 2}
+    features = Features.model_validate({"query": [user, *FEATURES.query], "candidate": FEATURES.candidate})
+    cardinalities = CARDINALITIES | {"user": features.query[0].cardinality(None, None)}
+    model = TwoTower(
+        features, COLUMNS, PLAIN, Training(), cardinalities, ITEMS + 2, catalogue(), is_candidate(), frequency()
+    )
+    (table,) = model.tables_by_row
+    assert table.shape == (1 + two_tower.ROWS_OF_LARGE, 32)
+    optimizer = LazyAdamW(0.1, 0.5, 0.9)
+    optimizer.build_lazy(model.trainable_variables, model.tables_by_row)
+    model.compile(optimizer=optimizer)
+    ids = np.array([[1, 5001], [1, 7000], [0, 0], [4000, 7000], [5000, 10_000], [2, 5002]], np.int32)
+    inputs = batch()
+    before = table.numpy()
+    model.train_step(inputs._replace(query={**inputs.query, "user": tf.constant(ids)}))
+    changed = np.flatnonzero((table.numpy() != before).any(axis=1))
+    # The row of a missing value is read too, but for nothing: it decays.
+    assert set(changed) == set(ids.ravel())

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from modules.training import lazy_adamw
 from modules.training.lazy_adamw import LazyAdamW
 
 RATE, DECAY, AVERAGING = 0.05, 0.8, 0.9
@@ -47,9 +48,13 @@ def test_with_every_row_touched_it_is_adamw_with_a_moving_average(no_decay):
     np.testing.assert_allclose(lazy.average(ours).numpy(), average.average(theirs).numpy(), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("settled_rows", [4, 65_536])
 @pytest.mark.parametrize("averaging", [AVERAGING, 1.0 - RATE * DECAY, 0.0])
-def test_missed_steps_decay_weights_moments_and_average_as_steps_without_a_gradient_would(averaging):
+def test_missed_steps_decay_weights_moments_and_average_as_steps_without_a_gradient_would(
+    averaging, settled_rows, monkeypatch
+):
     """The oracle steps through every row in float64; a row without a gradient does not move by momentum."""
+    monkeypatch.setattr(lazy_adamw, "SETTLED_ROWS", settled_rows)
     table = _table()
     weights = table.numpy().astype(np.float64)
     m, v, average = np.zeros_like(weights), np.zeros_like(weights), weights.copy()
