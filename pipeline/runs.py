@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sqlite3
+import time
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ _STATES = {
 }
 
 _CONNECT_SECONDS = 10.0
+# How often a database that others make at the same time is opened again.
+_FIRST_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,14 @@ def _open(config: Config) -> ml_metadata.MetadataStore:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, OverflowError, UnicodeError) as error:
             raise UserError(_in_words(config, error)) from None
+        for _ in range(_FIRST_RUNS):
+            try:
+                return ml_metadata.MetadataStore(how)
+            except (ml_metadata.errors.StatusError, RuntimeError) as error:
+                # Another first run is making the database or its tables.
+                if "already exists" not in str(error):
+                    raise
+            time.sleep(1.0)
     return ml_metadata.MetadataStore(how)
 
 
