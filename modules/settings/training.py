@@ -57,6 +57,11 @@ class Training(Settings):
     starts as in a first fit."""
     refit: bool = True
     """After early stopping has found the number of epochs, fit again on train and validation together."""
+    distribution: Literal["none", "mirrored", "multi_worker"] = "none"
+    """none: one device. mirrored: all GPUs of the machine share each batch. multi_worker: the machines that TF_CONFIG
+    names do (docs/scale.md). The update is that of one device, up to the order of sums."""
+    worker_wait: int = Field(300, ge=1, le=604_800)
+    """Seconds that the Trainer waits under multi_worker for the other workers to be there."""
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 
