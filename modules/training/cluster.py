@@ -38,6 +38,28 @@ class Address(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
+def check_chief(batch_size: int) -> None:
+    """What can be said before a run: that TF_CONFIG is right, and this its chief.
+
+    Args:
+        batch_size: `training.batch_size`.
+
+    Raises:
+        UserError: Something is wrong with TF_CONFIG, or there are more workers than rows in a batch.
+    """
+    cluster = Cluster.of_environment()
+    if not cluster.is_chief:
+        raise UserError(
+            f"{_KEY}: {VARIABLE} makes this worker {cluster.address}; a run is the chief's, {cluster.addresses[0]}; "
+            "start this one with `python -m modules.training.worker`"
+        )
+    if batch_size < len(cluster.addresses):
+        raise UserError(
+            f"training.batch_size: {batch_size} rows cannot be shared by the {len(cluster.addresses)} workers of "
+            f"{VARIABLE}; give {len(cluster.addresses)} or more"
+        )
+
+
 @dataclass(frozen=True)
 class Cluster:
     """The workers of a fit, the chief first, and which of them this process is."""
@@ -67,7 +89,7 @@ class Cluster:
             raise UserError(f"{_KEY} needs {VARIABLE}, which is not set; for instance {_EXAMPLE}")
         try:
             tree = json.loads(content)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{_KEY}: {VARIABLE} is not JSON ({error}); for instance {_EXAMPLE}") from None
         cluster, task = _part(tree, "cluster"), _part(tree, "task")
         other = sorted(set(cluster) - set(_JOBS))
@@ -83,9 +105,7 @@ class Cluster:
         if len(addresses) < 2:
             raise UserError(f"{_KEY}: {VARIABLE} names fewer than two workers; add one, or choose none or mirrored")
         job, index = task.get("type"), task.get("index")
-        if isinstance(index, str) and index.isdecimal():
-            index = int(index)
-        if job not in jobs or not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        if not isinstance(job, str) or job not in jobs or type(index) is not int or index < 0:
             raise UserError(f"{_KEY}: the task of {VARIABLE} is none of its cluster's: type {job!r}, index {index!r}")
         if index >= len(jobs[job]):
             raise UserError(
@@ -107,17 +127,18 @@ class Cluster:
             UserError: Somebody is not there in time, or this address is taken.
         """
         deadline = time.monotonic() + seconds
-        missing = [address for address in self.addresses if address != self.address]
         with self._listening():
-            while missing:
-                missing = [address for address in missing if not _answers(address)]
-                if missing and time.monotonic() >= deadline:
+            while missing := self.missing():
+                if time.monotonic() >= deadline:
                     raise UserError(
                         f"{_KEY}: worker {missing[0]} could not be reached within {seconds:g} s; start it, or mend "
                         f"{VARIABLE}"
                     )
-                if missing:
-                    time.sleep(_LOOK_AGAIN_SECONDS)
+                time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def missing(self) -> list[Address]:
+        """Where none of the other workers listens."""
+        return [address for address in self.addresses if address != self.address and not _answers(address)]
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ def run_apart(job: Job) -> None:
     if code == 2 and error:
         raise UserError(error)
     if code:
-        raise RuntimeError(f"training.distribution: multi_worker: {error or f'this worker ended with {code}'}")
+        raise RuntimeError(f"training.distribution: multi_worker: {error or f'the worker here ended with {code}'}")
 
 
 def main() -> int:
@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("--wait", type=float, default=_DAY, metavar="SECONDS", help="for the others (default: a day)")
     wait = parser.parse_args().wait
     _PROGRESS.setLevel(logging.INFO)
+    _PROGRESS.propagate = False
     _PROGRESS.addHandler(logging.StreamHandler(sys.stdout))
     try:
         cluster = Cluster.of_environment()
@@ -82,8 +83,11 @@ def main() -> int:
     except UserError as error:
         print(f"{_ERROR}{error}", flush=True)
         return 2
-    except tf.errors.OpError as error:
-        print(f"{_ERROR}a worker was lost: {(error.message or str(error)).splitlines()[0]}", flush=True)
+    except tf.errors.OpError:
+        lost = cluster.missing()
+        if not lost:
+            raise
+        print(f"{_ERROR}worker {lost[0]} was lost; the next run goes on from the last epoch", flush=True)
         return 1
     return 0
 

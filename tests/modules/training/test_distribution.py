@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tiny_towers
 from distributed_fits import CASES
+from local_workers import tf_configs
 
 from modules.errors import UserError
 from modules.settings import Training
@@ -42,31 +41,12 @@ def finish(folder: Path, *processes: subprocess.Popen[str]) -> None:
     assert not any(codes), "\n".join(log.read_text()[-2000:] for log in folder.glob("log*"))
 
 
-def free_ports(count: int) -> list[int]:
-    with_sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in with_sockets]
-    for server in with_sockets:
-        server.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, np.ndarray]]:
     """Case and how → what `distributed_fits` writes."""
     folder = tmp_path_factory.mktemp("fits")
     finish(folder, start(folder, CASES))
-    workers = [f"localhost:{port}" for port in free_ports(2)]
-    finish(
-        folder,
-        *(
-            start(
-                folder,
-                OF_WORKERS,
-                TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": number}}),
-            )
-            for number in range(2)
-        ),
-    )
+    finish(folder, *(start(folder, OF_WORKERS, TF_CONFIG=content) for content in tf_configs(2)))
     return lambda case, how: dict(np.load(folder / f"{case}-{how}.npz"))
 
 
