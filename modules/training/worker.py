@@ -8,6 +8,7 @@ anything. Workers see the same files under the same paths.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import subprocess
@@ -46,8 +47,10 @@ def run_apart(job: Job) -> None:
     assert process.stdin is not None and process.stdout is not None
     error = ""
     try:
-        process.stdin.write(job.to_json() + "\n")
-        process.stdin.flush()
+        # It may have ended already, and says why below.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(job.to_json() + "\n")
+            process.stdin.flush()
         for line in process.stdout:
             if line.startswith(_ERROR):
                 error = line.removeprefix(_ERROR).strip()
