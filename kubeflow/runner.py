@@ -108,6 +108,11 @@ def check(config: Config) -> None:
         )
     if kubeflow.spec == "2.0" and platform_settings(config):
         raise UserError("kubeflow: volumes, secrets, node_selector, tolerations and image_pull_secret need spec 2.1")
+    if config.training.distribution == "multi_worker":
+        raise UserError(
+            "training.distribution: multi_worker needs a pod for each worker, and a stage has one; give the Trainer "
+            "several GPUs (kubeflow.resources) and choose mirrored"
+        )
     mounts = [volume.path for volume in kubeflow.volumes]
     for one in opened(config):
         check_path(one.key, one.path, mounts)

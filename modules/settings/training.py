@@ -66,6 +66,11 @@ class Training(Settings):
     refit_steps: int = Field(4_000, ge=0, le=1_000_000_000)
     """A refit of more steps than this does not begin anew: it goes on from the weights that were found, for a quarter
     of their epochs."""
+    distribution: Literal["none", "mirrored", "multi_worker"] = "none"
+    """none: one device. mirrored: all GPUs of the machine share each batch. multi_worker: the machines that TF_CONFIG
+    names do (docs/scale.md). The update is that of one device, up to the order of sums."""
+    worker_wait: int = Field(300, ge=1, le=604_800)
+    """Seconds that the Trainer waits under multi_worker for the other workers to be there."""
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 

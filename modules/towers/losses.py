@@ -10,6 +10,7 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from modules.towers.masking import many_hot
+from modules.towers.share import WHOLE, Share
 
 _MASKED = np.float32(-1e9)
 
@@ -104,15 +105,17 @@ class SampledSoftmax:
         window: tf.Tensor,
         targets: tf.Tensor,
         seed: tf.Tensor,
+        share: Share = WHOLE,
     ) -> tf.Tensor:
-        """[B] losses.
+        """[b] losses.
 
         Args:
-            queries: [B, D].
+            queries: [b, D].
             candidates: Labels [C] → [C, D].
             window: [B, S] item ids, 0 is padding; ids that are no labels take no part.
             targets: [B, S] weights of the hidden items, 0 for the visible ones.
             seed: [2] int32.
+            share: The rows b of the batch that are asked for; the sample is that of the whole batch.
         """
         window = tf.where(window < tf.size(self._is_candidate), window, 0)
         targets = tf.where(tf.gather(self._is_candidate, window), targets, 0.0)
@@ -121,6 +124,7 @@ class SampledSoftmax:
         sample, _ = tf.unique(tf.concat([hidden, self._draw(seed)], axis=0))
         sample = tf.sort(sample)
         logits = tf.matmul(queries, candidates(sample), transpose_b=True) / self._temperature
+        window, targets = share.cut(window), share.cut(targets)
         size = tf.size(sample)
         place = tf.minimum(tf.searchsorted(sample, tf.reshape(window, [-1])), size - 1)
         column = tf.where(
@@ -174,13 +178,13 @@ class InBatchSoftmax:
         )
 
     def __call__(self, queries: tf.Tensor, candidates: tf.Tensor, positives: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-        """[B] losses.
+        """[b] losses of some rows of a batch.
 
         Args:
-            queries: [B, D].
+            queries: [b, D].
             candidates: [B, D] vectors of the positives.
-            positives: [B] labels.
-            window: [B, S]; a batch mate is no negative where it is in the window already.
+            positives: [B] labels, those of the queries first.
+            window: [b, S]; a batch mate is no negative where it is in the window already.
         """
         mates = tf.reduce_any(window[:, :, tf.newaxis] == positives[tf.newaxis, tf.newaxis, :], axis=1)
         return self._task(
@@ -188,7 +192,7 @@ class InBatchSoftmax:
             candidates,
             candidate_sampling_probability=tf.gather(self._probability, positives),
             candidate_ids=positives,
-            score_mask=~mates | tf.eye(tf.size(positives), dtype=tf.bool),
+            score_mask=~mates | tf.eye(tf.shape(window)[0], tf.size(positives), dtype=tf.bool),
             compute_metrics=False,
             compute_batch_metrics=False,
         )

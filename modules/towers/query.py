@@ -13,6 +13,7 @@ from modules.item_item import Factors
 from modules.settings import Model
 from modules.towers.layout import VectorLayout
 from modules.towers.masking import many_hot
+from modules.towers.share import WHOLE, Share
 from modules.towers.terms import FeatureTerms, Residual, finish, fixed, history_age_of, history_of, learned_width
 
 # Weight decay keeps embeddings short; without this factor (its initial value, it is learned) their mean over a history
@@ -160,28 +161,30 @@ class QueryTower(tf_keras.layers.Layer):
         dropout: float = 0.0,
         seed: tf.Tensor | None = None,
         closeness: tf.Tensor | None = None,
+        share: Share = WHOLE,
     ) -> tf.Tensor:
-        """The learned part, [B, dimension].
+        """The learned part, [b, dimension].
 
         Args:
-            inputs: Transformed query features.
+            inputs: Transformed query features, [B, ...].
             recency: See `BlendWeights`; the less of it, the longer somebody has been inactive.
             dropout: Probability with which a feature of a row, but for the history, is hidden.
             seed: [2], for the dropout.
             closeness: [B, H] factors of the history's weights.
+            share: The rows b that are asked for.
         """
         rows = tf.shape(next(iter(inputs.values())))[0]
-        vectors = self.constant + self.terms(inputs, rows, dropout, seed)
+        vectors = self.constant + self.terms(inputs, rows, dropout, seed, share)
         if self._history is not None:
             assert self._item_ids is not None
-            history = tf.cast(inputs[self._history.column], tf.int32)
+            history = share.cut(tf.cast(inputs[self._history.column], tf.int32))
             if self._age is not None and not _is_zero(recency):
-                recency = recency * (1.0 - self.inactivity(inputs))
-            weights = _by_rank(history, recency) * (1.0 if closeness is None else closeness)
+                recency = recency * (1.0 - share.cut(self.inactivity(inputs)))
+            weights = _by_rank(history, recency) * (1.0 if closeness is None else share.cut(closeness))
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
             vectors += tf.cast(_is_empty(history), tf.float32) * self.cold_start
-        return finish(self._residual(vectors), None if self._normalize else tf.ones([rows, 1]))
+        return finish(self._residual(vectors), None if self._normalize else tf.ones([share.size(rows), 1]))
 
     def item_item(self, inputs: Mapping[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
         """The item-item part before its weight, [B, R]; `recency` as in `BlendWeights`."""

@@ -14,6 +14,7 @@ from modules.encodings.features import Columns
 from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
 from modules.encodings.vocabulary import Vocabulary
+from modules.towers.share import WHOLE, Share
 
 
 def encoded_keys(features: Sequence[Encoding]) -> dict[str, Encoded]:
@@ -70,22 +71,29 @@ class FeatureTerms(tf_keras.layers.Layer):
         return [embedding.embeddings for embedding in self._embeddings.values()]
 
     def call(
-        self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor, dropout: float = 0.0, seed: tf.Tensor | None = None
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        rows: tf.Tensor,
+        dropout: float = 0.0,
+        seed: tf.Tensor | None = None,
+        share: Share = WHOLE,
     ) -> tf.Tensor:
-        """[rows, width] of transformed features.
+        """[b, width] of transformed features.
 
         Args:
-            inputs: By encoded key.
+            inputs: By encoded key, [B, ...].
             rows: B; there may be no feature to see it from.
             dropout: Probability with which a feature of a row is hidden.
             seed: [2] int32, for the dropout.
+            share: The rows b that are asked for.
         """
-        total = tf.zeros([rows, self._width])
+        inputs = {key: share.cut(values) for key, values in inputs.items()}
+        total = tf.zeros([share.size(rows), self._width])
         for number, feature in enumerate(self._features):
             term = self._projections[feature.column](term_of(feature, inputs, self._embeddings.get(feature.column)))
             if dropout and seed is not None:
                 kept = tf.random.stateless_uniform([rows, 1], seed + 17 * (number + 1)) >= dropout
-                term *= tf.cast(kept, tf.float32)
+                term *= tf.cast(share.cut(kept), tf.float32)
             total += term
         return total
 

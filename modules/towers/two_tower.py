@@ -18,6 +18,7 @@ from modules.towers.candidate import CandidateTower
 from modules.towers.layout import VectorLayout
 from modules.towers.losses import InBatchSoftmax, SampledSoftmax, draw_targets, masked_softmax_loss
 from modules.towers.query import QueryTower
+from modules.towers.share import WHOLE, Share
 from modules.towers.terms import encoded_keys, has_item_table, learned_width
 
 # Above this many items a history is gathered item by item; below, it is one row of a [B, V] matrix, multiplied with the
@@ -45,6 +46,8 @@ class Batch(NamedTuple):
     """[B] float32 weights of the losses."""
     seed: tf.Tensor
     """[2] int32, of what is drawn in the step itself."""
+    share: Share = WHOLE
+    """The rows whose losses are asked for."""
 
 
 class TwoTower(tfrs.Model):
@@ -179,31 +182,38 @@ class TwoTower(tfrs.Model):
             training: Whether features are dropped.
 
         Returns:
-            Scalar loss.
+            Scalar loss; of a share its part of it, so that the parts of all shares add up to the loss of the batch.
         """
         queries = self.query_tower.learned(
-            inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness
-        )
+            inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness,
+            inputs.share,
+        )  # fmt: skip
         losses = {
             "catalogue": self._catalogue_losses,
             "sampled": self._sampled_losses,
             "in_batch": self._in_batch_losses,
         }
         of_rows = losses[self.negatives](queries, inputs)
-        return tf.math.divide_no_nan(tf.reduce_sum(of_rows * inputs.weight), tf.reduce_sum(inputs.weight))
+        own = tf.reduce_sum(of_rows * inputs.share.cut(inputs.weight))
+        return tf.math.divide_no_nan(own, tf.reduce_sum(inputs.weight))
 
     def _catalogue_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         candidates = self.learned_candidates(tf.range(1, int(self._is_candidate.shape[0])))
         logits = tf.matmul(queries, candidates, transpose_b=True) / self._temperature
-        return masked_softmax_loss(logits, batch.window, batch.targets, self._is_candidate)
+        window, targets = batch.share.cut(batch.window), batch.share.cut(batch.targets)
+        return masked_softmax_loss(logits, window, targets, self._is_candidate)
 
     def _sampled_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
-        return self._sampled(queries, self.learned_candidates, batch.window, batch.targets, batch.seed + 13)
+        return self._sampled(
+            queries, self.learned_candidates, batch.window, batch.targets, batch.seed + 13, batch.share
+        )
 
     def _in_batch_losses(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         # What is out of vocabulary has no label, and no target is other than a candidate.
         window = tf.where(batch.window < tf.size(self._is_candidate), batch.window, 0)
         can_be = tf.gather(self._is_candidate, window)
         positives = draw_targets(window, tf.where(can_be, batch.targets, 0.0), batch.seed + 13)
+        positives, window = batch.share.own_first(positives), batch.share.cut(window)
         losses = self._in_batch(queries, self.learned_candidates(positives), positives, window)
+        positives = positives[: tf.size(losses)]
         return losses * tf.cast(tf.gather(self._is_candidate, positives), tf.float32)

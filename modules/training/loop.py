@@ -21,7 +21,6 @@ from tensorflow.python.framework import config as framework_config
 
 from modules import item_item
 from modules.errors import UserError
-from modules.popularity import recent_lift
 from modules.towers.two_tower import TwoTower
 from modules.training import sampling
 from modules.training.calibration import (
@@ -34,13 +33,12 @@ from modules.training.calibration import (
     coordinate_ascent,
 )
 from modules.training.dataset import Queries, Sequences, Specification
+from modules.training.distribution import Distribution
 from modules.training.lazy_adamw import LazyAdamW
+from modules.training.training_data import TrainingData
 from modules.training.warm_start import WarmStart
-from modules.training.windows import Windows, masks_items
 
 _PROGRESS = logging.getLogger("twotower.progress")
-# Users whose features stand for everybody's in a cold-start query.
-_COLD_START_USERS = 64
 # Interactions that the item-item model's moments are taken over, at most, of random users: the matrices of more would
 # say the same.
 _ITEM_ITEM_INTERACTIONS = 500_000
@@ -100,6 +98,7 @@ def fit(
     checkpoint: str | None = None,
     log_dir: str | None = None,
     warm_start: WarmStart | None = None,
+    distribution: Distribution | None = None,
 ) -> Fit:
     """Fits with early stopping on the validation queries, then again on all interactions (`training.refit`).
 
@@ -113,11 +112,17 @@ def fit(
         checkpoint: A folder for the state after each epoch.
         log_dir: A folder for TensorBoard.
         warm_start: A pushed model to start from.
+        distribution: The replicas that share the steps; None: this process alone, on one device. Where other processes
+            take part, each calls this with the same specification, sequences and queries; `checkpoint`, `log_dir` and
+            `warm_start` are looked at on the chief only, and only there the model is whole in the end.
 
     Raises:
         UserError: There is nothing to fit, or the loss is not a number any more.
     """
     started = time.monotonic()
+    replicas = distribution or Distribution()
+    if not replicas.is_chief:
+        checkpoint = log_dir = warm_start = None
 
     def run(
         name: str,
@@ -134,7 +139,7 @@ def fit(
             )
         logs = log_dir and (os.path.join(log_dir, name) if name == "refit" else log_dir)
         where = checkpoint and os.path.join(checkpoint, name)
-        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start).run(started)
+        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start, replicas).run(started)
 
     settings = specification.training
     with _deterministic():
@@ -167,17 +172,19 @@ class _Run:
         chosen: Calibration | None,
         warm_start: WarmStart | None,
         start: Sequence[np.ndarray] | None,
+        distribution: Distribution,
     ) -> None:
-        self._specification, self._limit = specification, epochs
+        self._specification, self._limit, self._distribution = specification, epochs, distribution
         settings, catalogue = specification.training, specification.catalogue
         self._ranker = Ranker(queries, catalogue.labels, settings.metric_k) if queries is not None else None
         calibration = chosen or Calibration.default(specification.model, settings)
-        self._data = _TrainingData.of(specification, sequences)
+        self._data = TrainingData.of(specification, sequences)
         factors = None
         if specification.features.history is not None and specification.model.item_item_rank:
             solved = self._solve(specification.model.item_item_ridges if self._ranker else (calibration.ridge,))
             factors, calibration = solved.factors, replace(calibration, ridge=solved.ridge)
-        self.model = _build(specification, self._data.frequency, factors)
+        with distribution.scope():
+            self.model = _build(specification, self._data.frequency, factors)
         self._warm_started = warm_start.apply(self.model) if warm_start else ()
         if start is not None:
             _assign(self.model.trainable_variables, start)
@@ -192,18 +199,19 @@ class _Run:
         steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
         weight_decay = settings.weight_decay_of(steps)
         self._patience = settings.patience_of(steps)
-        self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)
-        self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
-        self.model.compile(optimizer=self._optimizer)
+        with distribution.scope():
+            self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)
+            self._optimizer.build_lazy(self.model.trainable_variables, self.model.tables_by_row)
+            self.model.compile(optimizer=self._optimizer)
+            # With `num_updates` the first steps, which move fast, are forgotten sooner.
+            self._average = tf.train.ExponentialMovingAverage(settings.averaging, self._optimizer.iterations)
+            # The first call makes the averages, which a checkpoint must know, at the initial values.
+            self._average.apply(self._dense)
         self._board = None
         if log_dir:
             self._board = tf_keras.callbacks.TensorBoard(log_dir, write_graph=False)
             self._board.set_model(self.model)
             self._board.on_train_begin()
-        # With `num_updates` the first steps, which move fast, are forgotten sooner.
-        self._average = tf.train.ExponentialMovingAverage(settings.averaging, self._optimizer.iterations)
-        # The first call makes the averages, which a checkpoint must know, at the initial values.
-        self._average.apply(self._dense)
         self._best_weights = [tf.Variable(v, trainable=False) for v in self._chosen]
         self._state = tf.Variable("[]", dtype=tf.string, trainable=False)
         kept = tf.train.Checkpoint(
@@ -238,11 +246,8 @@ class _Run:
         if self._board is not None:
             self._board.on_train_end()
         _assign(self._chosen, self._best_weights)
-        catalogue, seed = self._specification.catalogue, self._specification.training.seed
-        self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
-        if self._specification.features.history is not None:
-            self.model.fit_cold_start_query(*self._data.cold_start(seed))
-        calibration, ndcg, recall = self._calibrate()
+        is_chief = self._distribution.is_chief
+        calibration, ndcg, recall = self._complete() if is_chief else (self._start, math.nan, math.nan)
         report = Report(
             epochs=self._best + 1,
             resumed_from_epoch=self._resumed_from,
@@ -254,6 +259,14 @@ class _Run:
             recall=recall,
         )
         return Fit(self.model, report)
+
+    def _complete(self) -> tuple[Calibration, float, float]:
+        """Fits what depends on the learned weights, and calibrates; NDCG and recall then."""
+        catalogue, seed = self._specification.catalogue, self._specification.training.seed
+        self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
+        if self._specification.features.history is not None:
+            self.model.fit_cold_start_query(*self._data.cold_start(seed))
+        return self._calibrate()
 
     @property
     def _best(self) -> int:
@@ -287,12 +300,20 @@ class _Run:
     def _restore(self) -> None:
         if self._saver is not None and self._saver.restore_or_initialize():
             self._epochs = [Epoch(**e) for e in json.loads(self._state.numpy())]
-            self._resumed_from = len(self._epochs)
+        # Fresh variables are equal on all workers; what was restored, or came by a warm start, the chief has alone.
+        is_fresh = not self._epochs and not self._warm_started
+        if self._distribution.spans_processes and not self._distribution.from_chief(is_fresh):
+            text = json.dumps([asdict(epoch) for epoch in self._epochs])
+            self._epochs = [Epoch(**e) for e in json.loads(self._distribution.text_from_chief(text))]
+            for variable in (*self.model.variables, *self._optimizer.variables, *self._averages, *self._best_weights):
+                variable.assign(self._distribution.from_chief(variable.numpy()))
+        self._resumed_from = len(self._epochs)
 
     def _epoch(self, number: int) -> Epoch:
         started = time.monotonic()
         settings = self._specification.training
-        losses = [self._step(places, seed) for places, seed in self._data.epoch(number)]
+        with self._distribution.scope():
+            losses = [self._step(places, seed) for places, seed in self._data.epoch(number)]
         loss = float(np.mean([value.numpy() for value in losses])) if losses else 0.0
         if not math.isfinite(loss):
             raise UserError(
@@ -303,16 +324,24 @@ class _Run:
         # What is validated and kept are the averaged weights; the fit goes on from the last ones.
         last = [v.numpy() for v in self.model.trainable_variables]
         _assign(self.model.trainable_variables, self._averages)
-        ndcg, recall, factorized_top_k = self._validate() if self._ranker is not None else [math.nan] * 3
+        asks = self._ranker is not None and self._distribution.is_chief
+        # Workers that stopped after different epochs would wait for each other for ever.
+        measured = self._distribution.from_chief(self._validate() if asks else [math.nan] * 3)
+        ndcg, recall, factorized_top_k = measured.tolist()
         if self._ranker is None or ndcg > max((e.ndcg for e in self._epochs), default=-1.0):
             _assign(self._best_weights, self._chosen)
         _assign(self.model.trainable_variables, last)
         return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
 
     def _train_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        loss = self.model.train_step(self._data.windows.cut(places, seed))["loss"]
+        loss = self._distribution.run(self._replica_step, places, seed)
         self._average.apply(self._dense)
         return loss
+
+    def _replica_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """One replica's part of a step, and of its loss; the optimizer adds up what all replicas' gradients are."""
+        batch = self._data.windows.cut(places, seed)._replace(share=self._distribution.share())
+        return self.model.train_step(batch)["loss"]
 
     def _validate(self) -> tuple[float, float, float]:
         """NDCG, recall and TFRS's top k; every few epochs the blend weights are chosen first.
@@ -404,91 +433,6 @@ class _Run:
         _PROGRESS.info("%s · %.1f s", words, epoch.seconds)
         if self._board is not None:
             self._board.on_epoch_end(number, logs)
-
-
-@dataclass(frozen=True)
-class _TrainingData:
-    """What one fit is trained on, and what it counts of it."""
-
-    specification: Specification
-    sequences: Sequences
-    """Of the users that have something trainable."""
-    sets: Sequences
-    """The same with each item of a user once, at its newest place, up to the newest one that can be an answer."""
-    is_trainable: np.ndarray
-    """[T] places of `sequences` whose item can be an answer."""
-    windows: Windows
-
-    @classmethod
-    def of(cls, specification: Specification, sequences: Sequences) -> _TrainingData:
-        catalogue, settings, features = specification.catalogue, specification.training, specification.features
-        trainable = sequences.trainable(catalogue)
-        # Behind the last item that can be an answer nothing is asked for.
-        last = np.full(len(sequences), -1)
-        np.maximum.at(last, sequences.owner[trainable], np.flatnonzero(trainable))
-        sequences = sequences.take(np.arange(len(trainable)) <= last[sequences.owner])
-        is_trainable = sequences.trainable(catalogue)
-        sets = sequences.distinct()
-        size = features.history.max_length + 1 if features.history else 1
-        sets = sets.take(np.repeat(sets.offsets[1:], sets.counts) - np.arange(len(sets.items)) <= size)
-        if masks_items(features, settings):
-            weights = np.zeros(len(sets.items), np.float32)
-            newest = sets.offsets[1:] - 1
-            counts = np.bincount(sequences.owner[is_trainable], minlength=len(sequences))
-            weights[newest] = sets.weights[newest] * sampling.user_weights(counts, settings.user_exponent)
-            windows = Windows(sets, features, specification.model, settings, weights)
-        else:
-            windows = Windows(sequences, features, specification.model, settings, sequences.weights)
-        return cls(specification, sequences, sets, is_trainable, windows)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """[U] trainable interactions of each user."""
-        return np.bincount(self.sequences.owner[self.is_trainable], minlength=len(self.sequences))
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of the trainable interactions."""
-        return self.sequences.items[self.is_trainable]
-
-    @property
-    def frequency(self) -> np.ndarray:
-        """[V + 1] float32 trainable interactions by label."""
-        return np.bincount(self.labels, minlength=len(self.specification.catalogue.is_candidate)).astype(np.float32)
-
-    def lift(self, window: float) -> np.ndarray:
-        """[V + 1] recent popularity lift."""
-        prior, is_candidate = self.specification.training.lift_prior, self.specification.catalogue.is_candidate
-        return recent_lift(self.labels, self.sequences.times[self.is_trainable], window, prior, is_candidate)
-
-    def epoch(self, number: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """What the windows of each step of an epoch are cut by."""
-        settings, counts = self.specification.training, self.counts
-        if masks_items(self.specification.features, settings):
-            users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
-            places = self.sets.offsets[1:][users] - 1
-        else:
-            trainable = np.flatnonzero(self.is_trainable)
-            of_user = counts[self.sequences.owner[trainable]]
-            places = sampling.draw_places(trainable, of_user, settings.user_exponent, settings.seed, number)
-        places = places[: settings.epoch_steps * settings.batch_size]
-        return self.windows.steps(places, settings.seed + 1000 * number)
-
-    def cold_start(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Query features of some users as they began, and [V + 1] how likely items are.
-
-        Every user counts alike: who comes new is one, however many interactions they will have.
-        """
-        trainable = np.flatnonzero(self.is_trainable)
-        owner = self.sequences.owner[trainable]
-        users, first = np.unique(owner, return_index=True)
-        some = np.sort(np.random.default_rng(seed).permutation(len(users))[:_COLD_START_USERS])
-        queries = {key: values[users[some]] for key, values in self.sequences.features.items()}
-        queries |= {key: values[trainable[first[some]]] for key, values in self.sequences.context.items()}
-        if (age := self.specification.features.history_age) is not None:
-            queries[age.column] = np.zeros(len(some), np.float32)
-        size = len(self.specification.catalogue.is_candidate)
-        return queries, np.bincount(self.labels, 1.0 / self.counts[owner], minlength=size)
 
 
 def _build(specification: Specification, frequency: np.ndarray, factors: item_item.Factors | None) -> TwoTower:

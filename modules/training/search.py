@@ -15,6 +15,7 @@ from keras_tuner import errors, oracles
 from modules import settings
 from modules.errors import UserError
 from modules.training.dataset import Queries, Sequences, Specification
+from modules.training.distribution import Distribution
 from modules.training.loop import fit
 
 _PROGRESS = logging.getLogger("twotower.progress")
@@ -77,7 +78,9 @@ class Search(keras_tuner.engine.base_tuner.BaseTuner):
         tried = replace(tried, training=tried.training.model_copy(update={"refit": False}))
         _PROGRESS.info("trial %s · %s", trial.trial_id, ", ".join(f"{k} {v:g}" for k, v in values.items()))
         try:
-            return {"ndcg": fit(tried, sequences, queries).report.ndcg}
+            # A trial stays within this process: its own devices share it.
+            replicas = Distribution.within_process(tried.training)
+            return {"ndcg": fit(tried, sequences, queries, distribution=replicas).report.ndcg}
         except UserError as error:
             # Such as a loss that is not a number any more under too large a learning rate.
             raise errors.FailedTrialError(str(error)) from error

@@ -11,6 +11,7 @@ import click
 
 from modules import full_disk
 from modules.errors import UserError
+from modules.training import cluster
 from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
 
@@ -34,6 +35,8 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     from modules.data.tables import check_tables
 
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
+    if config.training.distribution == "multi_worker":
+        cluster.check_chief(config.training.batch_size)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
     from pipeline import beam_service, runs, summary

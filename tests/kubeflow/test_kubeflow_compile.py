@@ -52,6 +52,7 @@ def documents(folder: Path) -> list[dict[str, Any]]:
                 "cpu": 4,
                 "memory": 16,
                 "accelerator": "nvidia.com/gpu",
+                "accelerators": 4,
                 "node_selector": {"pool": "gpu"},
                 "tolerations": ["nvidia.com/gpu"],
             },
@@ -110,7 +111,8 @@ def test_every_stage_runs_the_image_through_our_entry_point(spec: dict[str, Any]
 def test_resources_and_places_reach_the_stages_they_are_for(documents: list[dict[str, Any]]):
     spec, platform = documents
     gpu = container(spec, "Trainer")["resources"]
-    assert gpu["accelerator"] == {"type": "nvidia.com/gpu", "count": "1"}
+    # For training.distribution: mirrored.
+    assert gpu["accelerator"] == {"type": "nvidia.com/gpu", "count": "4"}
     assert (gpu["cpuLimit"], gpu["memoryLimit"], gpu["cpuRequest"], gpu["memoryRequest"]) == (4.0, 16.0, 4.0, 16.0)
     assert container(spec, "Transform")["resources"] == {
         "cpuLimit": 2.0, "cpuRequest": 2.0, "memoryLimit": 8.0, "memoryRequest": 8.0,
@@ -274,6 +276,7 @@ def test_stages_are_told_of_a_remote_runner_and_open_artifacts_where_they_are(tm
         ({"tables": "gs://b/{{x}}"}, [], "which Kubernetes and Argo replace"),
         ({"spec": "2.0"}, [], "Vertex AI (spec 2.0) opens artifacts where they are"),
         ({"spec": "2.0", "pipeline_root": "gs://bucket"}, [], "need spec 2.1"),
+        ({}, ["training.distribution=multi_worker"], "multi_worker needs a pod for each worker"),
     ],
 )
 def test_what_a_cluster_would_refuse_or_not_see_is_refused_here(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from checkerboard import COLUMNS, HISTORY_ONLY, MODEL, TRAINING
 from known_towers import contract
+from local_workers import tf_configs
 from tensorflow.core.protobuf import saved_model_pb2
 from transformed_world import (
     CONTENT_AND_LIKES,
@@ -27,6 +29,7 @@ from transformed_world import (
 )
 
 from modules import trainer, tuner
+from modules.errors import UserError
 from modules.servable.contract import SERVABLE_PATH, read_embedding
 from modules.servable.embedding import read_variables
 from modules.settings import Serving, Tuner
@@ -261,6 +264,49 @@ def test_killed_fit_goes_on_and_ends_with_the_same_weights(world, tmp_path):
         rows = split_rows()["validation"]
         vectors.append(module.signatures["query_embedding"](**requests(module, "query_embedding", rows))["embedding"])
     np.testing.assert_array_equal(*vectors)
+
+
+def test_two_workers_export_what_one_process_fits_and_only_the_chief_writes(small_world, tmp_path, monkeypatch):
+    training = TRAINING.model_copy(update={"epochs": 2, "refit": False, "negatives": "sampled", "worker_wait": 60})
+    configs, root = tf_configs(2), Path(__file__).parents[2]
+    (tmp_path / "elsewhere").mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-m", "modules.training.worker", "--wait", "60"], stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL, cwd=tmp_path / "elsewhere",
+        env=os.environ | {"TF_CONFIG": configs[1], "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    monkeypatch.setenv("TF_CONFIG", configs[0])
+    args = small_world.fn_args(tmp_path, training=training.model_copy(update={"distribution": "multi_worker"}))
+    try:
+        trainer.run_fn(args)
+        said, _ = other.communicate(timeout=30)
+    finally:
+        other.kill()
+    assert other.returncode == 0 and "epoch 2/2" in said
+    assert not any((tmp_path / "elsewhere").iterdir())
+    specification = small_world.specification(training=training)
+    one = fit(specification, small_world.sequences(), small_world.queries())
+    report = json.loads((tmp_path / "run/training.json").read_text())
+    for key in ("loss", "ndcg", "recall"):
+        expected = [getattr(epoch, key) for epoch in one.report.history]
+        np.testing.assert_allclose([epoch[key] for epoch in report["history"]], expected, rtol=1e-5)
+    assert report["calibration"] == one.report.to_json()["calibration"] and report["epochs"] == one.report.epochs
+    written = read_variables(args.serving_model_dir, read_embedding(args.serving_model_dir))
+    for name, variable in fitted_variables(specification.features, specification.columns, one.model).items():
+        np.testing.assert_allclose(written[name], variable.numpy(), atol=1e-5, err_msg=name)
+    assert "query_embedding" in tf.saved_model.load(args.serving_model_dir).signatures
+
+
+def test_a_worker_that_is_not_there_is_named_and_nothing_is_written(small_world, tmp_path, monkeypatch):
+    config = tf_configs(2)[0]
+    monkeypatch.setenv("TF_CONFIG", config)
+    training = TRAINING.model_copy(update={"distribution": "multi_worker", "worker_wait": 1})
+    with pytest.raises(UserError) as refusal:
+        trainer.run_fn(small_world.fn_args(tmp_path, training=training))
+    missing = json.loads(config)["cluster"]["worker"][1]
+    expected = f"training.distribution: multi_worker: worker {missing} could not be reached within 1 s"
+    assert str(refusal.value).startswith(expected)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_tuner_finds_the_learning_rate_that_learns(small_world, tmp_path):

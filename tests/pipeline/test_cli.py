@@ -83,6 +83,31 @@ def test_a_mistake_is_one_line(tables: Path, arguments: list[str], words: str):
     assert sorted(p.name for p in tables.iterdir()) == before, "nothing is written"
 
 
+@pytest.mark.parametrize(
+    ("tf_config", "words"),
+    [
+        (None, "training.distribution: multi_worker needs TF_CONFIG, which is not set"),
+        ("host-a:2222", "TF_CONFIG is not JSON"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "is worker 2, but"),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}',
+            "a run is the chief's, a:1",
+        ),
+        ('{"cluster": {"worker": ["a:1", "b:1", "c:1"]}, "task": {"type": "worker", "index": 0}}', "by the 3 workers"),
+    ],
+)
+def test_workers_that_cannot_be_are_found_before_a_run(
+    tables: Path, monkeypatch: pytest.MonkeyPatch, tf_config: str | None, words: str
+):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if tf_config is not None:
+        monkeypatch.setenv("TF_CONFIG", tf_config)
+    before = sorted(p.name for p in tables.iterdir())
+    sets = ("--set", "training.distribution=multi_worker", "--set", "training.batch_size=2")
+    check(twotower("run", "--config", "config.yaml", *sets), words)
+    assert sorted(p.name for p in tables.iterdir()) == before, "nothing is written"
+
+
 @pytest.mark.parametrize("content", ["3\ncafé\n".encode("latin-1"), "3\n4\n".encode("utf-16"), b"PAR1\xff\xfe\x00"])
 def test_a_list_of_users_that_is_not_utf_8(tables: Path, content: bytes):
     (tables / "users.txt").write_bytes(content)

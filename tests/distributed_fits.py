@@ -1,0 +1,98 @@
+"""Small fits on a checkerboard, for processes that are nothing else: `python tests/distributed_fits.py FOLDER`.
+
+With TF_CONFIG it is one of several workers; without, it fits on one device and then by two replicas of this process.
+Each fit leaves FOLDER/<case>-<how>.npz, where how is `one`, `two` or `worker<n>`: what is learned, as early stopping
+chose it, by the variables' names; `loss` and `ndcg` of the epochs; `by_row`, the tables that were updated by row.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
+
+import numpy as np
+import tensorflow as tf
+from checkerboard import ITEMS, TASTES, changed, queries, sequences, specification
+
+from modules.encodings.features import Features
+from modules.settings import Training
+from modules.towers import two_tower
+from modules.training.cluster import Cluster
+from modules.training.dataset import CandidateTable, Specification
+from modules.training.distribution import Distribution
+from modules.training.loop import fit
+
+FEATURES = Features.model_validate(
+    {
+        "query": [
+            {"column": "user", "encoding": "vocabulary", "dimension": 8},
+            {"column": "age", "encoding": "normalized"},
+            {"encoding": "history", "max_length": 6},
+        ],
+        "candidate": [
+            {"column": "item", "encoding": "vocabulary", "dimension": 8},
+            {"column": "genres", "encoding": "vocabulary", "multivalued": True, "max_values": 2, "dimension": 4},
+        ],
+    }
+)
+# Eight interactions of each in an epoch: five whole batches and one row, so that a replica has none.
+USERS, BATCH = 57, 91
+CASES = ("catalogue", "in_batch", "sampled by row")
+
+
+def world(negatives: str) -> Specification:
+    """A world in which every weight matters, since Adam makes steps of whatever noise is left of a gradient of zero."""
+    spec = specification(FEATURES)
+    # What all items have in common shifts all scores alike.
+    genres = np.stack([1 + np.arange(ITEMS + 2) % TASTES, np.where(np.arange(ITEMS + 2) % 3, TASTES + 1, 0)], axis=1)
+    table = {**spec.catalogue.features, "genres": genres}
+    spec = replace(spec, catalogue=CandidateTable(table, spec.catalogue.is_candidate))
+    spec = changed(spec, negatives=negatives, epochs=2, refit=False, batch_size=BATCH, sampled_negatives=8)
+    # Nothing but the learned part is asked for, and validation has little to choose.
+    beside = {"model.item_item_rank": 0, "model.popularity_lift": False}
+    return spec.with_settings({"model.query_feature_dropout": 0.3, **beside})
+
+
+def run(case: str, distribution: Distribution, folder: Path, how: str) -> None:
+    """One fit of two epochs."""
+    negatives, _, by_row = case.partition(" ")
+    # Here tables have some dozens of rows.
+    two_tower.ROWS_OF_LARGE = 10 if by_row else 10_000
+    spec, of = world(negatives), sequences(FEATURES, USERS)
+    fitted = fit(spec, of, queries(spec, of), distribution=distribution)
+    weights = {variable.name: variable.numpy() for variable in fitted.model.trainable_variables}
+    report = {
+        "loss": np.array([epoch.loss for epoch in fitted.report.history]),
+        "ndcg": np.array([epoch.ndcg for epoch in fitted.report.history]),
+        "by_row": np.array([table.name for table in fitted.model.tables_by_row], str),
+    }
+    np.savez(folder / f"{case}-{how}.npz", **weights, **report)
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    if "TF_CONFIG" in os.environ:
+        cluster = Cluster.of_environment()
+        cluster.wait_for_others(60)
+        workers = Distribution.of_cluster(cluster)
+        for case in cases:
+            run(case, workers, folder, f"worker{cluster.number}")
+        workers.from_chief(0)
+        return
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    replicas = Distribution.within_process(Training(distribution="mirrored"))
+    for case in cases:
+        run(case, Distribution(), folder, "one")
+        run(case, replicas, folder, "two")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
