@@ -40,10 +40,8 @@ _LIFT = "ndcg_lift"
 # TFMA fails a relative change threshold, always, when the baseline's value is exactly 0: one bad model that was pushed
 # without gates would block every better one. Means are therefore never exactly 0.
 _NEVER_ZERO = 1e-12
-
-
-_MEASURED = "measured"
-_COLUMNS = "columns"
+# Keys of TFMA's extracts, beside its own: what is read of a batch, and the sums of each model's answers.
+_COLUMNS, _MEASURED = "columns", "measured"
 
 
 @dataclass

@@ -91,9 +91,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         with self._make_beam_pipeline() as pipeline:
             _ = (
                 [
-                    pipeline | f"Read[{split}]" >> files(io_utils.all_files_pattern(split_uri)).BeamSource(_BATCH)
+                    pipeline | f"Read[{split}][{number}]" >> files(io_utils.all_files_pattern(part)).BeamSource(_BATCH)
                     for split in json_utils.loads(exec_properties[keys.EXAMPLE_SPLITS_KEY]) or [EVAL]
-                    for split_uri in artifact_utils.get_split_uris(input_dict[keys.EXAMPLES_KEY], split)
+                    for number, part in enumerate(artifact_utils.get_split_uris(input_dict[keys.EXAMPLES_KEY], split))
                 ]
                 | beam.Flatten()
                 | tfma.ExtractEvaluateAndWriteResults(
