@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,17 +40,52 @@ _LIFT = "ndcg_lift"
 # TFMA fails a relative change threshold, always, when the baseline's value is exactly 0: one bad model that was pushed
 # without gates would block every better one. Means are therefore never exactly 0.
 _NEVER_ZERO = 1e-12
+# Keys of TFMA's extracts, beside its own: what is read of a batch, and the sums of each model's answers.
+_COLUMNS, _MEASURED = "columns", "measured"
+
+
+@dataclass
+class Sums:
+    """What some queries of one slice add up to."""
+
+    totals: np.ndarray
+    """[M] sum of the queries' values, `mean_names` in order."""
+    counts: np.ndarray
+    """[M] how many queries had one."""
+    best_rank: dict[bytes, int] = field(default_factory=dict)
+    """Every recommended item with the best place it had, from 0: coverage at any k."""
+    catalogue_size: float = 0.0
+
+    def add(self, others: Sums) -> None:
+        """Adds other queries."""
+        self.totals += others.totals
+        self.counts += others.counts
+        for item, rank in others.best_rank.items():
+            if rank < self.best_rank.get(item, rank + 1):
+                self.best_rank[item] = rank
+        self.catalogue_size = max(self.catalogue_size, others.catalogue_size)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one query adds to each of its slices."""
+    """What each query of a batch adds to its slices."""
 
     values: np.ndarray
-    """[M] float: `mean_names` in order; NaN where the query does not count."""
-    items: list[bytes]
-    """The ranking."""
+    """[B, M] float: `mean_names` in order; NaN where a query does not count."""
+    items: np.ndarray
+    """[B, R] the rankings, padded with ""."""
     catalogue_size: float
+
+    def sums(self, queries: Sequence[int]) -> Sums:
+        """Of the queries at these numbers in the batch."""
+        values = self.values[queries]
+        counts = ~np.isnan(values)
+        best_rank: dict[bytes, int] = {}
+        # From the last place to the first, so that the best one stays.
+        for rank, items in reversed(list(enumerate(self.items[queries].T.tolist()))):
+            best_rank.update(dict.fromkeys(items, rank))
+        best_rank.pop(b"", None)
+        return Sums(np.where(counts, values, 0.0).sum(axis=0), counts.sum(axis=0), best_rank, self.catalogue_size)
 
 
 def mean_names(k: Sequence[int]) -> list[str]:
@@ -61,78 +96,84 @@ def mean_names(k: Sequence[int]) -> list[str]:
 
 
 def measure(
-    outputs: dict[str, np.ndarray], relevant: Iterable[bytes], history: Iterable[bytes], k: Sequence[int]
+    outputs: Mapping[str, np.ndarray],
+    relevant: Sequence[Sequence[bytes] | None],
+    history: Sequence[Sequence[bytes] | None],
+    k: Sequence[int],
 ) -> Measured:
-    """Measures one query.
+    """Measures a batch of B queries.
 
     Args:
-        outputs: The servable's answer to it, without the batch dimension (`OUTPUTS`).
-        relevant: Its relevant items, seen ones included.
-        history: The items seen before.
+        outputs: The servable's answer (`OUTPUTS`).
+        relevant: The relevant items of each query, seen ones included.
+        history: The items that each has seen before.
         k: The cut-offs, rising.
     """
-    everything = {item for item in relevant if item}
-    unseen = everything - set(history)
-    ranking = _items(outputs["classes"])
+    everything = [{item for item in items or () if item} for items in relevant]
+    unseen = [items - set(seen or ()) for items, seen in zip(everything, history, strict=True)]
+    width = max(*k, outputs["classes"].shape[1])
 
-    def at_cutoffs(metric: Callable[..., np.ndarray], hits: np.ndarray, *relevant: np.ndarray) -> np.ndarray:
-        return np.concatenate([metric(hits[:, :at], *relevant) for at in k])
+    def hits(rankings: np.ndarray, relevant: list[set[bytes]]) -> np.ndarray:
+        return np.stack([metrics.hits(*each, width) for each in zip(rankings.tolist(), relevant, strict=True)])
 
-    def hits(ranking: Sequence[bytes], relevant: set[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        return metrics.hits(ranking, relevant, max(*k, len(ranking)))[np.newaxis], np.array([len(relevant)])
+    def at_cutoffs(metric: Callable[..., np.ndarray], hits: np.ndarray, *counts: np.ndarray) -> np.ndarray:
+        return np.stack([metric(hits[:, :at], *counts) for at in k], axis=1)
 
-    nothing = np.full(len(k), math.nan)
-    reciprocal, new, popular, with_seen = np.array([math.nan]), [nothing] * 4, [nothing] * 3, [nothing] * 2
-    if unseen:
-        ours, count = hits(ranking, unseen)
-        theirs, _ = hits(_items(outputs["popular"]), unseen)
-        reciprocal = metrics.mrr(ours)
-        ndcg = at_cutoffs(metrics.ndcg, ours, count)
-        new = [
-            at_cutoffs(metrics.recall, ours, count),
-            at_cutoffs(metrics.precision, ours),
-            ndcg,
-            at_cutoffs(metrics.hit_rate, ours),
-        ]
-        popular_ndcg = at_cutoffs(metrics.ndcg, theirs, count)
-        popular = [popular_ndcg, at_cutoffs(metrics.recall, theirs, count), ndcg - popular_ndcg]
-    if everything:
-        all_hits, count = hits(_items(outputs["classes_with_seen"]), everything)
-        with_seen = [at_cutoffs(metrics.recall, all_hits, count), at_cutoffs(metrics.precision, all_hits)]
-    head = np.asarray(outputs["head"], float).reshape(1, -1)
-    share = at_cutoffs(metrics.popular_share, head, np.array([len(ranking)]))
+    def where_any(counts: np.ndarray, *values: np.ndarray) -> np.ndarray:
+        return np.where(counts[:, np.newaxis] > 0, np.concatenate(values, axis=1), math.nan)
+
+    count = np.array([len(items) for items in unseen])
+    # The formulas want a query to have a relevant item; the values of those without are dropped.
+    relevant_or_one = np.maximum(count, 1)
+    ours, theirs = hits(outputs["classes"], unseen), hits(outputs["popular"], unseen)
+    ndcg = at_cutoffs(metrics.ndcg, ours, relevant_or_one)
+    popular_ndcg = at_cutoffs(metrics.ndcg, theirs, relevant_or_one)
+    of_unseen = where_any(
+        count,
+        metrics.mrr(ours)[:, np.newaxis],
+        at_cutoffs(metrics.recall, ours, relevant_or_one),
+        at_cutoffs(metrics.precision, ours),
+        ndcg,
+        at_cutoffs(metrics.hit_rate, ours),
+        popular_ndcg,
+        at_cutoffs(metrics.recall, theirs, relevant_or_one),
+        ndcg - popular_ndcg,
+    )
+    all_count = np.array([len(items) for items in everything])
+    all_hits = hits(outputs["classes_with_seen"], everything)
+    with_seen = where_any(
+        all_count,
+        at_cutoffs(metrics.recall, all_hits, np.maximum(all_count, 1)),
+        at_cutoffs(metrics.precision, all_hits),
+    )
+    filled = np.count_nonzero(outputs["classes"] != b"", axis=1)
+    share = at_cutoffs(metrics.popular_share, outputs["head"].astype(float), filled)
     return Measured(
-        values=np.concatenate([reciprocal, *new, *popular, *with_seen, share]),
-        items=ranking,
-        catalogue_size=float(np.asarray(outputs["catalogue_size"]).ravel()[0]),
+        values=np.concatenate([of_unseen, with_seen, share], axis=1),
+        items=outputs["classes"],
+        catalogue_size=float(np.max(outputs["catalogue_size"])),
     )
 
 
-def _items(padded: np.ndarray) -> list[bytes]:
-    return [item for item in np.asarray(padded).ravel().tolist() if item]
-
-
 class RetrievalMetrics(tfma.metrics.Metric):
-    """All metrics of this file in one pass of TFMA: a query is measured once, however many slices it is in."""
+    """All metrics of this file in one pass of TFMA, over what `extractors` has measured."""
 
     def __init__(self, k: list[int], history: str = "", name: str = "retrieval"):
         """Args:
         k: The cut-offs.
-        history: Name of the feature that holds what the user has seen; "" when there is none.
+        history: Name of the feature that holds what the user has seen, which `extractors` reads; "" for none.
         name: Needed by TFMA; the metrics have their own names.
         """
-        super().__init__(_computations, k=k, history=history, name=name)
+        super().__init__(_computations, k=k, name=name)
 
 
-def _computations(
-    k: list[int], history: str, name: str, model_names: list[str] | None = None
-) -> metric_types.MetricComputations:
+def _computations(k: list[int], name: str, model_names: list[str] | None = None) -> metric_types.MetricComputations:
     k = sorted(k)
     names = [*mean_names(k), *(f"coverage@{at}" for at in k), _QUERIES]
     return [
         metric_types.MetricComputation(
             keys=[_key(metric, model) for metric in names],
-            preprocessors=[_Measure(k, history, model)],
+            preprocessors=[_Take(model)],
             combiner=_Average(k, model),
         )
         for model in model_names or [""]
@@ -144,37 +185,15 @@ def _key(metric: str, model: str) -> metric_types.MetricKey:
     return metric_types.MetricKey(name=metric, model_name=model, example_weighted=None)
 
 
-class _Measure(metric_types.Preprocessor):
-    """Runs before TFMA copies an example into its slices."""
+class _Take(metric_types.Preprocessor):
+    """What was measured of one model."""
 
-    def __init__(self, k: list[int], history: str, model: str):
-        super().__init__(name=f"measure:{model}")
-        self._k, self._history, self._model = k, history, model
+    def __init__(self, model: str):
+        super().__init__(name=f"take:{model}")
+        self._model = model
 
-    def process(self, extracts: tfma.types.Extracts) -> Iterator[Measured]:
-        standard = util.StandardExtracts(extracts)
-        yield measure(
-            standard.get_predictions(model_name=self._model),
-            _values(standard.get_labels(model_name=self._model)),
-            _values(standard.get_features().get(self._history)),
-            self._k,
-        )
-
-
-def _values(tensor: Any) -> list[bytes]:
-    """The strings of a feature, which TFMA gives as an array of any rank, or as None where the example lacks it."""
-    return [] if tensor is None else _items(tensor)
-
-
-@dataclass
-class _Sums:
-    totals: np.ndarray
-    """[M] sum of the queries' values."""
-    counts: np.ndarray
-    """[M] how many queries had one."""
-    best_rank: dict[bytes, int] = field(default_factory=dict)
-    """Every recommended item with the best place it had, from 0: coverage at any k."""
-    catalogue_size: float = 0.0
+    def process(self, extracts: tfma.types.Extracts) -> Iterator[Sums]:
+        yield extracts[_MEASURED][self._model]
 
 
 class _Average(beam.CombineFn):
@@ -182,30 +201,20 @@ class _Average(beam.CombineFn):
         self._k, self._model = k, model
         self._names = mean_names(k)
 
-    def create_accumulator(self) -> _Sums:
-        return _Sums(np.zeros(len(self._names)), np.zeros(len(self._names)))
+    def create_accumulator(self) -> Sums:
+        return Sums(np.zeros(len(self._names)), np.zeros(len(self._names)))
 
-    def add_input(self, sums: _Sums, query: Measured) -> _Sums:
-        counts = ~np.isnan(query.values)
-        sums.totals += np.where(counts, query.values, 0.0)
-        sums.counts += counts
-        for rank, item in enumerate(query.items):
-            if rank < sums.best_rank.get(item, len(query.items)):
-                sums.best_rank[item] = rank
-        sums.catalogue_size = max(sums.catalogue_size, query.catalogue_size)
+    def add_input(self, sums: Sums, queries: Sums) -> Sums:
+        sums.add(queries)
         return sums
 
-    def merge_accumulators(self, accumulators: Iterable[_Sums]) -> _Sums:
+    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
         merged = self.create_accumulator()
         for sums in accumulators:
-            merged.totals += sums.totals
-            merged.counts += sums.counts
-            for item, rank in sums.best_rank.items():
-                merged.best_rank[item] = min(rank, merged.best_rank.get(item, rank))
-            merged.catalogue_size = max(merged.catalogue_size, sums.catalogue_size)
+            merged.add(sums)
         return merged
 
-    def extract_output(self, sums: _Sums) -> dict[metric_types.MetricKey, float]:
+    def extract_output(self, sums: Sums) -> dict[metric_types.MetricKey, float]:
         # A slice without any query that counts has no mean.
         means = np.divide(sums.totals, sums.counts, out=np.full(len(self._names), math.nan), where=sums.counts > 0)
         result = {name: float(mean) or _NEVER_ZERO for name, mean in zip(self._names, means, strict=True)}
@@ -214,6 +223,66 @@ class _Average(beam.CombineFn):
             result[f"coverage@{at}"] = share or _NEVER_ZERO
         result[_QUERIES] = float(sums.counts[0])
         return {_key(name, self._model): value for name, value in result.items()}
+
+
+def extractors(
+    config: config_pb2.EvalConfig, models: tfma.types.MaybeMultipleEvalSharedModels
+) -> list[tfma.extractors.Extractor]:
+    """What TFMA does with batches of queries: asks the servables, measures, and names the slices.
+
+    TFMA's default extractors take every query out of its batch, and its metrics look at one after another. Here a batch
+    is measured at once, and what TFMA takes for an example is all queries of the batch that are in the same slices.
+
+    Args:
+        config: Made by `eval_config`, with the models' names.
+        models: One model, or the candidate and the baseline.
+    """
+    [metric] = [each for specification in config.metrics_specs for each in specification.metrics]
+    settings = json.loads(metric.config)
+    names = [each.name for each in config.model_specs] if len(config.model_specs) > 1 else [""]
+    columns = sorted({column for spec in config.slicing_specs for column in spec.feature_keys})
+    read = beam.Map(_read, [RELEVANT, settings["history"], *columns])
+    measure_batch = beam.FlatMap(_measure_batch, settings["history"], columns, sorted(settings["k"]), names)
+    return [
+        tfma.extractors.Extractor("ReadColumns", read),
+        tfma.extractors.PredictionsExtractor(config, models),
+        tfma.extractors.Extractor("Measure", measure_batch),
+        tfma.extractors.SliceKeyExtractor(eval_config=config, materialize=False),
+    ]
+
+
+def _read(extracts: tfma.types.Extracts, columns: Sequence[str]) -> tfma.types.Extracts:
+    """A batch of examples as the servable reads it, and some columns as [B] lists, or None where one lacks it."""
+    batch = extracts[tfma.ARROW_RECORD_BATCH_KEY]
+    lists = {
+        column: batch.column(column).to_pylist() if column in batch.schema.names else [None] * batch.num_rows
+        for column in columns
+    }
+    return {
+        tfma.INPUT_KEY: np.asarray(batch.column(tfma.ARROW_INPUT_COLUMN).flatten()),
+        # As arrays, which TFMA knows how to divide when a servable fails on a batch and is asked query by query.
+        _COLUMNS: {column: np.fromiter(values, object, len(values)) for column, values in lists.items()},
+    }
+
+
+def _measure_batch(
+    extracts: tfma.types.Extracts, history: str, slices: Sequence[str], k: Sequence[int], models: Sequence[str]
+) -> Iterator[tfma.types.Extracts]:
+    """Measures a batch; yields the sums of those of its queries that have the same values in the slices' columns."""
+    columns = {column: values.ravel().tolist() for column, values in extracts[_COLUMNS].items()}
+    predictions = util.StandardExtracts(extracts)
+    measured = {
+        model: measure(predictions.get_predictions(model_name=model), columns[RELEVANT], columns[history], k)
+        for model in models
+    }
+    alike: dict[tuple[tuple[bytes, ...], ...], list[int]] = {}
+    for query in range(len(columns[RELEVANT])):
+        alike.setdefault(tuple(tuple(columns[column][query] or ()) for column in slices), []).append(query)
+    for values, queries in alike.items():
+        yield {
+            tfma.FEATURES_KEY: {c: np.array(each, object) for c, each in zip(slices, values, strict=True) if each},
+            _MEASURED: {model: of_model.sums(queries) for model, of_model in measured.items()},
+        }
 
 
 def eval_config(evaluation: Evaluation, history: str | None) -> config_pb2.EvalConfig:

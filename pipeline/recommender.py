@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import itertools
 import math
 import os
 import time
@@ -16,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modules.data import columns, histories, rows, tables
-from modules.data.histories import Interactions
 from modules.data.tables import Column
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.history import History
@@ -150,11 +150,10 @@ class Recommender:
     def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
         """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
         wanted = None if users is None else set(users)
-        attributes, histories = self._attributes(wanted), read_histories(self._interactions, wanted)
-        everyone = list(dict.fromkeys([*attributes, *histories])) if users is None else users
-        for user in everyone:
+        attributes, of_user = self._attributes(wanted), read_histories(self._interactions, wanted)
+        for user in dict.fromkeys(itertools.chain(attributes, of_user)) if users is None else users:
             values = {**attributes.get(user, {}), self._interactions.user: user}
-            yield user, Request(values, *histories.get(user, ([], None)))
+            yield user, Request(values, *of_user.get(user, ([], None)))
 
     def recommend(
         self,
@@ -173,25 +172,7 @@ class Recommender:
         Raises:
             UserError: A filter column is not one of `serving.filter_columns`.
         """
-        import tensorflow as tf
-
-        inputs = {column: tf.constant(self._column(f, requests)) for column, f in self._wanted.items()}
-        signature = "recommend_excluding" if exclude or filters else "serving_default"
-        if exclude or filters:
-            inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
-        if filters:
-            signature = "recommend_filtered"
-            known = self.contract.filter_columns
-            for column in filters:
-                if column not in known:
-                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
-                                    "add the column to serving.filter_columns and run again")  # fmt: skip
-            for column in known:
-                values = list(filters.get(column, []))
-                inputs[f"filter_{column}"] = tf.constant(
-                    [values] * len(requests), tf.string, [len(requests), len(values)]
-                )
-        return self._answers(self._model.signatures[signature](**inputs))
+        return self._answers(self._ask(requests, exclude, filters or {}))
 
     def similar(self, items: Sequence[str]) -> list[list[Recommendation]]:
         """The nearest items of each item; none for an unknown one."""
@@ -247,18 +228,46 @@ class Recommender:
                             "raise serving.k and run again for more")  # fmt: skip
 
     def _rows(self, batch: Sequence[tuple[str, Request]], k: int) -> pa.Table:
-        answers = self.recommend([request for _, request in batch])
-        rows = [(user, r) for (user, _), answer in zip(batch, answers, strict=True) for r in answer[:k]]
+        outputs = self._ask([request for _, request in batch], (), {})
+        ids, scores = (outputs[name].numpy()[:, :k] for name in ("item_id", "score"))
+        # An answer is padded at its end.
+        there = ids != b""
+        users = np.array([user for user, _ in batch], object)
+        ranks = np.broadcast_to(np.arange(1, ids.shape[1] + 1, dtype=np.int32), ids.shape)
         return pa.table(
             [
-                [user for user, _ in rows],
-                [r.rank for _, r in rows],
-                [r.item_id for _, r in rows],
-                [r.score for _, r in rows],
-                [self.version] * len(rows),
+                pa.array(np.repeat(users, there.sum(axis=1)), pa.string()),
+                ranks[there],
+                pa.array(ids[there], pa.binary()).cast(pa.string()),
+                scores[there],
+                np.full(there.sum(), self.version),
             ],
             schema=_OUTPUT_SCHEMA,
         )
+
+    def _ask(
+        self, requests: Sequence[Request], exclude: Sequence[str], filters: Mapping[str, Sequence[str]]
+    ) -> Mapping[str, Any]:
+        """What the signature for such requests answers; arguments as `recommend` has them."""
+        import tensorflow as tf
+
+        inputs = {column: tf.constant(self._column(f, requests)) for column, f in self._wanted.items()}
+        signature = "recommend_excluding" if exclude or filters else "serving_default"
+        if exclude or filters:
+            inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
+        if filters:
+            signature = "recommend_filtered"
+            known = self.contract.filter_columns
+            for column in filters:
+                if column not in known:
+                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
+                                    "add the column to serving.filter_columns and run again")  # fmt: skip
+            for column in known:
+                values = list(filters.get(column, []))
+                inputs[f"filter_{column}"] = tf.constant(
+                    [values] * len(requests), tf.string, [len(requests), len(values)]
+                )
+        return self._model.signatures[signature](**inputs)
 
     def _answers(self, outputs: Mapping[str, Any]) -> list[list[Recommendation]]:
         ids, scores = outputs["item_id"].numpy(), outputs["score"].numpy()
@@ -315,30 +324,68 @@ class Recommender:
         return attributes
 
 
-def read_histories(table: InteractionsTable, users: Set[str] | None = None) -> dict[str, tuple[list[str], int]]:
-    """What the interactions table knows, by user: the items, oldest first, and the time of the newest.
+class Histories(Mapping[str, tuple[list[str], int]]):
+    """What was interacted with, by user: the items, oldest first, and the time of the newest.
+
+    Everybody's would not fit as lists. Here each id is held once, and an interaction takes 4 bytes.
+
+    Args:
+        users: User id → number, in the order of the numbers.
+        items: Item ids by number.
+        user: [N] whose each interaction is, int32.
+        item: [N] int32.
+        time: [N] int64 seconds since 1970. Equal times are in the order of the arrays.
+    """
+
+    def __init__(
+        self, users: dict[str, int], items: Sequence[str], user: np.ndarray, item: np.ndarray, time: np.ndarray
+    ) -> None:
+        self._users = users
+        self._names = items
+        order = np.lexsort((time, user))
+        self._item = item[order]
+        self._end = np.cumsum(np.bincount(user, minlength=len(users)))
+        self._newest = time[order[self._end - 1]]
+
+    def __getitem__(self, user: str) -> tuple[list[str], int]:
+        number = self._users[user]
+        start = self._end[number - 1] if number else 0
+        items = self._item[start : self._end[number]].tolist()
+        return [self._names[item] for item in items], int(self._newest[number])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._users)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+
+def read_histories(table: InteractionsTable, wanted: Set[str] | None = None) -> Histories:
+    """What the interactions table knows.
 
     Args:
         table: Where it is, and what its columns are called.
-        users: Whose; None for everybody's, in the order of the table.
+        wanted: Whose; None for everybody's, in the order of the table.
 
     Raises:
         UserError: A file is missing or cannot be read.
     """
-    by_user: dict[str, list[Interactions]] = {}
-    start = 0
-    time = Column(name="", source=table.timestamp, kind="int64")
-    for _, batch in rows.batches("interactions", table.path, [table.user, table.item, time]):
-        who, what = (np.array(rows.ids(batch, c), object) for c in (table.user, table.item))
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64))]
+    column = Column(name="", source=table.timestamp, kind="int64")
+    for _, batch in rows.batches("interactions", table.path, [table.user, table.item, column]):
         times, timeless, _ = columns.seconds(batch.column(table.timestamp))
-        taken = Interactions(times, start + np.arange(batch.num_rows), what, np.ones(batch.num_rows, np.float32))
-        start += batch.num_rows
-        wanted = np.array([user is not None and (users is None or user in users) for user in who], bool)
-        wanted &= ~timeless & np.array([item is not None for item in what], bool)
-        for user, piece in histories.by_user(who[wanted], taken.take(wanted)):
-            by_user.setdefault(user, []).append(piece)
-    ordered = {user: histories.in_time_order(pieces) for user, pieces in by_user.items()}
-    return {user: (of.item.tolist(), int(of.timestamp[-1])) for user, of in ordered.items()}
+        taken = [
+            (users.setdefault(user, len(users)), items.setdefault(item, len(items)), row)
+            for row, (user, item) in enumerate(
+                zip(rows.ids(batch, table.user), rows.ids(batch, table.item), strict=True)
+            )
+            if user is not None and item is not None and not timeless[row] and (wanted is None or user in wanted)
+        ]
+        user, item, row = np.array(taken, np.int64).reshape(-1, 3).T
+        parts.append((user.astype(np.int32), item.astype(np.int32), times[row]))
+    return Histories(users, list(items), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def seconds(text: str, where: str) -> int:

@@ -182,6 +182,18 @@ class IndexLayerConformance:
             scores = search(tf.constant(parameters.partitions_to_search), tf.constant(parameters.reorder))
             np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
+    @pytest.mark.parametrize("exclusions", [0, 3, 650])
+    def test_both_answers_are_those_of_two_searches(self, exclusions):
+        generator = np.random.default_rng(4)
+        index = self.build(clustered(700), NEITHER_MUCH_NOR_LITTLE)
+        queries = generator.normal(size=(5, DIMENSION)).astype(np.float32)
+        excluded = generator.integers(-1, 700, (5, exclusions)).astype(np.int32)
+        scores, rows, with_excluded = index.search_both(queries, 60, excluded)
+        expected_scores, expected_rows = index.search(queries, 60, excluded)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+        np.testing.assert_array_equal(with_excluded, index.search(queries, 60, excluded[:, :0])[1])
+
     def test_an_empty_batch_gets_an_empty_answer(self):
         index = self.build(clustered(200), NEITHER_MUCH_NOR_LITTLE)
         scores, rows = index.search(np.zeros((0, DIMENSION), np.float32), 3, np.zeros((0, 4), np.int32))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
-from modules.retrieval.top_k import InOrder, SearchParameters, variable
+from modules.retrieval.top_k import InOrder, SearchParameters, first, mask, variable, without
 
 
 class BruteForce(InOrder):
@@ -27,7 +25,12 @@ class BruteForce(InOrder):
     def _is_exact(self) -> bool:
         return True
 
-    def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
-    ) -> Any:
-        return self._exhaustive(queries, k, spare, allowed)
+    def search_both(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # The matrix product is most of a search, and is the same for both.
+        scores = self._scores(queries)
+        return *first(without(scores, excluded), k), first(scores, k)[1]
+
+    def _find(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return first(without(mask(self._scores(queries), allowed), excluded), k)

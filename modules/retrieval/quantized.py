@@ -6,12 +6,10 @@ decides an inner product (Jolliffe, "Principal Component Analysis", 2002; not ce
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
-from modules.retrieval.top_k import InOrder, SearchParameters, mask, variable
+from modules.retrieval.top_k import InOrder, SearchParameters, best, mask, variable
 
 # Share of the vectors' energy (squared length) that the first pass sees.
 _ENERGY = 0.95
@@ -35,13 +33,14 @@ class Quantized(InOrder):
     def _all_vectors(self) -> tf.Tensor:
         return self._vectors
 
-    def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
-    ) -> Any:
-        depth = self._depth(tf.maximum(k, parameters.reorder), spare)
+    def _find(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        depth = self._depth(tf.maximum(k, parameters.reorder), excluded)
         approximate = tf.matmul(queries @ self._leading, self._reduced, transpose_b=True)
         _, rows = tf.math.top_k(mask(approximate, allowed), depth, sorted=False)
-        return tf.reduce_sum(self.vectors(rows) * queries[:, tf.newaxis], axis=2), rows
+        scores = tf.reduce_sum(self.vectors(rows) * queries[:, tf.newaxis], axis=2)
+        return best(scores, rows, k, excluded, allowed)
 
 
 def _leading_directions(vectors: np.ndarray) -> np.ndarray:

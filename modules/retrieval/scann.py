@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from modules.retrieval.top_k import NO_ROW, InOrder, Partitions, SearchParameters, Strategy
+from modules.retrieval.top_k import NO_ROW, InOrder, Partitions, SearchParameters, Strategy, best
 
 # How far ScaNN's ops, which know no filters, look beyond k for a filtered query before it is answered exactly instead.
 _FILTER_OVERFETCH = 4
@@ -133,17 +133,18 @@ class Scann(InOrder):
         # ScaNN creates its variables without a static shape.
         return tf.ensure_shape(self._state.dataset.read_value(), self._state.dataset.shape)
 
-    def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
-    ) -> Any:
+    def _find(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         from scann.scann_ops.py import scann_ops
 
         fetch = k if allowed is None else _FILTER_OVERFETCH * k
-        settings: dict[str, Any] = {"final_num_neighbors": self._depth(fetch, spare)}
+        settings: dict[str, Any] = {"final_num_neighbors": self._depth(fetch, excluded)}
         if self._strategy != "exact":
-            settings["pre_reorder_num_neighbors"] = self._depth(tf.maximum(fetch, parameters.reorder), spare)
+            settings["pre_reorder_num_neighbors"] = self._depth(tf.maximum(fetch, parameters.reorder), excluded)
         if self._strategy == "tree":
             settings["leaves_to_search"] = parameters.partitions_to_search
         nearest = scann_ops.searcher_from_module(self._state).search_batched(queries, **settings)
         # Queries with fewer results than others of their batch are padded with row 0 and a distance of NaN.
-        return nearest.distances, tf.where(tf.math.is_nan(nearest.distances), NO_ROW, nearest.indices)
+        rows = tf.where(tf.math.is_nan(nearest.distances), NO_ROW, nearest.indices)
+        return best(nearest.distances, rows, k, excluded, allowed)

@@ -121,24 +121,35 @@ class TopK(tf.Module, abc.ABC):
         scores, rows = self._search(queries, k, excluded, allowed, parameters or self.parameters)
         return scores[:batch], rows[:batch]
 
+    def search_both(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The answers of `search` without the excluded rows and with them, for those who compare the two.
+
+        Args:
+            queries: [B, D] float32.
+            k: Number of results.
+            excluded: [B, E] int32 rows, padded with -1.
+
+        Returns:
+            Scores [B, k] and rows [B, k] without the excluded ones, and rows [B, k] with them, each as `search` has it.
+        """
+        # An approximate layer looks further where rows are excluded: what it finds then is not the answer without.
+        _, with_excluded = self.search(queries, k, excluded[:, :0])
+        return *self.search(queries, k, excluded), with_excluded
+
     def _search(
         self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        # At most E of the best k + E are excluded, so k are left.
-        spare = tf.shape(excluded)[1]
-
-        def approximate() -> tuple[tf.Tensor, tf.Tensor]:
-            return best(*self._candidates(queries, k, spare, allowed, parameters), k, excluded, allowed)
-
         if allowed is None:
             exist, few = tf.constant(self.size), tf.constant(False)
-            scores, rows = approximate()
+            scores, rows = self._find(queries, k, excluded, None, parameters)
         else:
             exist = tf.math.count_nonzero(allowed, axis=1, dtype=tf.int32)
             few = exist <= int(_FEW * self.size)
             shape = [tf.shape(queries)[0], k]
             scores, rows = tf.cond(
-                tf.reduce_all(few), lambda: (tf.fill(shape, -np.inf), tf.fill(shape, NO_ROW)), approximate
+                tf.reduce_all(few),
+                lambda: (tf.fill(shape, -np.inf), tf.fill(shape, NO_ROW)),
+                lambda: self._find(queries, k, excluded, allowed, parameters),
             )
         if self._is_exact():
             if allowed is None:
@@ -150,11 +161,11 @@ class TopK(tf.Module, abc.ABC):
         chosen = tf.reshape(tf.where(again), [-1])
 
         def exact() -> tuple[tf.Tensor, tf.Tensor]:
-            some, without = tf.gather(queries, chosen), tf.gather(excluded, chosen)
+            some, theirs = tf.gather(queries, chosen), tf.gather(excluded, chosen)
             if allowed is None:
-                best_scores, best_rows = best(*self._exhaustive(some, k, spare), k, without)
+                best_scores, best_rows = self._exhaustive(some, k, theirs)
             else:
-                best_scores, best_rows = best(*self._among_allowed(some, chosen, k, spare, allowed), k, without)
+                best_scores, best_rows = self._among_allowed(some, chosen, k, theirs, allowed)
             where = chosen[:, tf.newaxis]
             return (
                 tf.tensor_scatter_nd_update(scores, where, best_scores),
@@ -164,40 +175,40 @@ class TopK(tf.Module, abc.ABC):
         return tf.cond(tf.size(chosen) > 0, exact, lambda: (scores, rows))
 
     def _among_allowed(
-        self, queries: tf.Tensor, numbers: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor
+        self, queries: tf.Tensor, numbers: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The exactly best allowed rows of some of the batch's queries, which are at these numbers in it."""
-        depth = self._depth(k, spare)
+        depth = self._depth(k, excluded)
 
         def search_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             query, number = inputs
             rows = tf.cast(tf.reshape(tf.where(allowed[number]), [-1]), tf.int32)
             return padded_top_k(tf.linalg.matvec(self.vectors(rows), query), rows, depth)
 
-        return tf.map_fn(
+        scores, rows = tf.map_fn(
             search_one,
             (queries, numbers),
             fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
         )
+        return best(scores, rows, k, excluded)
 
     @abc.abstractmethod
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         """Vectors [..., D] float32 of rows [...] int32."""
 
     @abc.abstractmethod
-    def _exhaustive(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores and rows [B, k + spare] of the exactly best, best first."""
+    def _exhaustive(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `search`, from a look at every row."""
 
     @abc.abstractmethod
-    def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    def _find(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores and rows [B, N] of what the layer finds: its k + spare best, if it finds so many."""
+        """As `search`, but with fewer than k rows where the layer finds no more."""
 
-    def _depth(self, count: int | tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
-        return tf.minimum(count + spare, self.size)
+    def _depth(self, count: int | tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
+        """How many candidates to look for: at most E of the best count + E are excluded, so that `count` are left."""
+        return tf.minimum(count + tf.shape(excluded)[1], self.size)
 
     def _is_exact(self) -> bool:
         return False
@@ -213,11 +224,12 @@ class InOrder(TopK):
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.gather(self._all_vectors(), rows)
 
-    def _exhaustive(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        scores = tf.matmul(queries, self._all_vectors(), transpose_b=True)
-        return tf.math.top_k(mask(scores, allowed), self._depth(k, spare))
+    def _exhaustive(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return first(without(self._scores(queries), excluded), k)
+
+    def _scores(self, queries: tf.Tensor) -> tf.Tensor:
+        """[B, C] inner products with every row."""
+        return tf.matmul(queries, self._all_vectors(), transpose_b=True)
 
 
 def best(
@@ -248,6 +260,27 @@ def best(
 def mask(scores: tf.Tensor, allowed: tf.Tensor | None) -> tf.Tensor:
     """Scores with −inf where a row is not allowed."""
     return scores if allowed is None else tf.where(allowed, scores, -np.inf)
+
+
+def without(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Scores [B, N] with −inf at some columns [B, E] int32, where -1 names none."""
+    # The lesser of what is there and +inf is what is there, so padding changes nothing and need not be taken out.
+    values = tf.where(columns == NO_ROW, np.inf, tf.constant(-np.inf, scores.dtype))
+    numbers = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, tf.newaxis], tf.shape(columns))
+    return tf.tensor_scatter_nd_min(scores, tf.stack([numbers, tf.maximum(columns, 0)], axis=2), values)
+
+
+def first(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of scores [B, N], best first, padded with −inf, and their columns, padded with -1.
+
+    Of equal scores the one in the lower column is first. A score of −inf is none.
+    """
+    count = tf.minimum(k, tf.shape(scores)[1])
+    scores, columns = tf.math.top_k(scores, count)
+    padding = [[0, 0], [0, k - count]]
+    scores = tf.ensure_shape(tf.pad(scores, padding, constant_values=-np.inf), [None, k])
+    columns = tf.ensure_shape(tf.pad(columns, padding, constant_values=NO_ROW), [None, k])
+    return scores, tf.where(tf.math.is_inf(scores), NO_ROW, columns)
 
 
 def padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

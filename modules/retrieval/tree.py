@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
-from modules.retrieval.top_k import NO_ROW, Partitions, SearchParameters, TopK, mask, padded_top_k, variable
+from modules.retrieval.top_k import (
+    NO_ROW,
+    Partitions,
+    SearchParameters,
+    TopK,
+    best,
+    first,
+    mask,
+    padded_top_k,
+    variable,
+    without,
+)
 
 # Members of one partition lie in blocks of this many, so that a partition is read as a few long runs of memory. Larger
 # blocks pad more (half a block per partition on average), smaller ones make the gather slower.
@@ -51,29 +60,29 @@ class Tree(TopK):
         """[places, D]: vectors in the order of the blocks, 0 at padding."""
         return tf.reshape(self._members, [-1, int(self._centroids.shape[1])])
 
-    def _exhaustive(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        rows = tf.reshape(self._rows, [1, -1])
+    def _exhaustive(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = tf.reshape(self._rows, [-1])
         scores = mask(tf.matmul(queries, self._all_members(), transpose_b=True), rows != NO_ROW)
-        scores, places = tf.math.top_k(scores, self._depth(k, spare))
-        return scores, tf.gather(rows[0], places)
+        places = tf.where(excluded == NO_ROW, NO_ROW, tf.gather(self._place_of, tf.maximum(excluded, 0)))
+        scores, places = first(without(scores, places), k)
+        return scores, tf.where(places == NO_ROW, NO_ROW, tf.gather(rows, tf.maximum(places, 0)))
 
-    def _candidates(
-        self, queries: tf.Tensor, k: int, spare: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
-    ) -> Any:
+    def _find(
+        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         leaves = tf.minimum(parameters.partitions_to_search, int(self._centroids.shape[0]))
         by_centroid = tf.matmul(queries, self._centroids, transpose_b=True)
         _, partitions = tf.math.top_k(by_centroid, leaves, sorted=False)
-        depth = self._depth(k, spare)
+        depth = self._depth(k, excluded)
         # One query after another: what one looks at stays in the processor's cache from its gathering to its scoring.
-        return tf.map_fn(
+        scores, rows = tf.map_fn(
             lambda number: self._search_partitions(
                 queries[number], partitions[number], depth, None if allowed is None else allowed[number]
             ),
             tf.range(tf.shape(queries)[0]),
             fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
         )
+        return best(scores, rows, k, excluded, allowed)
 
     def _search_partitions(
         self, query: tf.Tensor, partitions: tf.Tensor, depth: tf.Tensor, allowed: tf.Tensor | None

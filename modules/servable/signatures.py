@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
-from modules.retrieval.top_k import NO_ROW, TopK, best, variable
+from modules.retrieval.top_k import NO_ROW, TopK, best, first, variable, without
 from modules.servable import catalogue as catalogues
 from modules.servable import embedding as embeddings
 from modules.servable import warmup as warmups
@@ -153,17 +153,16 @@ class ServableModule(tf.Module):
         requests = requests_from_examples(examples, self._features.query)
         queries = self.embedding.query(**requests)
         batch, k = tf.shape(queries)[0], self._evaluation_k
-        nothing = tf.zeros([batch, 0], tf.int32)
         history = self._features.history
-        seen = nothing if history is None else self.rows(requests[history.column])
+        seen = tf.zeros([batch, 0], tf.int32) if history is None else self.rows(requests[history.column])
         # As many as an answer has, then the first of them: a search for fewer looks at less.
         answer = max(k, self._serving.k)
-        scores, rows = (best_of[:, :k] for best_of in self.index.search(queries, answer, seen))
-        rows_with_seen = self.index.search(queries, answer, nothing)[1][:, :k]
+        found = self.index.search_both(queries, answer, seen)
+        scores, rows, rows_with_seen = (each[:, :k] for each in found)
         # Rows are in the order of popularity, so the most popular unseen items are the first rows that are not seen.
-        first = tf.range(tf.minimum(k + tf.shape(seen)[1], self.size))
-        popular = tf.tile(first[tf.newaxis], [batch, 1])
-        _, popular = best(-tf.cast(popular, tf.float32), popular, k, seen)
+        width = tf.minimum(k + tf.shape(seen)[1], self.size)
+        by_popularity = tf.tile(-tf.range(tf.cast(width, tf.float32))[tf.newaxis], [batch, 1])
+        _, popular = first(without(by_popularity, tf.where(seen < width, seen, NO_ROW)), k)
         head = (rows != NO_ROW) & (rows < int(np.ceil(HEAD_SHARE * self.size)))
         return {
             "classes": self._ids(rows),

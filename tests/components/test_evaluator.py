@@ -27,9 +27,10 @@ K = (2, 5)
 class Servable(tf.Module):
     """Answers everybody with one ranking, without what they have seen."""
 
-    def __init__(self, ranking, width=5):
+    def __init__(self, ranking, width=5, batch=None):
         super().__init__()
         self.ranking, self.popular, self.width = tf.constant(ranking), tf.constant(ITEMS), width
+        self.batch = batch
 
     def unseen(self, ranking, history):
         seen = tf.reduce_any(ranking[None, :, None] == history[:, None, :], axis=2)
@@ -43,6 +44,8 @@ class Servable(tf.Module):
         history = tf.sparse.to_dense(parsed["history"], default_value="")
         history = tf.pad(history, [[0, 0], [0, 1]], constant_values="")
         batch = tf.shape(examples)[0]
+        if self.batch is not None:
+            tf.debugging.assert_equal(batch, self.batch)
         classes = self.unseen(self.ranking, history)
         return {
             "classes": classes,
@@ -100,12 +103,12 @@ def examples(tmp_path_factory, queries):
 def model(tmp_path_factory):
     made = {}
 
-    def make(ranking, version="", width=5, signature="evaluate"):
-        key = (tuple(ranking), version, width, signature)
+    def make(ranking, version="", width=5, signature="evaluate", batch=None):
+        key = (tuple(ranking), version, width, signature, batch)
         if key not in made:
             artifact = standard_artifacts.Model()
             artifact.uri = str(tmp_path_factory.mktemp("model"))
-            servable = Servable(ranking, width)
+            servable = Servable(ranking, width, batch)
             folder = os.path.join(artifact.uri, "Format-Serving")
             tf.saved_model.save(servable, folder, signatures={signature: servable.evaluate})
             artifact.set_string_custom_property("version", version)
@@ -197,6 +200,19 @@ def test_metrics_by_slice_and_a_blessing(evaluate, model, queries):
     found = summary.read(uri)
     assert found.metrics == metrics
     assert (found.failures, found.baseline_version, found.baseline_note) == ([], "", "no baseline")
+
+
+@pytest.mark.parametrize("batch", [40, 1])
+def test_queries_are_asked_together_and_one_by_one_only_where_that_fails(evaluate, model, queries, batch):
+    """The servable takes batches of one size: that of the split, or a single query."""
+    assert len(queries) == 40
+    settings = Evaluation(k=K, slices=(Slice(column="gender"),), max_regression={})
+    blessing, uri = evaluate(model(GOOD, batch=batch), settings)
+    assert is_blessed(blessing)
+    metrics = evaluation.read_metrics(uri)
+    assert list(metrics) == ["overall", "gender=F", "gender=M"]
+    assert metrics["overall"]["ndcg@5"] == pytest.approx(oracle(queries, GOOD, 5)["ndcg"])
+    assert metrics["overall"]["coverage@2"] == pytest.approx(oracle(queries, GOOD, 2)["coverage"])
 
 
 def test_below_a_floor_and_not_above_the_most_popular_items(evaluate, model, queries):

@@ -47,6 +47,14 @@ def expected(query, k):
     return result
 
 
+def measure(queries):
+    """What the code under test makes of a batch."""
+    answers = [outputs(query) for query in queries]
+    batch = {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+    relevant, history = ([query[name] for query in queries] for name in ("relevant", "history"))
+    return evaluation.measure(batch, relevant, history, CUTS)
+
+
 def outputs(query, width=6):
     """The servable's answer to one query: padded with ""."""
 
@@ -79,14 +87,23 @@ def random_query(rng):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32))
-def test_one_query_is_measured_by_the_definitions(seed):
-    query = random_query(random.Random(seed))
-    measured = evaluation.measure(outputs(query), query["relevant"], query["history"], CUTS)
-    values = dict(zip(evaluation.mean_names(CUTS), measured.values, strict=True))
-    wanted = {name: value for k in CUTS for name, value in expected(query, k).items()}
-    assert {name for name, value in values.items() if not np.isnan(value)} == set(wanted)
-    for name, value in wanted.items():
-        assert values[name] == pytest.approx(value), name
+def test_each_query_of_a_batch_is_measured_by_the_definitions(seed):
+    rng = random.Random(seed)
+    queries = [random_query(rng) for _ in range(rng.randint(1, 4))]
+    for query, measured in zip(queries, measure(queries).values, strict=True):
+        values = dict(zip(evaluation.mean_names(CUTS), measured, strict=True))
+        wanted = {name: value for k in CUTS for name, value in expected(query, k).items()}
+        assert {name for name, value in values.items() if not np.isnan(value)} == set(wanted)
+        for name, value in wanted.items():
+            assert values[name] == pytest.approx(value), name
+
+
+def test_a_column_that_no_query_has_is_empty():
+    query = random_query(random.Random(1))
+    batch = {name: value[np.newaxis] for name, value in outputs(query).items()}
+    measured = evaluation.measure(batch, [None], [None], CUTS)
+    assert {name for name, value in zip(evaluation.mean_names(CUTS), measured.values[0], strict=True)
+            if not np.isnan(value)} <= {f"popular_share@{k}" for k in CUTS}  # fmt: skip
 
 
 def averages():
@@ -104,10 +121,9 @@ def test_averages_over_queries_and_covers_over_all(parts):
     accumulators = []
     for part in range(parts):
         sums = combiner.create_accumulator()
-        for query in queries[part::parts]:
-            sums = combiner.add_input(
-                sums, evaluation.measure(outputs(query), query["relevant"], query["history"], CUTS)
-            )
+        measured = measure(queries[part::parts])
+        for some in (range(0, 3), range(3, 4), range(4, len(measured.values))):
+            sums = combiner.add_input(sums, measured.sums(some))
         accumulators.append(sums)
     result = {
         key.name: value for key, value in combiner.extract_output(combiner.merge_accumulators(accumulators)).items()
