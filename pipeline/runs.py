@@ -20,7 +20,7 @@ import ml_metadata
 from ml_metadata.proto import metadata_store_pb2
 
 from modules.errors import UserError
-from pipeline import postgresql_text
+from pipeline import postgresql
 from pipeline.config import Config
 
 _STATES = {
@@ -95,7 +95,7 @@ def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
             )
         )
     if store.kind == "postgresql":
-        postgresql_text.teach()
+        postgresql.teach()
         return metadata_store_pb2.ConnectionConfig(
             postgresql=metadata_store_pb2.PostgreSQLDatabaseConfig(
                 host=store.host,

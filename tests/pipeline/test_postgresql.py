@@ -136,8 +136,20 @@ def test_texts_with_backslashes_come_back_as_they_were(server: postgresql.Server
     assert found.custom_properties["text"].string_value == found.properties["own"].string_value == text
 
 
+def test_artifacts_come_in_the_order_of_their_ids(server: postgresql.Server, tmp_path: Path):
+    """PostgreSQL puts a row that is changed behind the others."""
+    store = ml_metadata.MetadataStore(runs.connection(load(configured(tmp_path, server.settings("ordered")))))
+    kind = store.put_artifact_type(metadata_store_pb2.ArtifactType(name="A"))
+    numbers = store.put_artifacts([metadata_store_pb2.Artifact(type_id=kind, uri=str(n)) for n in range(3)])
+    (first,) = store.get_artifacts_by_id(numbers[:1])
+    first.state = metadata_store_pb2.Artifact.LIVE
+    store.put_artifacts([first])
+    assert [artifact.id for artifact in store.get_artifacts_by_id(numbers)] == numbers
+    assert [artifact.id for artifact in store.get_artifacts()] == numbers
+
+
 def test_ml_metadata_alone_cannot_write_a_backslash(server: postgresql.Server, tmp_path: Path):
-    """When this fails, ML Metadata has been mended, and pipeline/postgresql_text.py can go."""
+    """When this fails, ML Metadata has been mended, and pipeline/postgresql.py can go."""
     code = f"""
 import ml_metadata
 from ml_metadata.proto import metadata_store_pb2 as pb

@@ -1,9 +1,12 @@
-"""Backslashes for ML Metadata's store on PostgreSQL, which cannot write them.
+"""What ML Metadata's store on PostgreSQL needs to behave as the one on SQLite: backslashes, and an order.
 
 ML Metadata 1.17.1 puts libpq's literal of a text into quotes once more. Of a text with a backslash the literal is E'…',
 and the statement is wrong; JSON inside JSON, as the stages have it for parameters, is full of them. So on its way there
 a backslash becomes another character, and on its way back that one a backslash. tests/pipeline/test_postgresql.py says
 when ML Metadata has been mended.
+
+Its queries ask for no order. SQLite answers by id, and TFX counts on that when it takes the outputs of a cached
+execution; PostgreSQL answers rows that have been changed last.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from google.protobuf.message import Message
 
 _STORED = "\ue05c"
 """Of Unicode's private use area: no text has a meaning for it."""
+_NODES = ("artifacts", "executions", "contexts")
 _THERE, _BACK = {ord("\\"): _STORED}, {ord(_STORED): "\\"}
 
 
 def teach(store: type[ml_metadata.MetadataStore] = ml_metadata.MetadataStore) -> None:
-    """Lets every store of this process, TFX's own among them, write and read texts with backslashes; once is enough."""
+    """Lets every store of this process, TFX's own among them, be one on PostgreSQL; once is enough."""
     call = store._pywrap_cc_call
     if hasattr(call, "translates"):
         return
@@ -30,6 +34,10 @@ def teach(store: type[ml_metadata.MetadataStore] = ml_metadata.MetadataStore) ->
         translate(sent, _THERE)
         call(self, method, sent, response)
         translate(response, _BACK)
+        # With options the order was asked for.
+        if "options" not in {field.name for field, _ in request.ListFields()}:
+            for name in set(_NODES) & set(response.DESCRIPTOR.fields_by_name):
+                getattr(response, name).sort(key=lambda node: node.id)
 
     translating.translates = True  # type: ignore[attr-defined]
     store._pywrap_cc_call = translating
