@@ -80,7 +80,7 @@ def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> 
         items: V.
         decay: In transitions the n-th item before or behind a place weighs n ** −decay.
     """
-    together, before, after = np.zeros((3, items, items))
+    together, before, after = (np.zeros((items, items)) for _ in range(3))
     users = len(offsets) - 1
     for start in range(0, users, _USERS_AT_ONCE):
         part = offsets[start : start + _USERS_AT_ONCE + 1]
@@ -98,7 +98,9 @@ def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> 
         t = scipy.sparse.diags((~first).astype(float)) @ t
         before += (s.T @ s).toarray()
         after += (s.T @ t).toarray()
-    return Moments(_TOGETHER * together + before, _TOGETHER * together + after, together, users)
+    before += _TOGETHER * together
+    after += _TOGETHER * together
+    return Moments(before, after, together, users)
 
 
 def _neighbours(
@@ -128,10 +130,15 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
         moments: Of the users.
         ridge: λ.
     """
+    # In place where it can be: with the most items that are covered a matrix has gigabytes.
+    gram = moments.gram.copy()
+    gram[np.diag_indices_from(gram)] += ridge
     # By Cholesky: the matrix is positive definite.
-    inverse = scipy.linalg.inv(moments.gram + ridge * np.eye(len(moments.gram)), assume_a="pos")
+    inverse = scipy.linalg.inv(gram, overwrite_a=True, assume_a="pos")
     weights = inverse @ moments.cross
-    return weights - inverse * (np.diag(weights) / np.diag(inverse))
+    inverse *= np.diag(weights) / np.diag(inverse)
+    weights -= inverse
+    return weights
 
 
 def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int = 2_000) -> Factors:
@@ -154,7 +161,9 @@ def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int =
         kept = vectors[:, ::-1]
     else:
         # They are the right singular vectors of LᵀB, with L Lᵀ the matrix in between.
-        root = scipy.linalg.cholesky(moments.gram + _POSITIVE * np.eye(size), lower=True)
+        gram = moments.gram.copy()
+        gram[np.diag_indices_from(gram)] += _POSITIVE
+        root = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True)
         kept = randomized_svd(root.T @ weights, min(rank, size), n_iter=_ITERATIONS, random_state=0)[2].T
     history = weights @ kept
     # Var(XBV·Vᵀ) over users and items, from XᵀX alone; the mean over items of a user's scores is next to nothing.

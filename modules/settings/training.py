@@ -14,6 +14,8 @@ class Training(Settings):
     """How the towers are fitted (modules/training)."""
 
     seed: Seed = 42
+    deterministic: bool = True
+    """Same seed, same data, same weights. Without it TensorFlow may add in any order, which is faster on a GPU."""
     epochs: int = Field(25, ge=1, le=100_000)
     """At most; early stopping usually ends before."""
     epoch_steps: int = Field(500, ge=1, le=1_000_000_000)

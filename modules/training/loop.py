@@ -142,7 +142,7 @@ def fit(
         return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start, replicas).run(started)
 
     settings = specification.training
-    with _deterministic():
+    with _deterministic() if settings.deterministic else contextlib.nullcontext():
         if queries is None:
             return run("fit", None, None, settings.epochs)
         search = run("search", ~sequences.is_validation, queries, settings.epochs)
