@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
 	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
 	@echo "make bench-scale  the whole pipeline at 100k, 1M and 10M interactions, beside implicit's ALS"
+	@echo "make bench-published  our row beside the tables of papers, on their data and protocol"
 	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
@@ -128,3 +129,7 @@ bench-index: $(READY) $(BENCH_READY)
 # the peers' environment.
 bench-scale: $(READY) $(if $(findstring --no-als,$(ARGS)),,$(BENCH_READY))
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+# On data that papers report on; ARGS="--data lastfm --seeds 1" for less, --from FOLDER where there is no network.
+bench-published: $(READY)
+	@$(BIN)/python -m benchmarks.published $(ARGS)
