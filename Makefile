@@ -16,7 +16,7 @@ help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test but those of test-faults and test-portable"
 	@echo "make test-fast  the tests that take no whole pipeline run"
-	@echo "make test-faults  each stage killed, and its disk full; minutes"
+	@echo "make test-faults  stages killed, interrupted, their disk full, artifacts damaged, PostgreSQL gone; minutes"
 	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
@@ -51,7 +51,8 @@ EVERYDAY := -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --
 test: lint
 	$(BIN)/python -m pytest $(EVERYDAY)
 
-# Each stage killed, then its disk full: minutes of tests that only a change of the runner can break.
+# Each stage killed, then its disk full; interrupted runs, damaged artifacts, a metadata store on PostgreSQL that goes away:
+# ten minutes and more of tests that only a change of the runner can break.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults
 

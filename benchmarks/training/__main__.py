@@ -135,13 +135,18 @@ def _tfrs(specification: Any, sequences: Any) -> float:
     import tensorflow as tf
     import tf_keras
 
-    from modules.towers.two_tower import TwoTower
+    from modules.towers.two_tower import Batch, TwoTower
     from modules.training import sampling
     from modules.training.windows import Windows
 
+    class Tutorial(TwoTower):
+        def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+            # All but the share of it, which is no tensor.
+            return super().compute_loss(Batch(*inputs), training)
+
     features, training = specification.features, specification.training
     frequency = np.bincount(sequences.items, minlength=len(specification.catalogue.is_candidate)).astype(np.float32)
-    model = TwoTower(
+    model = Tutorial(
         features, specification.columns, specification.model, training, specification.cardinalities,
         specification.item_rows, specification.catalogue.features, specification.catalogue.is_candidate, frequency,
     )  # fmt: skip
@@ -153,7 +158,7 @@ def _tfrs(specification: Any, sequences: Any) -> float:
         # The rows that ours is trained on.
         drawn = sampling.draw_places(np.arange(len(counts)), counts, training.user_exponent, training.seed, epoch)
         places = tf.data.Dataset.from_tensor_slices(drawn.astype(np.int32)).batch(training.batch_size)
-        batches = places.map(lambda some: windows.cut(some, tf.constant([1, 2]))).prefetch(tf.data.AUTOTUNE)
+        batches = places.map(lambda some: windows.cut(some, tf.constant([1, 2]))[:-1]).prefetch(tf.data.AUTOTUNE)
         started = time.monotonic()
         model.fit(batches, epochs=1, verbose=0)
         seconds.append(time.monotonic() - started)

@@ -46,7 +46,7 @@ def test_the_same_run_again_executes_nothing(small: Small):
 
 
 def test_a_changed_setting_executes_what_depends_on_it(small: Small):
-    """Other settings: a Transform of other features in test_interrupt, gates below."""
+    """Other settings: a Transform of other features in tests/faults, gates below."""
     # One that leaves the model able to pass, but is not refused for being too close to the baseline.
     changes = ["--set", "serving.k=21", "--set", "evaluation.max_regression={}"]
     outcome = twotower("run", "--config", small.config_path, *changes)
