@@ -122,7 +122,9 @@ def _write_queries(folder: Path) -> None:
 
     from benchmarks.scale import queries
 
-    examples = next((folder / "runs/synthetic/InteractionExampleGen/examples").iterdir())
+    # Beside an artifact lies its manifest.
+    made = (folder / "runs/synthetic/InteractionExampleGen/examples").iterdir()
+    examples = next(path for path in made if path.is_dir())
 
     def files(split: str) -> list[str]:
         return sorted(str(path) for path in (examples / f"Split-{split}").glob("*.gz"))

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections = (config.features, config.evaluation, config.serving)
     features, evaluation, serving = (section.model_dump() for section in sections)
     examples.mkdir(parents=True)
+    (examples.parent / "1.manifest.json").touch()
     example_gen_runs.run(config.tables, config.split, features, evaluation, serving, str(examples), read=())
     assert benchmark.main(["--queries", str(folder)]) == 0
     return folder
