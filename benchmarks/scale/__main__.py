@@ -95,6 +95,7 @@ def _measure(size: Size, folder: Path, options: argparse.Namespace) -> dict[str,
         "stages": run["stages"],
         "epochs": run["training"]["epochs"],
         "recall": run["metrics"]["overall"]["recall@100"],
+        "ndcg": run["metrics"]["overall"]["ndcg@10"],
         "popular": run["metrics"]["overall"]["popular_recall@100"],
         "best": json.loads((folder / "best.json").read_text()),
         "als": als,
@@ -135,7 +136,7 @@ def _write_queries(folder: Path) -> None:
     count = [pq.read_metadata(folder / "tables" / f"{name}.parquet").num_rows for name in ("users", "items")]
     np.savez(folder / "train.npz", users=users, items=items, held_out=held_out, count=np.array(count))
     best = queries.best_possible(queries.Asked.load(folder / "eval.npz"), folder / "tables")
-    (folder / "best.json").write_text(json.dumps(best))
+    (folder / "best.json").write_text(json.dumps(best._asdict()))
 
 
 def render(rows: Sequence[dict[str, Any]]) -> None:
@@ -158,13 +159,16 @@ def render(rows: Sequence[dict[str, Any]]) -> None:
         stages.add_section()
         stages.add_row("all", *map(_costs, done), *_slopes(done, [row["seconds"] for row in done]))
         console.print(stages)
-    quality = Table("size", "epochs", "recall@100", "ALS", "most popular", "best possible", "ALS: s, GB")
+    quality = Table("size", "of", "recall@100", "NDCG@10", "costs")
     for row in done:
-        als = row["als"]
-        quality.add_row(
-            row["size"], str(row["epochs"]), f"{row['recall']:.4f}", f"{als['recall']:.4f}" if als else "",
-            f"{row['popular']:.4f}", f"{row['best']:.4f}", f"{als['seconds']:.0f}, {als['peak_gb']:.1f}" if als else "",
-        )  # fmt: skip
+        ours = f"{row['epochs']} epochs, {row['seconds']:.0f} s in all"
+        quality.add_row(row["size"], "ours", f"{row['recall']:.4f}", f"{row['ndcg']:.4f}", ours)
+        if als := row["als"]:
+            costs = f"{als['seconds']:.0f} s, {als['peak_gb']:.1f} GB"
+            quality.add_row("", "ALS", f"{als['recall']:.4f}", f"{als['ndcg']:.4f}", costs)
+        quality.add_row("", "most popular", f"{row['popular']:.4f}", "", "")
+        quality.add_row("", "best possible", f"{row['best']['recall']:.4f}", f"{row['best']['ndcg']:.4f}", "")
+        quality.add_section()
     if done:
         console.print(quality)
 

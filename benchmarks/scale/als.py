@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale.queries import Asked, recall
+from benchmarks.scale.queries import Asked, measure
 
 _FACTORS, _ITERATIONS = 64, 15
 _SPACE = tuple(product((2.0, 8.0), (5.0, 50.0)))
@@ -34,10 +34,10 @@ def main() -> None:
         (_fit(users[~held_out], items[~held_out], count, alpha, ridge)[1], validation, alpha, ridge)
         for alpha, ridge in _SPACE
     ]
-    *_, alpha, ridge = max(tried, key=lambda each: recall(each[1], each[0]))
+    *_, alpha, ridge = max(tried, key=lambda each: measure(each[1], each[0]).recall)
     seconds, score = _fit(users, items, count, alpha, ridge)
     print(json.dumps({
-        "recall": recall(asked, score), "seconds": seconds, "alpha": alpha, "regularization": ridge,
+        **measure(asked, score)._asdict(), "seconds": seconds, "alpha": alpha, "regularization": ridge,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }))  # fmt: skip
 

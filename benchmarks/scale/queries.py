@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-K = 100
+from modules import metrics
+
+RECALL_K, NDCG_K = 100, 10
 _BATCH = 500
 
 
@@ -44,26 +47,39 @@ class Asked:
             return cls(**arrays)
 
 
-def recall(asked: Asked, score: Callable[[Asked, np.ndarray], np.ndarray]) -> float:
-    """Mean recall@100 over the whole catalogue, items of the history left out.
+class Measured(NamedTuple):
+    """Means over the queries, the whole catalogue ranked, items of the history left out (modules/metrics.py)."""
+
+    recall: float
+    """At 100."""
+    ndcg: float
+    """At 10."""
+
+
+def measure(asked: Asked, score: Callable[[Asked, np.ndarray], np.ndarray]) -> Measured:
+    """How good the best hundred items of each query are.
 
     Args:
         asked: Queries.
         score: Queries and the numbers of some of them [B] → scores [B, items].
     """
-    values = []
+    recalls, ndcgs = [], []
     for start in range(0, len(asked), _BATCH):
         some = np.arange(start, min(start + _BATCH, len(asked)))
         scores = score(asked, some)
+        hits, relevant = [], []
         for row, query in zip(scores, some, strict=True):
             row[asked.history_of(query)] = -np.inf
-            best = np.argpartition(-row, min(K, len(row) - 1))[:K]
-            relevant = asked.relevant_of(query)
-            values.append(np.isin(relevant, best).sum() / len(relevant))
-    return float(np.mean(values))
+            best = np.argpartition(-row, min(RECALL_K, len(row) - 1))[:RECALL_K]
+            best = best[np.argsort(-row[best], kind="stable")]
+            hits.append(np.isin(best, asked.relevant_of(query)))
+            relevant.append(len(asked.relevant_of(query)))
+        recalls.append(metrics.recall(np.array(hits), np.array(relevant)))
+        ndcgs.append(metrics.ndcg(np.array(hits)[:, :NDCG_K], np.array(relevant)))
+    return Measured(float(np.concatenate(recalls).mean()), float(np.concatenate(ndcgs).mean()))
 
 
-def best_possible(asked: Asked, folder: Path) -> float:
+def best_possible(asked: Asked, folder: Path) -> Measured:
     """The same of the law that drew the tables: nobody who does not see the future ranks better on average."""
     from pipeline.datasets.synthetic import Law, period_of
 
@@ -76,7 +92,7 @@ def best_possible(asked: Asked, folder: Path) -> float:
             scores[here] = law.probabilities(asked.users[some[here]], int(period))
         return scores
 
-    return recall(asked, score)
+    return measure(asked, score)
 
 
 def read(files: Sequence[str], most: int) -> Asked:

@@ -60,21 +60,25 @@ def test_train_and_the_relevant_items_are_all_that_was_drawn(folder: Path):
 
 def test_the_law_ranks_better_than_popularity_and_than_chance(folder: Path):
     asked = queries.Asked.load(folder / "eval.npz")
-    best = json.loads((folder / "best.json").read_text())
+    best = json.loads((folder / "best.json").read_text())["recall"]
     with np.load(folder / "train.npz") as train:
         popular = np.bincount(train["items"], minlength=ITEMS).astype(np.float32)
-    of_popular = queries.recall(asked, lambda asked, some: np.tile(popular, (len(some), 1)))
-    assert queries.K / ITEMS < of_popular < best < 1
+    of_popular = queries.measure(asked, lambda asked, some: np.tile(popular, (len(some), 1))).recall
+    assert queries.RECALL_K / ITEMS < of_popular < best < 1
 
 
-def test_recall_is_that_of_a_hundred_items_that_were_not_seen():
+def test_a_hundred_items_that_were_not_seen_are_judged():
     asked = queries.Asked(
         users=np.array([0, 1]), times=np.array([0, 0]),
         history=np.array([0, 1, 2]), history_offsets=np.array([0, 3, 3]),
         relevant=np.array([3, 250, 0, 99, 100, 101]), relevant_offsets=np.array([0, 2, 6]),
     )  # fmt: skip
     # Item i is the i-th best of all; the first query's own three make room for three more.
-    assert queries.recall(asked, lambda asked, some: np.tile(-np.arange(300.0), (len(some), 1))) == (1 / 2 + 2 / 4) / 2
+    measured = queries.measure(asked, lambda asked, some: np.tile(-np.arange(300.0), (len(some), 1)))
+    assert measured.recall == (1 / 2 + 2 / 4) / 2
+    # 3 is the first of the first query's answer, 0 of the second's; 99 is far behind.
+    ideal = 1 / np.log2([2, 3, 4, 5])
+    assert measured.ndcg == pytest.approx((1 / ideal[:2].sum() + 1 / ideal.sum()) / 2)
 
 
 def test_time_that_grows_as_the_data_has_slope_1():
