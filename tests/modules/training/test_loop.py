@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from checkerboard import CONTENT_ONLY, FEATURES, HISTORY_ONLY, TASTES, changed, queries, sequences, specification
+from tensorflow.python.framework import config as framework_config
 
 from modules.errors import UserError
 from modules.towers.query import BlendWeights
@@ -98,6 +99,27 @@ def test_an_epoch_ends_after_so_many_steps(small):
     result = fit(changed(spec, epochs=3, epoch_steps=2, batch_size=2, refit=False), of, asked)
     assert len(result.report.history) == 3
     assert int(result.model.optimizer.iterations) == 6
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_is_a_setting(small, deterministic):
+    spec, of, _ = small
+    seen = []
+
+    class AfterAnEpoch(logging.Handler):
+        def emit(self, record):
+            seen.append(framework_config.is_op_determinism_enabled())
+
+    progress, handler = logging.getLogger("twotower.progress"), AfterAnEpoch(logging.INFO)
+    level = progress.level
+    progress.addHandler(handler)
+    progress.setLevel(logging.INFO)
+    try:
+        fit(changed(spec, epochs=1, deterministic=deterministic), of, None)
+    finally:
+        progress.removeHandler(handler)
+        progress.setLevel(level)
+    assert seen == [deterministic] and not framework_config.is_op_determinism_enabled()
 
 
 @pytest.mark.slow
