@@ -57,7 +57,10 @@ def test_a_folder_without_the_files_is_one_line(tmp_path: Path, capsys: pytest.C
     assert told.count("\n") == 1 and "Beauty.txt: No such file" in told and "--from" in told
 
 
-def test_the_best_ndcg_is_first_and_ours_has_its_deviation(capsys: pytest.CaptureFixture[str]):
+def test_the_best_ndcg_is_first_and_ours_has_its_deviation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
     runs = [{"hit_rate": 0.07, "ndcg": ndcg, "users": 1090.0, "fit_seconds": 10.0} for ndcg in (0.0428, 0.0430)]
     benchmark.render("lastfm", runs)
     lines = [line for line in capsys.readouterr().out.splitlines() if "0.0" in line]
