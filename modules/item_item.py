@@ -130,11 +130,8 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
         moments: Of the users.
         ridge: λ.
     """
-    # In place where it can be: with the most items that are covered a matrix has gigabytes.
-    gram = moments.gram.copy()
-    gram[np.diag_indices_from(gram)] += ridge
-    # By Cholesky: the matrix is positive definite.
-    inverse = scipy.linalg.inv(gram, overwrite_a=True, assume_a="pos")
+    # By Cholesky: the matrix is positive definite. In place where it can be: it may have gigabytes.
+    inverse = scipy.linalg.inv(_with_diagonal(moments.gram, ridge), overwrite_a=True, assume_a="pos")
     weights = inverse @ moments.cross
     inverse *= np.diag(weights) / np.diag(inverse)
     weights -= inverse
@@ -161,9 +158,7 @@ def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int =
         kept = vectors[:, ::-1]
     else:
         # They are the right singular vectors of LᵀB, with L Lᵀ the matrix in between.
-        gram = moments.gram.copy()
-        gram[np.diag_indices_from(gram)] += _POSITIVE
-        root = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True)
+        root = scipy.linalg.cholesky(_with_diagonal(moments.gram, _POSITIVE), lower=True, overwrite_a=True)
         kept = randomized_svd(root.T @ weights, min(rank, size), n_iter=_ITERATIONS, random_state=0)[2].T
     history = weights @ kept
     # Var(XBV·Vᵀ) over users and items, from XᵀX alone; the mean over items of a user's scores is next to nothing.
@@ -186,6 +181,13 @@ def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.
     rank = (np.cumsum(present, axis=1) - 1)[row, place]
     weights = ((1.0 + rank) ** -recency, (row, history[row, place]))
     return scipy.sparse.csr_matrix(weights, (len(history), len(table))) @ table
+
+
+def _with_diagonal(matrix: np.ndarray, added: float) -> np.ndarray:
+    """A copy with a number added to each element of the diagonal."""
+    copy = matrix.copy()
+    copy[np.diag_indices_from(copy)] += added
+    return copy
 
 
 def _with_rows(table: np.ndarray, rows: int) -> np.ndarray:

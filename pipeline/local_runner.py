@@ -123,7 +123,7 @@ class PeakMemory(threading.Thread):
         self.of_stages: dict[str, int] = {}
         """While each stage ran, with what the process still held of those before it."""
         self.stage = ""
-        """The stage that runs; "" between stages."""
+        """The stage that runs or has run last; "" before the first."""
         self._stop_event = threading.Event()
 
     def run(self) -> None:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--sizes: unknown {unknown.pop()!r}; known are {', '.join(SIZES)}")
     rows = []
     for name in chosen:
-        rows.append({"size": name, **_measure(SIZES[name], options.output / name, options)})
+        rows.append({"size": name, **_measure(SIZES[name], options.output.resolve() / name, options)})
         (options.output / "scale.json").write_text(json.dumps(rows, indent=2))
     render(rows)
     return int(any("error" in row for row in rows))
@@ -78,15 +78,14 @@ def _measure(size: Size, folder: Path, options: argparse.Namespace) -> dict[str,
         *options.overrides,
     ]  # fmt: skip
     command = [*twotower, "run", "--config", str(ROOT / "configs/synthetic.yaml"), "--json"]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
     try:
-        _run([*twotower, "data", "synthetic", *drawn, f"--seed={options.seed}", "--output", str(tables)], environment)
-        run = _run(command + [part for override in overrides for part in ("--set", override)], environment)
-        _run([sys.executable, "-m", "benchmarks.scale", "--queries", str(folder)], environment)
+        _run([*twotower, "data", "synthetic", *drawn, f"--seed={options.seed}", "--output", str(tables)])
+        run = _run(command + [part for override in overrides for part in ("--set", override)])
+        _run([sys.executable, "-m", "benchmarks.scale", "--queries", str(folder)])
         als = {}
         if not options.no_als:
             python = str(ROOT / ".venv-bench/bin/python")
-            als = _run([python, "-m", "benchmarks.scale.als", str(folder)], environment)
+            als = _run([python, "-m", "benchmarks.scale.als", str(folder)])
     except RuntimeError as error:
         return {"error": str(error)}
     return {
@@ -102,13 +101,13 @@ def _measure(size: Size, folder: Path, options: argparse.Namespace) -> dict[str,
     }
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> Any:
-    """What a command prints as JSON in its last line.
+def _run(command: Sequence[str]) -> Any:
+    """What a command prints as JSON; None where it prints none.
 
     Raises:
         RuntimeError: It ended with another code than 0.
     """
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["killed"])[-1]
         raise RuntimeError(f"{' '.join(command[:3])}: exit code {ended.returncode}: {last}")

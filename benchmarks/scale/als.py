@@ -21,7 +21,6 @@ from benchmarks.scale.queries import Asked, measure
 
 _FACTORS, _ITERATIONS = 64, 15
 _SPACE = tuple(product((2.0, 8.0), (5.0, 50.0)))
-_TUNING_QUERIES = 2_000
 
 
 def main() -> None:
@@ -30,11 +29,12 @@ def main() -> None:
     with np.load(folder / "train.npz") as arrays:
         users, items, held_out, count = (arrays[key] for key in ("users", "items", "held_out", "count"))
     validation, asked = Asked.load(folder / "validation.npz"), Asked.load(folder / "eval.npz")
-    tried = [
-        (_fit(users[~held_out], items[~held_out], count, alpha, ridge)[1], validation, alpha, ridge)
-        for alpha, ridge in _SPACE
-    ]
-    *_, alpha, ridge = max(tried, key=lambda each: measure(each[1], each[0]).recall)
+
+    def on_validation(settings: tuple[float, float]) -> float:
+        _, score = _fit(users[~held_out], items[~held_out], count, *settings)
+        return measure(validation, score).recall
+
+    alpha, ridge = max(_SPACE, key=on_validation)
     seconds, score = _fit(users, items, count, alpha, ridge)
     print(json.dumps({
         **measure(asked, score)._asdict(), "seconds": seconds, "alpha": alpha, "regularization": ridge,

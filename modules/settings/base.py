@@ -24,8 +24,7 @@ class Settings(BaseModel):
 
 
 _Item = TypeVar("_Item", bound=Hashable)
-# Rows and counts at most, and numbers in one embedding table: 4 GB in a servable, eight times that in a fit (10,000,001
-# rows of dimension 32, which are 1.28 GB, took 10 GB).
+# Rows and counts at most, and numbers in one embedding table: 4 GB in a servable, about eight times that in a fit.
 MANY = 100_000_000
 TABLE_NUMBERS = 2**30
 

@@ -15,7 +15,7 @@ class Training(Settings):
 
     seed: Seed = 42
     deterministic: bool = True
-    """Same seed, same data, same weights. Without it TensorFlow may add in any order, which is faster on a GPU."""
+    """Same seed, same data, same weights. Without it TensorFlow may add in any order."""
     epochs: int = Field(25, ge=1, le=100_000)
     """At most; early stopping usually ends before."""
     epoch_steps: int = Field(500, ge=1, le=1_000_000_000)
@@ -24,10 +24,10 @@ class Training(Settings):
     batch_size: int = Field(256, ge=2, le=1_000_000)
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
-    """Decoupled (AdamW), multiplied by the learning rate at each step of an epoch of up to `decay_steps` steps."""
+    """Decoupled (AdamW), multiplied by the learning rate at each step where up to `decay_steps` go through all data."""
     decay_steps: int = Field(64, ge=1, le=1_000_000_000)
-    """An epoch with more steps decays weights as much as so many steps would: what little a long epoch says of a rare
-    item would be forgotten within it."""
+    """More steps through all data decay weights as much as so many would: what little they say of a rare item would
+    be forgotten on the way."""
     objective: Literal["masked_items", "next_item"] = "masked_items"
     """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
     next_item: each interaction's item is to be found from the history before it; so it is always without a history
@@ -77,12 +77,20 @@ class Training(Settings):
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 
     def weight_decay_of(self, steps: float) -> float:
-        """`weight_decay` as it is at each step of an epoch of so many."""
+        """`weight_decay` as it is at each step where so many go through all data."""
         return self.weight_decay * min(1.0, self.decay_steps / steps)
 
+    def steps_of_epoch(self, steps: float) -> float:
+        """Steps of an epoch where so many go through all data."""
+        return min(steps, self.epoch_steps)
+
     def patience_of(self, steps: float) -> int:
-        """Epochs of `patience` and `patience_steps` where so many steps would go through all data."""
-        return min(self.patience, math.ceil(self.patience_steps / min(steps, self.epoch_steps)))
+        """Epochs of `patience` and `patience_steps` where so many steps go through all data."""
+        return min(self.patience, math.ceil(self.patience_steps / self.steps_of_epoch(steps)))
+
+    def refits_anew(self, epochs: int, steps: float) -> bool:
+        """Whether a refit of so many epochs begins anew, where so many steps go through all data."""
+        return epochs * self.steps_of_epoch(steps) <= self.refit_steps
 
     def negatives_of(self, items: int) -> Literal["catalogue", "sampled", "in_batch"]:
         """What `negatives` comes to with a catalogue of so many items."""

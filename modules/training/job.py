@@ -84,9 +84,7 @@ class Job:
         if specification.training.warm_start and self.base_model and tf.io.gfile.exists(self.base_model):
             warm_start = WarmStart(self.base_model, specification.features, specification.columns, tft_output)
         with _unshared(self._checkpoint()) as checkpoint:
-            fitted = fit(
-                specification, sequences, queries, checkpoint, self.model_run_dir, warm_start, distribution
-            )  # fmt: skip
+            fitted = fit(specification, sequences, queries, checkpoint, self.model_run_dir, warm_start, distribution)
             export(fitted.model, specification, tft_output, self.serving_model_dir)
             if self.model_run_dir:
                 with tf.io.gfile.GFile(os.path.join(self.model_run_dir, "training.json"), "w") as file:

@@ -150,7 +150,7 @@ def fit(
             return search
         report, epochs, start = search.report, search.report.epochs, None
         steps = sampling.expected_steps(sequences.counts, settings.user_exponent, settings.batch_size)
-        if epochs * min(steps, settings.epoch_steps) > settings.refit_steps:
+        if not settings.refits_anew(epochs, steps):
             epochs, start = math.ceil(_GO_ON * epochs), [v.numpy() for v in search.model.trainable_variables]
         del search
         gc.collect()  # The search's tables and their moments would stand beside the refit's.

@@ -30,3 +30,8 @@ def test_auto_samples_negatives_above_the_limit(negatives, items, expected):
 def test_long_epochs_have_less_patience(steps: float, epochs: int):
     """8 epochs, or 1,500 steps to the end of an epoch, which has 500 at most."""
     assert Training().patience_of(steps) == epochs
+
+
+@pytest.mark.parametrize(("epochs", "steps", "anew"), [(18, 35.0, True), (8, 90_000.0, True), (9, 500.0, False)])
+def test_a_refit_of_more_than_4000_steps_goes_on(epochs: int, steps: float, anew: bool):
+    assert Training().refits_anew(epochs, steps) == anew
