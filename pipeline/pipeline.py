@@ -33,7 +33,7 @@ from modules import schema as schemas
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.data.tables import fingerprint as tables_fingerprint
 from modules.encodings.features import Columns
-from modules.evaluation import eval_config
+from modules.gates import eval_config
 from modules.push_destination import latest_version
 from pipeline import runs
 from pipeline.config import Config

@@ -49,7 +49,7 @@ class Evaluator(stock.Evaluator):
         Args:
             examples: Examples.
             model: The servable, a Model.
-            eval_config: modules.evaluation.eval_config.
+            eval_config: modules.gates.eval_config.
             baseline_model: The BaselineResolver's output, whether or not there is a model in it.
             example_splits: What to evaluate on, by default `eval`.
             code: Fingerprint of the metrics' code, which TFX's cache does not see.

@@ -6,7 +6,6 @@ busy machine it stays at one query: then nearly all of the time is spent around 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 
@@ -27,7 +26,7 @@ from tfx.utils import io_utils, json_utils, path_utils, proto_utils
 from components.baseline_resolver.executor import VERSION_PROPERTY
 from components.evaluator import summary
 from components.signature import Artifacts, Properties
-from modules import evaluation
+from modules import evaluation, gates
 from modules.data.examples import EVAL
 from modules.servable import contract
 
@@ -46,7 +45,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         Args:
             input_dict: As for the stock executor; `baseline_model` may be an artifact without a model.
             output_dict: As for the stock executor.
-            exec_properties: As for the stock executor; eval_config is that of modules/evaluation.py.
+            exec_properties: As for the stock executor; eval_config is that of modules/gates.py.
         """
         self.RegisterOps(_servable(input_dict[keys.MODEL_KEY]))
         version, note = "", "no baseline"
@@ -61,21 +60,23 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         self.Evaluate(input_dict, uri, exec_properties)
         self.Bless(input_dict, uri, artifact_utils.get_single_instance(output_dict[keys.BLESSING_KEY]), exec_properties)
 
+        results = evaluation.read(uri)
         outcome = summary.Summary(
-            metrics=_without_nan(evaluation.read_metrics(uri)),
-            baseline_metrics=_without_nan(evaluation.read_metrics(uri, baseline=True)),
-            failures=evaluation.validation_failures(uri),
+            metrics=_without_nan(results.metrics),
+            baseline_metrics=_without_nan(results.baseline_metrics),
+            failures=gates.validation_failures(uri),
             baseline_version=version,
             baseline_note=note,
+            confidence=evaluation.settings_of(_eval_config(exec_properties))["confidence"],
+            half_widths=_without_nan(results.half_widths),
+            baseline_differences=_without_nan(results.differences),
+            baseline_difference_half_widths=_without_nan(results.difference_half_widths),
         )
         io_utils.write_string_file(os.path.join(uri, summary.FILE_NAME), outcome.to_json())
 
     def Evaluate(self, input_dict: Artifacts, uri: str, exec_properties: Properties) -> None:
         """Runs TFMA on the queries of the eval split, and writes its files to the folder `uri`."""
-        # A change threshold is not asked about where there is nothing to compare with.
-        config = tfma.utils.update_eval_config_with_defaults(
-            _eval_config(exec_properties), has_baseline=keys.BASELINE_MODEL_KEY in input_dict, rubber_stamp=True
-        )
+        config = gates.resolved(_eval_config(exec_properties), has_baseline=keys.BASELINE_MODEL_KEY in input_dict)
         models = [
             tfma.default_eval_shared_model(
                 _servable(input_dict[keys.BASELINE_MODEL_KEY if spec.is_baseline else keys.MODEL_KEY]),
@@ -181,8 +182,7 @@ def _eval_config(exec_properties: Properties) -> config_pb2.EvalConfig:
 
 
 def _largest_k(exec_properties: Properties) -> int:
-    specifications = _eval_config(exec_properties).metrics_specs
-    return max(k for spec in specifications for metric in spec.metrics for k in json.loads(metric.config)["k"])
+    return max(evaluation.settings_of(_eval_config(exec_properties))["k"])
 
 
 def _without_nan(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

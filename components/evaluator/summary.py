@@ -23,6 +23,14 @@ class Summary:
     """Which pushed version was compared with; "" for none."""
     baseline_note: str
     """Why there was no comparison; "" when there was."""
+    confidence: float
+    """Of the intervals, whose halves follow."""
+    half_widths: dict[str, dict[str, float | None]]
+    """Of `metrics` that have an interval, by slice and metric; None where there are fewer than two queries."""
+    baseline_differences: dict[str, dict[str, float | None]]
+    """By slice and metric: the mean over queries of the model's value less the baseline's; empty without a baseline."""
+    baseline_difference_half_widths: dict[str, dict[str, float | None]]
+    """Of `baseline_differences`, as `half_widths`."""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)

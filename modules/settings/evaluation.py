@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from modules.settings.base import Answers, Boundaries, ColumnName, Distinct, Settings, Share
+from modules.settings.base import MANY, Answers, Boundaries, ColumnName, Distinct, Settings, Share
 
 
 class Slice(Settings):
@@ -25,7 +25,7 @@ class Slice(Settings):
 
 
 class Evaluation(Settings):
-    """What the Evaluator measures and refuses (modules/evaluation.py)."""
+    """What the Evaluator measures (modules/evaluation.py) and refuses (modules/gates.py)."""
 
     k: Distinct[Answers] = Field((10, 50, 100), min_length=1, max_length=100)
     history: Literal["train", "rolling"] = "train"
@@ -38,6 +38,14 @@ class Evaluation(Settings):
     """Refuse a model whose NDCG at the smallest k is not above that of the most popular items."""
     max_regression: dict[str, Share] = Field(default_factory=lambda data: {f"ndcg@{min(data.get('k') or (10,))}": 0.1})
     """Metric name → share that a model may lose against the last pushed one, relative."""
+    confidence: float | None = Field(None, ge=0.5, le=0.9999)
+    """None: the gates above judge the figures as they are. A share such as 0.95: they judge intervals that hold the
+    true figure so often. A model must then beat the most popular items by more than chance, and it is refused for a
+    floor or a regression only where it is worse by more than chance. Figures are shown with their interval in both
+    cases, at 0.95 where nothing is said here."""
+    min_queries: int = Field(30, ge=2, le=MANY)
+    """With `confidence`, fewer eval queries than these decide nothing: the model is refused as not judged. A slice that
+    has fewer is shown as having too few queries, always."""
 
     @field_validator("slices")
     @classmethod

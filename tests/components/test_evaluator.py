@@ -13,7 +13,7 @@ from tfx.utils import proto_utils
 
 from components.evaluator import executor, summary
 from components.evaluator.component import Evaluator
-from modules import evaluation
+from modules import evaluation, gates
 from modules.settings import Evaluation, Slice
 
 pytestmark = pytest.mark.slow
@@ -140,7 +140,7 @@ def evaluate(tmp_path, examples):
             inputs,
             {keys.EVALUATION_KEY: [found], keys.BLESSING_KEY: [blessing]},
             {
-                keys.EVAL_CONFIG_KEY: proto_utils.proto_to_json(evaluation.eval_config(settings, history)),
+                keys.EVAL_CONFIG_KEY: proto_utils.proto_to_json(gates.eval_config(settings, history)),
                 keys.EXAMPLE_SPLITS_KEY: "null",
             },
         )
@@ -182,7 +182,7 @@ def test_metrics_by_slice_and_a_blessing(evaluate, model, queries):
     blessing, uri = evaluate(model(GOOD), settings)
 
     assert is_blessed(blessing)
-    metrics = evaluation.read_metrics(uri)
+    metrics = evaluation.read(uri).metrics
     assert list(metrics) == ["overall", "gender=F", "gender=M"]
     for name, some in (
         ("overall", queries),
@@ -195,8 +195,8 @@ def test_metrics_by_slice_and_a_blessing(evaluate, model, queries):
                 assert metrics[name][f"{metric}@{k}"] == pytest.approx(wanted[metric]), (name, metric, k)
             assert metrics[name][f"popular_ndcg@{k}"] == pytest.approx(oracle(some, ITEMS, k)["ndcg"])
         assert metrics[name]["queries"] == oracle(some, GOOD, 2)["queries"]
-    assert evaluation.read_metrics(uri, baseline=True) == {}
-    assert evaluation.validation_failures(uri) == []
+    assert evaluation.read(uri).baseline_metrics == {}
+    assert gates.validation_failures(uri) == []
     found = summary.read(uri)
     assert found.metrics == metrics
     assert (found.failures, found.baseline_version, found.baseline_note) == ([], "", "no baseline")
@@ -209,7 +209,7 @@ def test_queries_are_asked_together_and_one_by_one_only_where_that_fails(evaluat
     settings = Evaluation(k=K, slices=(Slice(column="gender"),), max_regression={})
     blessing, uri = evaluate(model(GOOD, batch=batch), settings)
     assert is_blessed(blessing)
-    metrics = evaluation.read_metrics(uri)
+    metrics = evaluation.read(uri).metrics
     assert list(metrics) == ["overall", "gender=F", "gender=M"]
     assert metrics["overall"]["ndcg@5"] == pytest.approx(oracle(queries, GOOD, 5)["ndcg"])
     assert metrics["overall"]["coverage@2"] == pytest.approx(oracle(queries, GOOD, 2)["coverage"])
@@ -221,11 +221,11 @@ def test_below_a_floor_and_not_above_the_most_popular_items(evaluate, model, que
 
     assert not is_blessed(blessing)
     recall, ndcg = oracle(queries, BAD, 5)["recall"], oracle(queries, BAD, 2)["ndcg"]
-    assert sorted(evaluation.validation_failures(uri)) == [
+    assert sorted(gates.validation_failures(uri)) == [
         f"ndcg@2 is {ndcg:.4g}, the most popular items reach {ndcg:.4g} (short by 0)",
         f"recall@5 is {recall:.4g}, floor 0.9 (short by {0.9 - recall:.2g})",
     ]
-    assert summary.read(uri).failures == evaluation.validation_failures(uri)
+    assert summary.read(uri).failures == gates.validation_failures(uri)
 
 
 def test_worse_than_the_pushed_model(evaluate, model, queries):
@@ -235,11 +235,11 @@ def test_worse_than_the_pushed_model(evaluate, model, queries):
     assert not is_blessed(blessing)
     ours, before = oracle(queries, SO_SO, 2)["ndcg"], oracle(queries, GOOD, 2)["ndcg"]
     assert ours < before
-    assert evaluation.validation_failures(uri) == [
+    assert gates.validation_failures(uri) == [
         f"ndcg@2 is {ours:.4g}, the last pushed model has {before:.4g} ({(ours - before) / before:+.1%}, allowed 10.0%)"
     ]
-    assert evaluation.read_metrics(uri, baseline=True)["overall"]["ndcg@2"] == pytest.approx(before)
-    assert evaluation.read_metrics(uri)["overall"]["ndcg@2"] == pytest.approx(ours)
+    assert evaluation.read(uri).baseline_metrics["overall"]["ndcg@2"] == pytest.approx(before)
+    assert evaluation.read(uri).metrics["overall"]["ndcg@2"] == pytest.approx(ours)
     assert summary.read(uri).baseline_version == "17"
 
 
@@ -254,7 +254,7 @@ def test_better_than_the_pushed_model(evaluate, model):
 def test_a_pushed_model_that_scored_nothing_does_not_block_a_better_one(evaluate, model):
     settings = Evaluation(k=K, max_regression={"recall@2": 0.1})
     blessing, uri = evaluate(model(GOOD), settings, baseline=model([b"discontinued"] * 5, version="17"))
-    assert evaluation.read_metrics(uri, baseline=True)["overall"]["recall@2"] == 0
+    assert evaluation.read(uri).baseline_metrics["overall"]["recall@2"] == 0
     assert is_blessed(blessing)
 
 
@@ -294,7 +294,7 @@ def test_the_component_takes_what_the_executor_reads():
         examples=types.Channel(type=standard_artifacts.Examples),
         model=types.Channel(type=standard_artifacts.Model),
         baseline_model=types.Channel(type=standard_artifacts.Model),
-        eval_config=evaluation.eval_config(Evaluation(), None),
+        eval_config=gates.eval_config(Evaluation(), None),
         example_splits=["eval"],
         code="abc",
     )

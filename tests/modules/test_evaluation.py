@@ -9,7 +9,7 @@ import tensorflow_model_analysis as tfma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules import evaluation
+from modules import evaluation, gates
 from modules.settings import Evaluation, Slice, metric_names
 
 CUTS = [1, 3, 5]
@@ -34,6 +34,7 @@ def expected(query, k):
             f"ndcg@{k}": dcg(query["classes"], relevant, k) / best,
             f"popular_ndcg@{k}": dcg(query["popular"], relevant, k) / best,
             f"popular_recall@{k}": len(popular) / len(relevant),
+            f"recall_lift@{k}": (len(found) - len(popular)) / len(relevant),
             f"ndcg_lift@{k}": (dcg(query["classes"], relevant, k) - dcg(query["popular"], relevant, k)) / best,
             "mrr": next((1 / p for p, item in enumerate(query["classes"], start=1) if item in relevant), 0.0),
         }
@@ -142,11 +143,14 @@ def test_averages_over_queries_and_covers_over_all(parts):
 def test_names_are_those_that_the_configuration_knows():
     combiner = averages()
     names = {key.name for key in combiner.extract_output(combiner.create_accumulator())}
-    assert set(metric_names(tuple(CUTS))) == names - {"queries", *(f"ndcg_lift@{k}" for k in CUTS)}
+    # What has a slash is beside a metric: the ends of its interval, the queries that it is over.
+    beside = {name for name in names if "/" in name}
+    lifts = {f"{name}_lift@{k}" for name in ("ndcg", "recall") for k in CUTS}
+    assert set(metric_names(tuple(CUTS))) == names - beside - lifts - {"queries"}
 
 
 def test_config_gates_the_whole_and_not_its_slices():
-    config = evaluation.eval_config(
+    config = gates.eval_config(
         Evaluation(
             k=(5, 3),
             slices=(Slice(column="gender"),),
@@ -167,5 +171,5 @@ def test_config_gates_the_whole_and_not_its_slices():
 
 
 def test_there_is_always_a_gate_for_without_one_the_evaluator_blesses_nothing():
-    config = evaluation.eval_config(Evaluation(beat_popularity=False, max_regression={}), history=None)
+    config = gates.eval_config(Evaluation(beat_popularity=False, max_regression={}), history=None)
     assert tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
