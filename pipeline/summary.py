@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,6 +52,8 @@ def summarize(
         blessed = infra.properties.get("blessing_status") == "INFRA_BLESSED"
         reasons = [r for r in str(infra.properties.get("reasons", "")).split("\n") if r]
         gates["ServableValidator"] = {"blessed": blessed, "reasons": reasons}
+    metrics = evaluation.get("metrics", {})
+    least = config.evaluation.min_queries
     return {
         "run": run.id,
         "state": run.state,
@@ -59,11 +61,18 @@ def summarize(
         "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
         "tuner": trials,
         "training": training,
-        "metrics": evaluation.get("metrics", {}),
+        "metrics": metrics,
+        # The figures of `metrics` plus and minus these; what a run before there were any has written has none.
+        "half_widths": evaluation.get("half_widths", {}),
+        "confidence": evaluation.get("confidence"),
+        "min_queries": least,
+        "too_few_queries": [name for name, of_slice in metrics.items() if (of_slice.get("queries") or 0) < least],
         "baseline": {
             "version": evaluation.get("baseline_version", ""),
             "note": evaluation.get("baseline_note", ""),
             "metrics": evaluation.get("baseline_metrics", {}).get("overall", {}),
+            "differences": evaluation.get("baseline_differences", {}),
+            "difference_half_widths": evaluation.get("baseline_difference_half_widths", {}),
         },
         "index": report,
         "gates": gates,
@@ -129,6 +138,9 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("pushed", styled(_short(summary["pushed"]), deleted))
     elif summary["gates"]:
         table.add_row("pushed", styled(("nothing", "red"), "; what was served before stays"))
+    slices = [name for name in summary["metrics"] if name != "overall"]
+    if slices:
+        table.add_row("slices", _count_of_slices(summary, slices))
     stages = [s for s in summary["stages"] if s["state"] != "cached"]
     cached = len(summary["stages"]) - len(stages)
     words = ", ".join(f"{s['name']} {s['seconds']:.1f}" for s in stages)
@@ -140,10 +152,9 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("in all", words)
     console.print()
     console.print(table)
-    overall = summary["metrics"].get("overall", {})
-    if overall:
+    if summary["metrics"].get("overall"):
         console.print()
-        console.print(_quality(overall))
+        console.print(_quality(summary))
 
 
 def _short(folder: str) -> str:
@@ -168,28 +179,91 @@ def _index(index: dict[str, Any]) -> str:
     )
 
 
+def _count_of_slices(summary: dict[str, Any], slices: Sequence[str]) -> str:
+    few = len(set(summary["too_few_queries"]) & set(slices))
+    words = f"; {few} with fewer than {summary['min_queries']} queries" if few else ""
+    return f"{len(slices)}{words}; `twotower runs {summary['run']}` shows them"
+
+
 _SHOWN = (
     ("ndcg", "NDCG"),
     ("popular_ndcg", "  most popular"),
+    ("ndcg_lift", "  above most popular"),
     ("recall", "recall"),
     ("popular_recall", "  most popular"),
+    ("recall_lift", "  above most popular"),
     ("precision", "precision"),
     ("recall_with_seen", "recall, seen items ranked too"),
     ("coverage", "share of the catalogue shown"),
     ("popular_share", "share of popular items"),
 )
+# Of what differs from the last pushed model, after the last row that has the same beginning.
+_COMPARED = {"ndcg_lift": "ndcg", "recall_lift": "recall"}
+_ABOVE_LAST = "  above the last pushed"
 
 
-def _quality(overall: dict[str, float]) -> Table:
-    table = Table(title="quality on eval", title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _quality(summary: dict[str, Any]) -> Table:
+    overall, half_widths = summary["metrics"]["overall"], summary["half_widths"].get("overall", {})
+    baseline = summary["baseline"]
+    differences = baseline["differences"].get("overall", {})
+    of_differences = baseline["difference_half_widths"].get("overall", {})
+    table = Table(title=_title("quality on eval", summary), title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("metric")
     ks = sorted({int(name.partition("@")[2]) for name in overall if "@" in name})
     for k in ks:
-        table.add_column(f"@{k}", justify="right")
+        table.add_column(f" @{k}")
     for name, words in _SHOWN:
-        values = [overall.get(f"{name}@{k}") for k in ks]
-        table.add_row(words, *("" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(words, *(_figure(overall, half_widths, f"{name}@{k}") for k in ks))
+        if differences and name in _COMPARED:
+            compared = [f"{_COMPARED[name]}@{k}" for k in ks]
+            table.add_row(_ABOVE_LAST, *(_figure(differences, of_differences, each, "+") for each in compared))
     return table
+
+
+def _title(text: str, summary: dict[str, Any]) -> str:
+    queries = summary["metrics"]["overall"].get("queries")
+    counted = f", {queries:,.0f} queries" if queries else ""
+    confidence = summary["confidence"]
+    return f"{text}{counted}" + (f"; ± at {100 * confidence:g}% confidence" if confidence else "")
+
+
+def _figure(
+    figures: Mapping[str, float | None], half_widths: Mapping[str, float | None], name: str, sign: str = " "
+) -> str:
+    """A figure with ± where it has an interval; a place is kept for the sign, so that digits stand below each other."""
+    value, half = figures.get(name), half_widths.get(name)
+    if value is None:
+        return ""
+    sign = "+" if "_lift" in name else sign
+    return f"{value:{sign}.4f}" + ("" if half is None else f" ±{half:.4f}")
+
+
+def render_slices(summary: dict[str, Any], console: Console) -> None:
+    """NDCG at the smallest k in each slice, and what it is above."""
+    metrics, baseline = summary["metrics"], summary["baseline"]
+    slices = [name for name in metrics if name != "overall"]
+    if not slices:
+        return
+    k = min(int(name.partition("@")[2]) for name in metrics["overall"] if "@" in name)
+    table = Table(title=_title("quality by slice", summary), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("slice")
+    table.add_column("queries", justify="right")
+    columns = [f" NDCG@{k}", " above most popular", *([" above the last pushed"] if baseline["differences"] else [])]
+    for name in columns:
+        table.add_column(name)
+    table.add_column()
+    for name in slices:
+        figures, half_widths = metrics[name], summary["half_widths"].get(name, {})
+        cells = [_figure(figures, half_widths, metric) for metric in (f"ndcg@{k}", f"ndcg_lift@{k}")]
+        if baseline["differences"]:
+            differences, of_differences = (
+                baseline[key].get(name, {}) for key in ("differences", "difference_half_widths")
+            )
+            cells.append(_figure(differences, of_differences, f"ndcg@{k}", "+"))
+        too_few = styled(("too few queries", "yellow")) if name in summary["too_few_queries"] else ""
+        table.add_row(name, f"{figures.get('queries') or 0:,.0f}", *cells, too_few)
+    console.print()
+    console.print(table)
 
 
 def render_runs(runs: Sequence[Run], outcomes: Sequence[dict[str, Any]], console: Console) -> None:
@@ -198,8 +272,9 @@ def render_runs(runs: Sequence[Run], outcomes: Sequence[dict[str, Any]], console
     for name in ("run", "state", "stages", "quality", "index recall", "pushed"):
         table.add_column(name)
     for run, outcome in zip(runs, outcomes, strict=True):
-        overall = outcome["metrics"].get("overall", {})
-        best = next((f"{name} {value:.4f}" for name, value in overall.items() if name.startswith("ndcg@")), "")
+        overall, half_widths = (outcome[key].get("overall", {}) for key in ("metrics", "half_widths"))
+        ndcg = next((name for name in overall if name.startswith("ndcg@")), "")
+        best = f"{ndcg}{_figure(overall, half_widths, ndcg)}"
         executed = sum(s.state != "cached" for s in run.stages)
         recall = outcome["index"].get("chosen", {}).get("recall")
         refused = [gate for gate, verdict in outcome["gates"].items() if not verdict["blessed"]]

@@ -1,4 +1,4 @@
-"""`twotower runs`: what ran, with metrics; for one run its stages and lineage."""
+"""`twotower runs`: what ran, with metrics; for one run its slices, stages and lineage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.commands.options import Common, Count, configured
 @click.option("--last", type=Count(), default=10, show_default=True, metavar="N", help="how many runs")
 @configured
 def runs(common: Common, run: str | None, last: int) -> int:
-    """What ran, with metrics; with a run's id, or `last`, its stages and lineage."""
+    """What ran, with metrics; with a run's id, or `last`, its slices, stages and lineage."""
     from pipeline import runs, summary
 
     config = common.load()
@@ -36,5 +36,6 @@ def runs(common: Common, run: str | None, last: int) -> int:
         return 0
     console = terminal.console()
     summary.render(outcome, console)
+    summary.render_slices(outcome, console)
     summary.render_lineage(one, console)
     return 0

@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 import pytest
-import tensorflow_model_analysis as tfma
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from modules import evaluation, gates
-from modules.settings import Evaluation, Slice, metric_names
+from modules import evaluation
+from modules.settings import metric_names
 
 CUTS = [1, 3, 5]
 
@@ -107,6 +107,13 @@ def test_a_column_that_no_query_has_is_empty():
             if not np.isnan(value)} <= {f"popular_share@{k}" for k in CUTS}  # fmt: skip
 
 
+def interval(values, confidence=0.95):
+    """Student's, of a mean, by the textbook."""
+    values = np.asarray(values)
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
 def averages():
     """The combiner that TFMA runs."""
     [computation] = evaluation.RetrievalMetrics(CUTS).computations()
@@ -135,6 +142,10 @@ def test_averages_over_queries_and_covers_over_all(parts):
         for name in {name for single in singles for name in single}:
             of_queries = [single[name] for single in singles if name in single]
             assert result[name] == pytest.approx(sum(of_queries) / len(of_queries)), name
+            assert result[evaluation.counted_as(name)] == len(of_queries), name
+            low, high = interval(of_queries)
+            assert result[name + "/lower"] == pytest.approx(low, abs=1e-9), name
+            assert result[name + "/upper"] == pytest.approx(high, abs=1e-9), name
         shown = {item for query in queries for item in query["classes"][:k]}
         assert result[f"coverage@{k}"] == pytest.approx(len(shown) / 12)
     assert result["queries"] == sum(bool(set(q["relevant"]) - set(q["history"])) for q in queries)
@@ -149,27 +160,23 @@ def test_names_are_those_that_the_configuration_knows():
     assert set(metric_names(tuple(CUTS))) == names - beside - lifts - {"queries"}
 
 
-def test_config_gates_the_whole_and_not_its_slices():
-    config = gates.eval_config(
-        Evaluation(
-            k=(5, 3),
-            slices=(Slice(column="gender"),),
-            floors={"recall@5": 0.25},
-            max_regression={"ndcg@3": 0.1, "popular_share@3": 0.2},
-        ),
-        history="history",
-    )
-    thresholds = tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
-    assert all(not spec.feature_keys for gates in thresholds.values() for spec, _ in gates)
-    bounds = {(key.name, key.is_diff): gates[0][1] for key, gates in thresholds.items()}
-    assert bounds["recall@5", False].lower_bound.value == 0.25
-    assert bounds["ndcg_lift@3", False].lower_bound.value > 0
-    assert bounds["ndcg@3", True].relative.value == -0.1
-    assert bounds["popular_share@3", True].relative.value == 0.2
-    assert bounds["queries", False].lower_bound.value == 1
-    assert [list(spec.feature_keys) for spec in config.slicing_specs] == [[], ["slice_gender"]]
-
-
-def test_there_is_always_a_gate_for_without_one_the_evaluator_blesses_nothing():
-    config = gates.eval_config(Evaluation(beat_popularity=False, max_regression={}), history=None)
-    assert tfma.metrics.metric_thresholds_from_metrics_specs(config.metrics_specs, eval_config=config)
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_two_models_are_compared_query_by_query(seed):
+    rng = random.Random(seed)
+    queries = [random_query(rng) for _ in range(20)]
+    # The baseline has other rankings for the same users.
+    others = [query | {name: random_query(rng)[name] for name in ("classes", "classes_with_seen")} for query in queries]
+    allowed = {"ndcg@3": 0.1, "popular_share@3": 0.2}
+    ours, before = measure(queries), measure(others)
+    values = evaluation.compared(ours, before, CUTS, allowed).values
+    names = evaluation.mean_names(CUTS)
+    columns = dict(zip([*names, *evaluation.paired_names(CUTS, allowed)], values.T, strict=True))
+    one, other = (dict(zip(names, each.values.T, strict=True)) for each in (ours, before))
+    for name in names:
+        np.testing.assert_array_equal(columns[name], one[name])
+        np.testing.assert_array_equal(columns[name + "/difference"], one[name] - other[name])
+    np.testing.assert_allclose(columns["ndcg@3/margin"], one["ndcg@3"] - 0.9 * other["ndcg@3"], atol=1e-12)
+    # Less of what everybody knows is better.
+    share = 1.2 * other["popular_share@3"] - one["popular_share@3"]
+    np.testing.assert_allclose(columns["popular_share@3/margin"], share, atol=1e-12)
