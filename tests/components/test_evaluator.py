@@ -1,10 +1,13 @@
 """The Evaluator on real artifacts: a SavedModel with an `evaluate` signature, TFRecord examples, TFMA between them."""
 
+import math
 import os
 import random
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 from tfx import types
 from tfx.components.evaluator import constants
 from tfx.types import standard_artifacts
@@ -155,10 +158,8 @@ def is_blessed(blessing):
     return value == constants.BLESSED_VALUE
 
 
-def oracle(queries, ranking, k):
-    """Recall, NDCG and coverage of one fixed ranking, by hand."""
-    import math
-
+def per_query(queries, ranking, k):
+    """Recall and NDCG of each query that counts under one fixed ranking, by hand; and the items that are shown."""
     recalls, gains, shown = [], [], set()
     for history, relevant, _ in queries:
         answer = [item for item in ranking if item not in history][:k]
@@ -169,12 +170,23 @@ def oracle(queries, ranking, k):
         recalls.append(len(wanted & set(answer)) / len(wanted))
         dcg = sum(1 / math.log2(place + 2) for place, item in enumerate(answer) if item in wanted)
         gains.append(dcg / sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted)))))
+    return {"recall": np.array(recalls), "ndcg": np.array(gains)}, shown
+
+
+def oracle(queries, ranking, k):
+    """Recall, NDCG and coverage of one fixed ranking."""
+    values, shown = per_query(queries, ranking, k)
     return {
-        "recall": sum(recalls) / len(recalls),
-        "ndcg": sum(gains) / len(gains),
+        "recall": values["recall"].mean(),
+        "ndcg": values["ndcg"].mean(),
         "coverage": len(shown) / len(ITEMS),
-        "queries": len(recalls),
+        "queries": len(values["recall"]),
     }
+
+
+def half_width(values, confidence=0.95):
+    """Of Student's interval of a mean, by the textbook."""
+    return stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
 
 
 def test_metrics_by_slice_and_a_blessing(evaluate, model, queries):
@@ -249,6 +261,70 @@ def test_better_than_the_pushed_model(evaluate, model):
     )
     assert is_blessed(blessing)
     assert summary.read(uri).baseline_note == ""
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_figures_and_differences_of_each_slice_have_their_interval(evaluate, model, queries, confidence):
+    settings = Evaluation(k=K, slices=(Slice(column="gender"),), max_regression={}, confidence=confidence)
+    _, uri = evaluate(model(GOOD), settings, baseline=model(SO_SO, version="17"))
+    found, shown_at = summary.read(uri), confidence or 0.95
+    assert found.confidence == shown_at
+    assert list(found.half_widths) == list(found.baseline_differences) == ["overall", "gender=F", "gender=M"]
+    for name, some in (
+        ("overall", queries),
+        ("gender=F", [one for one in queries if one[2] == b"F"]),
+        ("gender=M", [one for one in queries if one[2] == b"M"]),
+    ):
+        for k in K:
+            (ours, _), (before, _), (popular, _) = (per_query(some, each, k) for each in (GOOD, SO_SO, BAD))
+            for metric in ("recall", "ndcg"):
+                half, key = found.half_widths[name], f"{metric}@{k}"
+                assert half[key] == pytest.approx(half_width(ours[metric], shown_at)), (name, key)
+                lift = f"{metric}_lift@{k}"
+                of_lift = half_width(ours[metric] - popular[metric], shown_at)
+                assert half[lift] == pytest.approx(of_lift, abs=1e-9), (name, lift)
+                difference = ours[metric] - before[metric]
+                assert found.baseline_differences[name][key] == pytest.approx(difference.mean(), abs=1e-9)
+                of_difference = found.baseline_difference_half_widths[name][key]
+                assert of_difference == pytest.approx(half_width(difference, shown_at), abs=1e-9)
+        # All of them together are shown so many items; there is nothing to be a mean of.
+        assert not [metric for metric in found.half_widths[name] if metric.startswith(("coverage", "queries"))]
+
+
+def test_a_gate_that_judges_intervals_says_them(evaluate, model, queries):
+    settings = Evaluation(k=K, floors={"recall@5": 0.9}, max_regression={"ndcg@2": 0.1}, confidence=0.95)
+    blessing, uri = evaluate(model(BAD), settings, baseline=model(GOOD, version="17"))
+
+    assert not is_blessed(blessing)
+    ours, before = per_query(queries, BAD, 2)[0]["ndcg"], per_query(queries, GOOD, 2)[0]["ndcg"]
+    recall = per_query(queries, BAD, 5)[0]["recall"]
+    counted = len(recall)
+    beyond = 0.9 * before - ours
+
+    def interval(values):
+        half = half_width(values)
+        low, high = values.mean() - half, values.mean() + half
+        return f"95% interval {low:.4g} to {high:.4g} over {counted} queries"
+
+    assert sorted(gates.validation_failures(uri)) == [
+        f"ndcg@2 is {ours.mean():.4g}, the last pushed model has {before.mean():.4g} "
+        f"({ours.mean() / before.mean() - 1:+.1%}, allowed 10.0%; "
+        f"beyond that by {beyond.mean():.4g}, {interval(beyond)})",
+        f"ndcg@2 is {ours.mean():.4g}, the most popular items reach {ours.mean():.4g} "
+        f"(difference +0, 95% interval 0 to 0 over {counted} queries)",
+        f"recall@5 is {recall.mean():.4g}, floor 0.9 (short by {0.9 - recall.mean():.2g}, {interval(recall)})",
+    ]
+    assert summary.read(uri).failures == gates.validation_failures(uri)
+
+
+def test_too_few_queries_are_said_and_decide_nothing(evaluate, model, queries):
+    counted = oracle(queries, GOOD, 2)["queries"]
+    settings = Evaluation(k=K, floors={"recall@5": 1.0}, max_regression={}, confidence=0.95, min_queries=counted + 1)
+    blessing, uri = evaluate(model(GOOD), settings)
+    assert not is_blessed(blessing)
+    assert gates.validation_failures(uri) == [
+        f"too few queries to judge by ({counted}; evaluation.min_queries is {counted + 1})"
+    ]
 
 
 def test_a_pushed_model_that_scored_nothing_does_not_block_a_better_one(evaluate, model):

@@ -156,6 +156,15 @@ def test_set_replaces_a_key(override, read, expected):
             "evaluation.max_regression={ndcg@10: -0.1}",
             "evaluation.max_regression.ndcg@10: Input should be greater than",
         ),
+        (
+            "evaluation.confidence=0.05",
+            "evaluation.confidence: Input should be greater than or equal to 0.5, not 0.05",
+        ),
+        ("evaluation.confidence=95", "evaluation.confidence: Input should be less than or equal to 0.9999, not 95"),
+        ("evaluation.confidence=nan", "evaluation.confidence: Input should be a finite number"),
+        ("evaluation.confidence=high", "evaluation.confidence: Input should be a valid number"),
+        ("evaluation.min_queries=1", "evaluation.min_queries: Input should be greater than or equal to 2, not 1"),
+        ("evaluation.min_queries=2.5", "evaluation.min_queries: Input should be a valid integer"),
         ("evaluation.slices=[{column: age, boundaries: []}]", "evaluation.slices.0.boundaries"),
         ("evaluation.slices=[{column: age, boundaries: [nan]}]", "evaluation.slices.0.boundaries.0"),
         (
