@@ -250,8 +250,9 @@ def render_slices(summary: dict[str, Any], console: Console) -> None:
     table.add_column("queries", justify="right")
     columns = [f" NDCG@{k}", " above most popular", *([" above the last pushed"] if baseline["differences"] else [])]
     for name in columns:
-        table.add_column(name)
-    table.add_column()
+        # Headings take two lines, so that 100 columns hold all three.
+        table.add_column(name, max_width=len("+0.0911 ±0.0184"))
+    few = summary["too_few_queries"]
     for name in slices:
         figures, half_widths = metrics[name], summary["half_widths"].get(name, {})
         cells = [_figure(figures, half_widths, metric) for metric in (f"ndcg@{k}", f"ndcg_lift@{k}")]
@@ -260,8 +261,8 @@ def render_slices(summary: dict[str, Any], console: Console) -> None:
                 baseline[key].get(name, {}) for key in ("differences", "difference_half_widths")
             )
             cells.append(_figure(differences, of_differences, f"ndcg@{k}", "+"))
-        too_few = styled(("too few queries", "yellow")) if name in summary["too_few_queries"] else ""
-        table.add_row(name, f"{figures.get('queries') or 0:,.0f}", *cells, too_few)
+        queries = f"{figures.get('queries') or 0:,.0f}"
+        table.add_row(name, styled(("too few: ", "yellow"), queries) if name in few else queries, *cells)
     console.print()
     console.print(table)
 
