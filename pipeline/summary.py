@@ -197,7 +197,7 @@ _SHOWN = (
     ("coverage", "share of the catalogue shown"),
     ("popular_share", "share of popular items"),
 )
-# Of what differs from the last pushed model, after the last row that has the same beginning.
+# Below these rows stands the difference to the last pushed model, of this metric.
 _COMPARED = {"ndcg_lift": "ndcg", "recall_lift": "recall"}
 _ABOVE_LAST = "  above the last pushed"
 
