@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from modules.settings.base import Distinct, Settings, Width
 
@@ -16,6 +18,17 @@ class Model(Settings):
     """Hidden sizes of the dense layers on top of the query tower; empty for a linear tower."""
     candidate_layers: tuple[Width, ...] = Field((), max_length=32)
     """Hidden sizes of the dense layers on top of the candidate tower."""
+    history_encoder: Literal["mean", "transformer"] = "mean"
+    """mean: the history's item embeddings, averaged. transformer: self-attention, for which the order of the items
+    counts (towers/history_encoder.py)."""
+    encoder_blocks: int = Field(2, ge=1, le=16)
+    """Blocks of the transformer."""
+    encoder_width: int = Field(128, ge=2, le=4_096)
+    """Width of its blocks."""
+    encoder_heads: int = Field(2, ge=1, le=64)
+    """Heads of its attention; a divisor of `encoder_width`."""
+    encoder_dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of its numbers that are dropped in each training step."""
     normalize: bool = False
     """L2-normalise both vectors (cosine instead of inner product); then a temperature below 1 is needed."""
     mask_rate: float = Field(0.3, ge=0, lt=1)
@@ -39,3 +52,11 @@ class Model(Settings):
     diversity: float = Field(0.0, ge=0, le=1)
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Model:
+        if self.encoder_width % self.encoder_heads:
+            raise ValueError(
+                f"encoder_heads: {self.encoder_heads} does not divide encoder_width, which is {self.encoder_width}"
+            )
+        return self

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from modules.settings.base import Answers, Distinct, Seed, Settings, Share
 
+# Where a step asks for all places of each sequence, it has thousands of rows.
+_ALL_PLACES_LIMIT = 5_000
+
 
 class Training(Settings):
     """How the towers are fitted (modules/training)."""
@@ -28,10 +31,11 @@ class Training(Settings):
     decay_steps: int = Field(64, ge=1, le=1_000_000_000)
     """More steps through all data decay weights as much as so many would: what little they say of a rare item would
     be forgotten on the way."""
-    objective: Literal["masked_items", "next_item"] = "masked_items"
+    objective: Literal["auto", "masked_items", "next_item"] = "auto"
     """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
     next_item: each interaction's item is to be found from the history before it; so it is always without a history
-    feature."""
+    feature. auto: next_item with `model.history_encoder: transformer`, which asks for all places of a sequence at once
+    and knows no other, masked_items else."""
     locality: float = Field(0.5, ge=0, le=1_000)
     """Under masked_items the item d places away from a random one weighs (1 + d) ** −locality, as a target and as part
     of the query; 0 treats the whole history alike."""
@@ -92,8 +96,14 @@ class Training(Settings):
         """Whether a refit of so many epochs begins anew, where so many steps go through all data."""
         return epochs * self.steps_of_epoch(steps) <= self.refit_steps
 
-    def negatives_of(self, items: int) -> Literal["catalogue", "sampled", "in_batch"]:
-        """What `negatives` comes to with a catalogue of so many items."""
+    def negatives_of(self, items: int, all_places: bool = False) -> Literal["catalogue", "sampled", "in_batch"]:
+        """What `negatives` comes to.
+
+        Args:
+            items: Of the catalogue.
+            all_places: Whether a step asks for many places of each sequence: it has that many more rows.
+        """
         if self.negatives != "auto":
             return self.negatives
-        return "catalogue" if items <= self.catalogue_limit else "sampled"
+        limit = min(self.catalogue_limit, _ALL_PLACES_LIMIT) if all_places else self.catalogue_limit
+        return "catalogue" if items <= limit else "sampled"

@@ -52,6 +52,26 @@ def mask_next(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
     return Masked(_is_newest(window), tf.where(again | dropped, 0, window))
 
 
+def some_places(window: tf.Tensor, can_be: tf.Tensor, count: int, seed: tf.Tensor) -> tf.Tensor:
+    """[B, S] bool: at most so many random places of each window whose item is to be found from those before it.
+
+    Args:
+        window: [B, S] int32 without gaps, padded with 0 at the end.
+        can_be: [B, S] bool, what can be asked for. The oldest item has nothing before it; an item that was there before
+            is known, and no answer.
+        count: At most so many a row.
+        seed: [2] int32.
+    """
+    size = tf.shape(window)[1]
+    older = tf.range(size)[tf.newaxis, tf.newaxis] > tf.range(size)[tf.newaxis, :, tf.newaxis]
+    again = tf.reduce_any((window[:, tf.newaxis] == window[:, :, tf.newaxis]) & older, axis=2)
+    has_older = tf.pad(window[:, 1:] > 0, [[0, 0], [0, 1]])
+    noise = tf.random.stateless_uniform(tf.shape(window), seed + 11)
+    noise = tf.where(can_be & has_older & ~again, noise, -1.0)
+    least = tf.math.top_k(noise, tf.minimum(count, size)).values[:, -1:]
+    return (noise >= 0) & (noise >= least)
+
+
 def closeness(window: tf.Tensor, locality: float, seed: tf.Tensor) -> tf.Tensor:
     """[B, S] weights (1 + d) ** −locality, d being how many items lie between one and a random one of the window.
 

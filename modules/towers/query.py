@@ -11,6 +11,7 @@ import tf_keras
 from modules.encodings.base import Encoding
 from modules.item_item import Factors
 from modules.settings import Model
+from modules.towers.history_encoder import HistoryEncoder, Places
 from modules.towers.layout import VectorLayout
 from modules.towers.masking import many_hot
 from modules.towers.share import WHOLE, Share
@@ -36,6 +37,9 @@ class BlendWeights:
     """The same in the item-item part."""
     item_item: float = 0.5
     """Weight of the item-item part, whose scores have a standard deviation of 1."""
+    item_item_length: float = 0.0
+    """What the item-item part of n items is divided by: (n / mean length of a history) ** item_item_length. Its scores
+    are sums at 0, so that a short history says little there, and means at 1."""
     lift: float = 0.0
     """Weight of the recent popularity lift for a query with a history."""
     cold_start_lift: float = 0.0
@@ -59,9 +63,9 @@ class BlendWeights:
 class QueryTower(tf_keras.layers.Layer):
     """A query's vector, laid out by `VectorLayout`.
 
-    The learned part is a weighted mean of the history's item embeddings, or a vector of its own for a cold-start query,
-    plus one term for each other feature, plus a constant. The item-item part is a weighted sum of the history's rows of
-    a fixed table. Missing values add nothing.
+    The learned part is a weighted mean of the history's item embeddings (or what a `history_encoder` makes of them), or a
+    vector of its own for a cold-start query, plus one term for each other feature, plus a constant. The item-item part is
+    a weighted sum of the history's rows of a fixed table. Missing values add nothing.
 
     Who is in-session wants what goes with the last items; who comes back after an inactivity gap wants what is new.
     Where requests tell the history's age, `recency` counts for the first only and `lift` for the second, each as far as
@@ -102,14 +106,19 @@ class QueryTower(tf_keras.layers.Layer):
         self.terms = FeatureTerms(others, self._width, cardinalities, seed)
         self._residual = Residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
+        self.encoder: HistoryEncoder | None = None
         if self._history is not None:
             self.cold_start = self.add_weight(
                 name="cold_start", shape=[self._width], initializer="zeros", trainable=False
             )
+        if self._history is not None and model.history_encoder == "transformer":
+            self.encoder = HistoryEncoder(self._width, self._width, model, self._history.max_length, seed + 7)
+        elif self._history is not None:
             self.history_scale = self.add_weight(
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
             )
         self._item_item = None if factors is None else fixed(factors.history, "item_item_history")
+        self._typical_length = 1.0 if factors is None else factors.length
         start = asdict(BlendWeights.default(model, self._age is not None))
         self._blend = {name: fixed(value, f"blend_{name}") for name, value in start.items()}
 
@@ -125,8 +134,9 @@ class QueryTower(tf_keras.layers.Layer):
         effect = {
             "lift": self._has_lift,
             "cold_start_lift": self._has_lift and has_history,
-            "recency": has_history,
+            "recency": has_history and self.encoder is None,
             "item_item_recency": has_item_item,
+            "item_item_length": has_item_item,
             "item_item": has_item_item,
         }
         return tuple(name for name, has_effect in effect.items() if has_effect)
@@ -147,7 +157,8 @@ class QueryTower(tf_keras.layers.Layer):
         weights = self._blend
         parts = [self.learned(inputs, weights["recency"])]
         if self._item_item is not None:
-            parts.append(weights["item_item"] * self.item_item(inputs, weights["item_item_recency"]))
+            item_item = self.item_item(inputs, weights["item_item_recency"])
+            parts.append(weights["item_item"] * self.length_factor(inputs, weights["item_item_length"]) * item_item)
         lift = self.lift(inputs, weights["lift"], weights["cold_start_lift"])
         parts.append(lift)
         if self.layout.discount.size:
@@ -162,6 +173,7 @@ class QueryTower(tf_keras.layers.Layer):
         seed: tf.Tensor | None = None,
         closeness: tf.Tensor | None = None,
         share: Share = WHOLE,
+        places: Places | None = None,
     ) -> tf.Tensor:
         """The learned part, [b, dimension].
 
@@ -172,18 +184,28 @@ class QueryTower(tf_keras.layers.Layer):
             seed: [2], for the dropout.
             closeness: [B, H] factors of the history's weights.
             share: The rows b that are asked for.
+            places: Where the rows' histories are places of sequences, which the encoder reads at once.
         """
         rows = tf.shape(next(iter(inputs.values())))[0]
         vectors = self.constant + self.terms(inputs, rows, dropout, seed, share)
         if self._history is not None:
             assert self._item_ids is not None
             history = share.cut(tf.cast(inputs[self._history.column], tf.int32))
+            vectors += tf.cast(_is_empty(history), tf.float32) * self.cold_start
+        if self.encoder is not None:
+            assert self._item_ids is not None
+            table = self._item_ids.embeddings
+            if places is None:
+                vectors += self.encoder(history, table)
+            else:
+                vectors += share.cut(self.encoder.at_places(places, table, None if seed is None else seed + 3))
+        elif self._history is not None:
+            assert self._item_ids is not None
             if self._age is not None and not _is_zero(recency):
                 recency = recency * (1.0 - share.cut(self.inactivity(inputs)))
             weights = _by_rank(history, recency) * (1.0 if closeness is None else share.cut(closeness))
             weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
-            vectors += tf.cast(_is_empty(history), tf.float32) * self.cold_start
         return finish(self._residual(vectors), None if self._normalize else tf.ones([share.size(rows), 1]))
 
     def item_item(self, inputs: Mapping[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
@@ -191,6 +213,12 @@ class QueryTower(tf_keras.layers.Layer):
         assert self._item_item is not None and self._history is not None
         history = tf.cast(inputs[self._history.column], tf.int32)
         return self._sum(self._item_item, history, _by_rank(history, recency))
+
+    def length_factor(self, inputs: Mapping[str, tf.Tensor], exponent: tf.Tensor | float) -> tf.Tensor:
+        """[B, 1] factors of the item-item part; `exponent` is `BlendWeights.item_item_length`."""
+        assert self._history is not None
+        count = tf.reduce_sum(tf.cast(inputs[self._history.column] > 0, tf.float32), axis=1, keepdims=True)
+        return tf.pow(tf.maximum(count, 1.0) / self._typical_length, -exponent)
 
     def lift(
         self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor | float, cold_start_weight: tf.Tensor | float

@@ -15,6 +15,7 @@ from modules.encodings.features import Columns, Features
 from modules.item_item import Factors
 from modules.settings import Model, Training
 from modules.towers.candidate import CandidateTower
+from modules.towers.history_encoder import Places
 from modules.towers.layout import VectorLayout
 from modules.towers.losses import InBatchSoftmax, SampledSoftmax, draw_targets, masked_softmax_loss
 from modules.towers.query import QueryTower
@@ -29,6 +30,11 @@ _DENSE_HISTORY_ITEMS = 20_000
 ROWS_OF_LARGE = 10_000
 # Items, at most, that the cold-start query is fitted to, the likeliest ones: others are not among its answers.
 _LIKELY_ITEMS = 20_000
+
+
+def asks_all_places(features: Features, model: Model) -> bool:
+    """Whether a training row is a place of a sequence whose places are encoded at once."""
+    return features.history is not None and model.history_encoder == "transformer"
 
 
 class Batch(NamedTuple):
@@ -48,6 +54,8 @@ class Batch(NamedTuple):
     """[2] int32, of what is drawn in the step itself."""
     share: Share = WHOLE
     """The rows whose losses are asked for."""
+    places: Places | None = None
+    """Where the rows' histories are places of sequences, which the history's encoder reads at once."""
 
 
 class TwoTower(tfrs.Model):
@@ -92,7 +100,7 @@ class TwoTower(tfrs.Model):
         self._feature_dropout = model.query_feature_dropout
         self._temperature = training.temperature
         self._history = features.history
-        self.negatives = training.negatives_of(items)
+        self.negatives = training.negatives_of(items, asks_all_places(features, model))
         """`training.negatives` as it is for this catalogue."""
         item_ids = None
         if has_item_table((*features.query, *features.candidate), columns):
@@ -186,7 +194,7 @@ class TwoTower(tfrs.Model):
         """
         queries = self.query_tower.learned(
             inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness,
-            inputs.share,
+            inputs.share, inputs.places,
         )  # fmt: skip
         losses = {
             "catalogue": self._catalogue_losses,

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Batches whose rows are sorted by length together.
+_BATCHES_AT_ONCE = 32
+
 
 def draw_users(counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np.ndarray:
     """Users of an epoch in the order of training, each about as often as any other.
@@ -27,6 +30,40 @@ def draw_users(counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np
     rng = np.random.default_rng([seed, epoch])
     times = np.floor(np.mean(counts**exponent) + rng.random(len(counts))).astype(np.int64)
     return rng.permutation(np.repeat(np.arange(len(counts)), times))
+
+
+def draw_ends(offsets: np.ndarray, users: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """[C] the newest place of a window of each of some users: the newest of all, or a random one of a longer sequence.
+
+    Args:
+        offsets: [U + 1] where each user's sequence begins and the last one ends.
+        users: [C] user numbers.
+        size: Places of a window.
+        seed: `training.seed`.
+        epoch: Its number, from 0.
+    """
+    longer = np.maximum(np.diff(offsets)[users] - size, 0)
+    return offsets[1:][users] - 1 - np.random.default_rng([seed, epoch, 1]).integers(0, longer + 1)
+
+
+def by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """An order [C] in which the rows of a batch are about as long as each other: padding is work for nothing.
+
+    Of so many batches at a time the rows are sorted, and then the batches are shuffled.
+
+    Args:
+        lengths: [C] of the rows, which are in a random order.
+        batch_size: Rows of a step.
+        seed: `training.seed`.
+        epoch: Its number, from 0.
+    """
+    pool = batch_size * _BATCHES_AT_ONCE
+    parts = [start + np.argsort(lengths[start : start + pool], kind="stable") for start in range(0, len(lengths), pool)]
+    order = np.concatenate([np.zeros(0, np.int64), *parts])
+    starts = np.arange(0, len(order), batch_size)
+    # The last batch, which may be short, stays the last.
+    shuffled = np.append(np.random.default_rng([seed, epoch, 2]).permutation(starts[:-1]), starts[-1:])
+    return np.concatenate([order[:0], *(order[start : start + batch_size] for start in shuffled)])
 
 
 def expected_steps(counts: np.ndarray, exponent: float, batch_size: int) -> float:

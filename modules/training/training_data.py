@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from modules.popularity import recent_lift
+from modules.towers.two_tower import asks_all_places
 from modules.training import sampling
 from modules.training.dataset import Sequences, Specification
 from modules.training.windows import Windows, masks_items
@@ -42,14 +43,18 @@ class TrainingData:
         sets = sequences.distinct()
         size = features.history.max_length + 1 if features.history else 1
         sets = sets.take(np.repeat(sets.offsets[1:], sets.counts) - np.arange(len(sets.items)) <= size)
-        if masks_items(features, settings):
+        counts = np.bincount(sequences.owner[is_trainable], minlength=len(sequences))
+        model = specification.model
+        if masks_items(features, model, settings):
             weights = np.zeros(len(sets.items), np.float32)
             newest = sets.offsets[1:] - 1
-            counts = np.bincount(sequences.owner[is_trainable], minlength=len(sequences))
             weights[newest] = sets.weights[newest] * sampling.user_weights(counts, settings.user_exponent)
-            windows = Windows(sets, features, specification.model, settings, weights)
+            windows = Windows(sets, features, model, settings, weights)
         else:
-            windows = Windows(sequences, features, specification.model, settings, sequences.weights)
+            weights = sequences.weights
+            if asks_all_places(features, model):
+                weights = weights * sampling.user_weights(counts, settings.user_exponent)[sequences.owner]
+            windows = Windows(sequences, features, model, settings, weights, is_trainable)
         return cls(specification, sequences, sets, is_trainable, windows)
 
     @property
@@ -76,7 +81,15 @@ class TrainingData:
     def epoch(self, number: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """What the windows of each step of an epoch are cut by."""
         settings, counts = self.specification.training, self.counts
-        if masks_items(self.specification.features, settings):
+        features, model = self.specification.features, self.specification.model
+        if asks_all_places(features, model):
+            assert features.history is not None
+            users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
+            size = features.history.max_length + 1
+            places = sampling.draw_ends(self.sequences.offsets, users, size, settings.seed, number)
+            lengths = np.minimum(self.sequences.counts[users], size)
+            places = places[sampling.by_length(lengths, settings.batch_size, settings.seed, number)]
+        elif masks_items(features, model, settings):
             users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
             places = self.sets.offsets[1:][users] - 1
         else:

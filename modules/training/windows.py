@@ -14,13 +14,14 @@ import tensorflow as tf
 from modules.data import histories
 from modules.encodings.features import Features
 from modules.settings import Model, Training
-from modules.towers.masking import closeness, mask_items, mask_next
-from modules.towers.two_tower import Batch
+from modules.towers.history_encoder import Places
+from modules.towers.masking import closeness, mask_items, mask_next, some_places
+from modules.towers.two_tower import Batch, asks_all_places
 from modules.training.dataset import Sequences
 
 
 class Windows:
-    """Batches of windows up to some places, a part of each hidden.
+    """Batches of windows up to some places, a part of each hidden, or some of their places asked for.
 
     Args:
         sequences: What is trained on.
@@ -28,15 +29,25 @@ class Windows:
         model: `mask_rate` of it.
         training: Batch size, objective and locality.
         weights: [T] how much the window up to each place counts.
+        is_target: [T] bool, places whose item can be asked for; None: all.
     """
 
     def __init__(
-        self, sequences: Sequences, features: Features, model: Model, training: Training, weights: np.ndarray
+        self,
+        sequences: Sequences,
+        features: Features,
+        model: Model,
+        training: Training,
+        weights: np.ndarray,
+        is_target: np.ndarray | None = None,
     ) -> None:
+        self._is_target = tf.constant(np.ones(len(weights), bool) if is_target is None else is_target)
         self._batch_size = training.batch_size
         self._rate, self._locality = model.mask_rate, training.locality
         self._history = features.history
-        self._masks_items = masks_items(features, training)
+        self._masks_items = masks_items(features, model, training)
+        self._all_places = asks_all_places(features, model)
+        self._targets = 1 if training.negatives == "in_batch" else training.sampled_targets
         self._size = 1 + (self._history.max_length if self._history else 0)
         self._items, self._weights = tf.constant(sequences.items), tf.constant(weights)
         self._starts = tf.constant(sequences.starts.astype(np.int32))
@@ -62,7 +73,10 @@ class Windows:
         """The windows up to places [B], in graph: within the training step, a window need not be copied to it."""
         index = places[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
         inside = index >= tf.gather(self._starts, places)[:, tf.newaxis]
-        window = tf.where(inside, tf.gather(self._items, tf.maximum(index, 0)), 0)
+        index = tf.maximum(index, 0)
+        window = tf.where(inside, tf.gather(self._items, index), 0)
+        if self._all_places:
+            return self._cut_all(window, index, inside & tf.gather(self._is_target, index), seed)
         owner = tf.gather(self._owner, places)
         query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
         query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
@@ -77,10 +91,39 @@ class Windows:
         targets = near * tf.cast(hidden, tf.float32)
         return Batch(query, window, targets, near, tf.gather(self._weights, places), seed)
 
+    def _cut_all(self, window: tf.Tensor, index: tf.Tensor, can_be: tf.Tensor, seed: tf.Tensor) -> Batch:
+        """The rows that ask for some places of each window, everything before a place being its history.
 
-def masks_items(features: Features, training: Training) -> bool:
+        Args:
+            window: [B, S].
+            index: [B, S] places of the sequences.
+            can_be: [B, S] bool, what can be asked for.
+            seed: [2].
+        """
+        chosen = some_places(window, can_be, self._targets, seed)
+        row, place = tf.unstack(tf.cast(tf.where(chosen), tf.int32), axis=1)
+        of_row = tf.range(tf.shape(window)[1])[tf.newaxis] - place[:, tf.newaxis]
+        known = tf.where(of_row >= 0, tf.gather(window, row), 0)
+        targets = tf.cast(of_row == 0, tf.float32)
+        places = tf.gather_nd(index, tf.stack([row, place], axis=1))
+        owner = tf.gather(self._owner, places)
+        query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
+        query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
+        assert self._history is not None
+        query[self._history.column] = tf.where(of_row > 0, known, 0)
+        # A user's places share what the user counts.
+        count = tf.math.unsorted_segment_sum(tf.ones_like(places), row, tf.shape(window)[0])
+        weight = tf.gather(self._weights, places) / tf.cast(tf.gather(count, row), tf.float32)
+        return Batch(
+            query, known, targets, tf.ones_like(targets), weight, seed, places=Places(window[:, 1:], row, place)
+        )
+
+
+def masks_items(features: Features, model: Model, training: Training) -> bool:
     """Whether the objective is `masked_items`; without a history there is nothing to find an item from but itself."""
-    return training.objective == "masked_items" and features.history is not None
+    if features.history is None or asks_all_places(features, model):
+        return False
+    return training.objective in ("auto", "masked_items")
 
 
 def ages(sequences: Sequences) -> np.ndarray:

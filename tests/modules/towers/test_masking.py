@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tiny_towers import windows
 
-from modules.towers.masking import closeness, many_hot, mask_items, mask_next
+from modules.towers.masking import closeness, many_hot, mask_items, mask_next, some_places
 
 SEED = tf.constant([1, 2])
 
@@ -25,6 +25,24 @@ def test_nothing_sees_its_target(mask):
     else:
         np.testing.assert_allclose(hidden[:, 1:5].mean(axis=0), 0.4, atol=0.08)
     np.testing.assert_allclose((visible[:, 3] > 0).mean(), 0.6, atol=0.08)
+
+
+def test_places_that_are_asked_for_are_all_that_can_be_or_a_random_part_of_them():
+    rng = np.random.default_rng(0)
+    window = rng.integers(1, 9, (200, 7)) * (np.arange(7) < rng.integers(0, 8, 200)[:, np.newaxis])
+    can_be = (rng.random(window.shape) < 0.8) & (window > 0)
+    possible = np.array(
+        [[ok[n] and n + 1 < len(own) and own[n + 1] > 0 and own[n] not in own[n + 1 :] for n in range(7)]
+         for own, ok in zip(window, can_be, strict=True)]
+    )  # fmt: skip
+    assert possible.sum() > 200
+    asked = some_places(tf.constant(window, tf.int32), tf.constant(can_be), 7, SEED).numpy()
+    np.testing.assert_array_equal(asked, possible)
+    some = some_places(tf.constant(window, tf.int32), tf.constant(can_be), 2, SEED).numpy()
+    assert not (some & ~possible).any()
+    np.testing.assert_array_equal(some.sum(axis=1), np.minimum(possible.sum(axis=1), 2))
+    other = some_places(tf.constant(window, tf.int32), tf.constant(can_be), 2, SEED + 1).numpy()
+    assert (some != other).any()
 
 
 def test_where_nothing_would_be_hidden_the_newest_is():

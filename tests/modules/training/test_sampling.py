@@ -61,3 +61,30 @@ def test_an_epoch_has_as_many_steps_as_is_expected(exponent):
     ]
     assert np.mean(users) == pytest.approx(expected, rel=0.02)
     assert np.mean(places) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_longer_sequence_is_read_from_a_random_place_and_a_shorter_one_whole():
+    offsets = np.array([0, 3, 13, 17])
+    users = np.tile([0, 1, 2], 400)
+    ends = sampling.draw_ends(offsets, users, 4, seed=1, epoch=2)
+    assert set(ends[users == 0]) == {2} and set(ends[users == 2]) == {16}
+    # Each window of four is as likely as any other.
+    places, counts = np.unique(ends[users == 1], return_counts=True)
+    np.testing.assert_array_equal(places, np.arange(6, 13))
+    assert counts.min() > 30
+    np.testing.assert_array_equal(ends, sampling.draw_ends(offsets, users, 4, seed=1, epoch=2))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 64, 1000])
+def test_a_batch_has_rows_of_about_one_length(rows):
+    lengths = np.random.default_rng(0).geometric(0.1, rows)
+    order = sampling.by_length(lengths, 8, seed=1, epoch=0)
+    np.testing.assert_array_equal(np.sort(order), np.arange(rows))
+    padded = sum(8 * lengths[order][start : start + 8].max() for start in range(0, rows, 8))
+    unsorted = sum(8 * lengths[start : start + 8].max() for start in range(0, rows, 8))
+    assert padded <= unsorted
+    if rows == 1000:
+        assert padded < 0.5 * unsorted
+        # Short and long batches come in no order.
+        means = lengths[order][:800].reshape(-1, 8).mean(axis=1)
+        assert abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3

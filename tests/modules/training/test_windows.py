@@ -48,6 +48,41 @@ def test_a_window_holds_what_came_before_its_place_and_nothing_else(seed):
     assert all(b.targets[:, 0].all() and not b.targets[:, 1:].any() for b in batches)
 
 
+@settings(deadline=None, derandomize=True, max_examples=12)
+@given(st.integers(0, 10_000))
+def test_each_place_of_a_sequence_is_asked_for_with_what_came_before_it(seed):
+    sequences = random_sequences(seed)
+    rng = np.random.default_rng(seed)
+    is_target = rng.random(len(sequences.items)) < 0.8
+    model, training = Model(history_encoder="transformer"), Training(batch_size=3)
+    weights = rng.uniform(1, 2, len(sequences.items)).astype(np.float32)
+    windows = Windows(sequences, SPEC.features, model, training, weights, is_target)
+    ends = sequences.offsets[1:] - 1
+    batches = cut(windows, ends, seed=3)
+    row = 0
+    for start, batch in zip(range(0, len(ends), 3), batches, strict=True):
+        row = 0
+        for number, end in enumerate(ends[start : start + 3]):
+            user = sequences.owner[end]
+            own = sequences.items[max(sequences.offsets[user], end - 6) : end + 1][::-1]
+            asked = [n for n in range(len(own) - 1) if is_target[end - n] and own[n] not in own[n + 1 :]]
+            for n in asked:
+                place = end - n
+                known = np.pad(own[n + 1 :], (n, 6 - len(own) + 1))
+                np.testing.assert_array_equal(batch.query["history"][row], np.pad(known, (1, 0)))
+                np.testing.assert_array_equal(np.flatnonzero(batch.targets[row]), [n])
+                assert batch.window[row, n] == own[n] and not batch.window[row, :n].any()
+                assert batch.places.row[row] == number and batch.places.place[row] == n
+                # The encoder's sequence begins at the item before the newest.
+                np.testing.assert_array_equal(batch.places.history[number][n : len(own) - 1], own[n + 1 :])
+                assert batch.query["user"][row] == sequences.features["user"][user]
+                np.testing.assert_array_equal(batch.query["time_cyclic"][row], sequences.context["time_cyclic"][place])
+                assert batch.query["history_age"][row] == sequences.times[place] - sequences.times[place - 1]
+                np.testing.assert_allclose(batch.weight[row], weights[place] / len(asked), rtol=1e-6)
+                row += 1
+        assert row == len(batch.targets)
+
+
 def test_masked_windows_weigh_what_is_hidden_by_its_closeness():
     sequences = checkerboard.sequences()
     training = Training(batch_size=500, locality=0.5)
