@@ -63,9 +63,9 @@ class BlendWeights:
 class QueryTower(tf_keras.layers.Layer):
     """A query's vector, laid out by `VectorLayout`.
 
-    The learned part is a weighted mean of the history's item embeddings (or what a `history_encoder` makes of them), or a
-    vector of its own for a cold-start query, plus one term for each other feature, plus a constant. The item-item part is
-    a weighted sum of the history's rows of a fixed table. Missing values add nothing.
+    The learned part is a weighted mean of the history's item embeddings (or what a `history_encoder` makes of them), or
+    a vector of its own for a cold-start query, plus one term for each other feature, plus a constant. The item-item
+    part is a weighted sum of the history's rows of a fixed table. Missing values add nothing.
 
     Who is in-session wants what goes with the last items; who comes back after an inactivity gap wants what is new.
     Where requests tell the history's age, `recency` counts for the first only and `lift` for the second, each as far as
