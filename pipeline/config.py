@@ -88,15 +88,11 @@ class Config(Settings):
             raise ValueError(
                 f"serving.k: {self.serving.k}, but evaluation.k asks for {max(self.evaluation.k)}; raise serving.k"
             )
-        if self.model.history_encoder == "transformer":
-            if self.training.objective == "masked_items":
-                raise ValueError(
-                    "training.objective: masked_items, but model.history_encoder: transformer asks for the next item; "
-                    "leave the objective out"
-                )
-            if self.features.history is None:
-                raise ValueError("model.history_encoder: transformer reads a history; add `{encoding: history}` to "
-                                 "features.query")  # fmt: skip
+        if self.model.history_encoder != "mean" and self.features.history is None:
+            raise ValueError(
+                f"model.history_encoder: {self.model.history_encoder}, but there is no history to encode; "
+                "add `{encoding: history}` to features.query"
+            )
         if isinstance(self.split, ColumnSplit):
             interactions = self.tables.interactions
             for role in ("user", "item", "timestamp", "weight"):

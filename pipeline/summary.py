@@ -125,6 +125,9 @@ def render(summary: dict[str, Any], console: Console) -> None:
     if training.get("epochs"):
         start = ", from the last pushed weights" if training.get("warm_started") else ""
         table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s{start}")
+        if encoders := training.get("encoders"):
+            tried = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in encoders.items())
+            table.add_row("history encoder", f"{max(encoders, key=encoders.get)}, by NDCG on validation: {tried}")
     index = summary["index"]
     if index:
         table.add_row("index", _index(index))

@@ -80,6 +80,14 @@ def sequences(features: Features = FEATURES, users: int = USERS) -> Sequences:
     )
 
 
+def walks(users: int = 4 * USERS) -> Sequences:
+    """Everybody goes through the items in one order, now and then three items on: only the last item says the next."""
+    rng = np.random.default_rng(4)
+    steps = rng.choice([1, 3], (users, PER_USER), p=[0.9, 0.1])
+    items = 1 + (rng.integers(0, ITEMS, (users, 1)) + np.cumsum(steps, axis=1)) % ITEMS
+    return replace(sequences(HISTORY_ONLY, users), items=items.reshape(-1).astype(np.int32))
+
+
 def queries(spec: Specification, of: Sequences) -> Queries:
     asked = queries_of(spec, of, "train")
     assert asked is not None

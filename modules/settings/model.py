@@ -18,9 +18,9 @@ class Model(Settings):
     """Hidden sizes of the dense layers on top of the query tower; empty for a linear tower."""
     candidate_layers: tuple[Width, ...] = Field((), max_length=32)
     """Hidden sizes of the dense layers on top of the candidate tower."""
-    history_encoder: Literal["mean", "transformer"] = "mean"
+    history_encoder: Literal["auto", "mean", "transformer"] = "mean"
     """mean: the history's item embeddings, averaged. transformer: self-attention, for which the order of the items
-    counts (towers/history_encoder.py)."""
+    counts (towers/history_encoder.py). auto fits both and takes the one that is better on validation."""
     encoder_blocks: int = Field(2, ge=1, le=16)
     """Blocks of the transformer."""
     encoder_width: int = Field(128, ge=2, le=4_096)

@@ -31,11 +31,11 @@ class Training(Settings):
     decay_steps: int = Field(64, ge=1, le=1_000_000_000)
     """More steps through all data decay weights as much as so many would: what little they say of a rare item would
     be forgotten on the way."""
-    objective: Literal["auto", "masked_items", "next_item"] = "auto"
+    objective: Literal["masked_items", "next_item"] = "masked_items"
     """masked_items: a random part of a user's whole history (`model.mask_rate`) is to be found from the rest.
     next_item: each interaction's item is to be found from the history before it; so it is always without a history
-    feature. auto: next_item with `model.history_encoder: transformer`, which asks for all places of a sequence at once
-    and knows no other, masked_items else."""
+    feature. A transformer over the history (`model.history_encoder`) asks for the next item in any case, at all places
+    of a sequence at once."""
     locality: float = Field(0.5, ge=0, le=1_000)
     """Under masked_items the item d places away from a random one weighs (1 + d) ** −locality, as a target and as part
     of the query; 0 treats the whole history alike."""

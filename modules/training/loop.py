@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,8 @@ class Report:
     ndcg: float
     """On the validation queries, in the end; NaN without them."""
     recall: float
+    encoders: Mapping[str, float] = field(default_factory=dict)
+    """NDCG by history encoder, where validation chose between several; the best is that of the fit."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,6 +128,7 @@ def fit(
 
     def run(
         name: str,
+        specification: Specification,
         kept: np.ndarray | None,
         asked: Queries | None,
         epochs: int,
@@ -144,8 +147,23 @@ def fit(
     settings = specification.training
     with _deterministic() if settings.deterministic else contextlib.nullcontext():
         if queries is None:
-            return run("fit", None, None, settings.epochs)
-        search = run("search", ~sequences.is_validation, queries, settings.epochs)
+            return run("fit", _with_encoder(specification, _encoders(specification)[0]), None, None, settings.epochs)
+        search: Fit | None = None
+        encoders: dict[str, float] = {}
+        for encoder in _encoders(specification):
+            name = f"search-{encoder}" if encoders else "search"
+            tried = run(name, _with_encoder(specification, encoder), ~sequences.is_validation, queries, settings.epochs)
+            # Workers know no figures, and must choose the same.
+            encoders[encoder] = float(replicas.from_chief([tried.report.ndcg])[0])
+            if search is None or encoders[encoder] > max(list(encoders.values())[:-1]):
+                search = tried
+            del tried
+            gc.collect()
+        assert search is not None
+        specification = _with_encoder(specification, max(encoders, key=encoders.__getitem__))
+        if len(encoders) > 1:
+            search = replace(search, report=replace(search.report, encoders=encoders))
+            _PROGRESS.info("history encoder: %s", ", ".join(f"{e} ndcg {v:.4f}" for e, v in encoders.items()))
         if not settings.refit:
             return search
         report, epochs, start = search.report, search.report.epochs, None
@@ -154,8 +172,19 @@ def fit(
             epochs, start = math.ceil(_GO_ON * epochs), [v.numpy() for v in search.model.trainable_variables]
         del search
         gc.collect()  # The search's tables and their moments would stand beside the refit's.
-        final = run("refit", None, None, epochs, report.calibration, start)
+        final = run("refit", specification, None, None, epochs, report.calibration, start)
         return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2)))
+
+
+def _encoders(specification: Specification) -> tuple[str, ...]:
+    """The history encoders that `model.history_encoder` comes to."""
+    if specification.model.history_encoder != "auto":
+        return (specification.model.history_encoder,)
+    return ("mean", "transformer") if specification.features.history is not None else ("mean",)
+
+
+def _with_encoder(specification: Specification, encoder: str) -> Specification:
+    return specification.with_settings({"model.history_encoder": encoder})
 
 
 class _Run:

@@ -123,7 +123,7 @@ def masks_items(features: Features, model: Model, training: Training) -> bool:
     """Whether the objective is `masked_items`; without a history there is nothing to find an item from but itself."""
     if features.history is None or asks_all_places(features, model):
         return False
-    return training.objective in ("auto", "masked_items")
+    return training.objective == "masked_items"
 
 
 def ages(sequences: Sequences) -> np.ndarray:

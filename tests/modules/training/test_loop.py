@@ -65,6 +65,52 @@ def test_a_fit_learns_the_checkerboard(negatives, objective):
     assert result.report.resumed_from_epoch == 0
 
 
+# Where everybody goes the same way; without the item-item model, which knows what comes next.
+WALKS = specification(HISTORY_ONLY).with_settings(
+    {"model.item_item_rank": 0, "model.encoder_dropout": 0.1, "model.encoder_width": 32, "model.encoder_blocks": 1}
+)
+
+
+@pytest.mark.slow
+# In a batch of its own items each row has one target, not up to eight.
+@pytest.mark.parametrize(("negatives", "share"), [("catalogue", 0.9), ("sampled", 0.9), ("in_batch", 0.5)])
+def test_a_transformer_learns_what_comes_next(negatives, share):
+    spec = changed(WALKS, negatives=negatives, epochs=30, refit=False)
+    spec = spec.with_settings({"model.history_encoder": "transformer"})
+    of = checkerboard.walks()
+    asked = queries(spec, of)
+    result = fit(spec, of, asked)
+    # Nine of ten go on to the next item.
+    top = np.argmax(query_vectors(result.model, asked) @ candidate_vectors(result.model, spec).T, axis=1) + 1
+    last = asked.features["history"][:, 0]
+    assert np.mean(top == last % checkerboard.ITEMS + 1) > share
+    assert result.report.encoders == {}
+
+
+@pytest.mark.slow
+def test_auto_takes_the_encoder_that_is_better_on_validation(caplog):
+    of = checkerboard.walks()
+    spec = changed(WALKS, epochs=15, refit=False)
+    asked = queries(spec, of)
+    alone = {
+        encoder: fit(spec.with_settings({"model.history_encoder": encoder}), of, asked)
+        for encoder in ("mean", "transformer")
+    }
+    ndcg = {encoder: result.report.ndcg for encoder, result in alone.items()}
+    assert ndcg["transformer"] > ndcg["mean"] + 0.01
+    with caplog.at_level(logging.INFO, "twotower.progress"):
+        chosen = fit(spec.with_settings({"model.history_encoder": "auto"}), of, asked)
+    assert chosen.report.encoders == ndcg
+    assert any(record.message.startswith("history encoder: mean ndcg 0.") for record in caplog.records)
+    for a, b in zip(weights(chosen.model), weights(alone["transformer"].model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A refit is of the same encoder; without queries nothing can be chosen.
+    refitted = fit(changed(spec, refit=True).with_settings({"model.history_encoder": "auto"}), of, asked)
+    assert refitted.model.query_tower.encoder is not None
+    unasked = fit(changed(spec, epochs=1).with_settings({"model.history_encoder": "auto"}), of, None)
+    assert unasked.model.query_tower.encoder is None
+
+
 def test_without_a_history_the_item_is_found_from_the_user():
     spec = specification(CONTENT_ONLY)
     of = sequences(CONTENT_ONLY)
@@ -145,9 +191,10 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("encoder", ["mean", "transformer"])
+def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path, monkeypatch, encoder):
     spec, of, asked = small
-    spec = changed(spec, epochs=6, patience=1000)
+    spec = changed(spec, epochs=6, patience=1000).with_settings({"model.history_encoder": encoder})
     whole = fit(spec, of, asked, str(tmp_path / "whole"))
     save = tf.train.CheckpointManager.save
 
