@@ -47,6 +47,10 @@ run: $(READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
 	@$(BIN)/twotower run --config $(CONFIG)
 
+# An empty value lets Python keep what it compiled, whatever the caller's environment says: each of the many processes of
+# a test run would compile the project again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Files side by side in two processes, as tests/conftest.py groups them: a pipeline run is busy on one core most of its time.
 EVERYDAY := -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore tests/,faults portable kubeflow_runs)
 test: lint
