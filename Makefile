@@ -10,14 +10,15 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
-	@echo "make test       set up, lint, type-check, run every test but those of test-faults and test-portable"
+	@echo "make test       set up, lint, type-check, run every test but those of the targets test-*"
 	@echo "make test-fast  the tests that take no whole pipeline run"
 	@echo "make test-faults  stages killed, interrupted, their disk full, artifacts damaged, PostgreSQL gone; minutes"
 	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
+	@echo "make test-kubeflow  the compiled steps, each in an interpreter of its own, on two kinds of metadata store; minutes"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
@@ -46,8 +47,12 @@ run: $(READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
 	@$(BIN)/twotower run --config $(CONFIG)
 
-# Files side by side in two processes: a pipeline run is busy on one core most of its time.
-EVERYDAY := -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/portable
+# An empty value lets Python keep what it compiled, whatever the caller's environment says: each of the many processes of
+# a test run would compile the project again.
+export PYTHONDONTWRITEBYTECODE :=
+
+# Files side by side in two processes, as tests/conftest.py groups them: a pipeline run is busy on one core most of its time.
+EVERYDAY := -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore tests/,faults portable kubeflow_runs)
 test: lint
 	$(BIN)/python -m pytest $(EVERYDAY)
 
@@ -62,6 +67,10 @@ test-fast: $(READY)
 # Eight minutes, and a second environment of 3 GB: Beam's job service, and workers in what the worker image has.
 test-portable: $(READY)
 	$(BIN)/python -m pytest tests/portable $(ARGS)
+
+# Six minutes: whole compiled runs, which `make test` has once, by processes that are forked.
+test-kubeflow: $(READY)
+	$(BIN)/python -m pytest tests/kubeflow_runs
 
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -151,6 +151,7 @@ class Cluster:
         backend: Whose metadata lie between the stages.
         parameters: Runtime parameters instead of their defaults.
         evictions: Task → pattern of files; its first pod is killed as soon as there is one.
+        start: What starts a container's process, with the arguments of `subprocess.Popen`.
 
     Raises:
         UserError: A parameter is unknown, lacks or has the wrong type, the root driver could not start, or the pipeline
@@ -165,11 +166,13 @@ class Cluster:
         backend: Backend = "mlmd",
         parameters: Mapping[str, Any] | None = None,
         evictions: Mapping[str, str] | None = None,
+        start: Callable[..., Any] = subprocess.Popen,
     ) -> None:
         self.compiled = compiled
         self.folder = folder.resolve()
         self.backend = backend
         self.evictions = dict(evictions or {})
+        self.start = start
         self.parameters = _parameters(compiled.spec, parameters or {})
         size = transport.root_driver_bytes(
             compiled.tree,
@@ -356,9 +359,7 @@ class Cluster:
         log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                command, cwd=self._pod(name), env=environment, stdout=file, stderr=subprocess.STDOUT
-            )
+            process = self.start(command, cwd=self._pod(name), env=environment, stdout=file, stderr=subprocess.STDOUT)
             while eviction and process.poll() is None:
                 if glob.glob(eviction, recursive=True):
                     process.kill()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -65,16 +65,25 @@ def _files(name: str, whole: bool = False) -> list[Path]:
     return files
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _imports(path: Path) -> tuple[str, ...]:
     """Dotted names that a file imports, relative ones resolved."""
-    package = path.relative_to(_ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return _imported(path.read_text(encoding="utf-8"), path.relative_to(_ROOT).parent.parts)
+
+
+# A pipeline asks for a dozen closures, which have most files in common; a text is parsed once.
+@functools.cache
+def _imported(source: str, package: tuple[str, ...]) -> tuple[str, ...]:
+    """Dotted names that a text imports, relative ones resolved by the package that it is in."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             # One dot is the file's own package, each further one a parent's.
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
             # What is imported may be a module of the package or a name inside of it.
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names.append(module)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    # Each name once, in the order of the text.
+    return tuple(dict.fromkeys(names))

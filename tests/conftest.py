@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,10 +22,37 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # As `twotower` sets it: a fit in this process and one in a process that a test starts must add in the same order.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+ROOT = Path(__file__).parent.parent
+SMALL = "small"
+# Longest first, so that of two processes none is left with a long one at the end.
+LONGEST = (SMALL, "tests/benchmarks/test_leaks.py", "tests/e2e/test_movielens.py")
+
+
+@functools.cache
+def group(file: str) -> str:
+    """What one process tests: a file, or all that look at the same trained pipeline, so that it is trained once."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    return SMALL if re.search(r"^from e2e_runs import .*\bSmall\b", source, re.MULTILINE) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first: of two processes none is left with a long file at the end."""
-    items.sort(key=lambda item: "e2e" not in item.path.parts and item.path.name != "test_leaks.py")
+    """Whole pipelines first."""
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = group(item.nodeid.partition("::")[0])
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), "e2e" not in item.path.parts
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -199,9 +199,11 @@ def make_world(features: Features) -> World:
         analysed = (arrays(splits["train"] + splits["catalogue"]), metadata)
         function = analysed | tft_beam.AnalyzeDataset(lambda inputs: preprocessing.preprocessing_fn(inputs, config))
         _ = function | tft_beam.WriteTransformFn(str(folder / "graph"))
-        for split, rows in splits.items():
-            encoded, encoded_metadata = ((arrays(rows), metadata), function) | tft_beam.TransformDataset()
-            _write(folder / f"examples/Split-{split}", encoded, encoded_metadata.schema)
+        rows = [row for of_split in splits.values() for row in of_split]
+        encoded, encoded_metadata = ((arrays(rows), metadata), function) | tft_beam.TransformDataset()
+    left = iter(encoded)
+    for split, rows in splits.items():
+        _write(folder / f"examples/Split-{split}", [next(left) for _ in rows], encoded_metadata.schema)
     return World(folder, features)
 
 

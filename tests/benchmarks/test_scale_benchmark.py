@@ -87,6 +87,7 @@ def test_time_that_grows_as_the_data_has_slope_1():
     assert benchmark._slopes(rows, [0.1, 20.0, 20.0]) == ["", "0.00"]
 
 
+@pytest.mark.slow
 def test_a_size_that_fails_is_told_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--sizes", "10k", "--no-als", "--output", str(tmp_path), "--set", "training.epoch=1"]
     assert benchmark.main(arguments) == 1

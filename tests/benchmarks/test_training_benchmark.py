@@ -25,6 +25,7 @@ def test_all_systems_are_measured_on_the_same_rows(tmp_path: Path, capsys: pytes
         assert f"{ours['rows_per_second'] / tfrs['rows_per_second']:.1f}" in printed
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_measured_is_told_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = [
         "--items",

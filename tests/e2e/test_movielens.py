@@ -19,7 +19,7 @@ def test_the_model_is_far_above_popularity_on_a_random_split(tmp_path: Path):
         "--set", f"output.push={tmp_path}/served",
         "--set", "split={strategy: random, eval: 0.2, validation: 0.05}",
         # A fit of a few epochs is as far as this has to go; benchmarks/quality measures the whole one.
-        "--set", "training.epochs=4",
+        "--set", "training.epochs=4", "--set", "training.refit=false",
     )  # fmt: skip
     assert outcome.code == 0, outcome.errors
     assert outcome.answer["data"]["interactions"] == 100_000

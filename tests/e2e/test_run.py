@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import world
 from e2e_runs import FROM_TABLES, FROM_TRAINER, Small, executed, twotower, versions
@@ -56,27 +54,13 @@ def test_a_changed_setting_executes_what_depends_on_it(small: Small):
     assert not executed(small.config_path) & {"InteractionExampleGen", "StatisticsGen", "Transform", "Trainer"}
 
 
-def test_a_changed_table_executes_everything(small: Small, tmp_path: Path):
-    table = small.folder / "items.parquet"
-    original = table.read_bytes()
-    rows = pq.read_table(table).to_pylist()
-    rows[3]["title"] = "Another title"
-    try:
-        pq.write_table(pa.Table.from_pylist(rows), table)
-        outcome = twotower("run", "--config", small.config_path)
-        assert outcome.code == 0, outcome.errors
-        assert executed(small.config_path) == FROM_TABLES
-    finally:
-        table.write_bytes(original)
-
-
 def test_a_changed_file_of_a_package_executes_what_imports_it(small: Small, tmp_path: Path, monkeypatch):
     """Three imports away from the Trainer: trainer → training/loop → towers/two_tower → towers/terms."""
     for package in ("components", "modules"):
         shutil.copytree(fingerprint._ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(fingerprint, "_ROOT", tmp_path)
     outcome = twotower("run", "--config", small.config_path)
-    # Another table was pushed before: what compares with it, and pushes, executes at most.
+    # Another setting was pushed before: what compares with it, and pushes, executes at most.
     assert outcome.code == 0 and executed(small.config_path) <= {"BaselineResolver", "Evaluator", "Pusher"}
     with open(tmp_path / "modules/towers/terms.py", "a") as file:
         file.write("\n# another version\n")
@@ -119,8 +103,11 @@ def test_a_much_worse_model_loses_to_the_baseline(small: Small):
     assert any("baseline" in r or "last pushed" in r for r in outcome.answer["gates"]["Evaluator"]["reasons"])
 
 
-def test_a_users_own_csv_tables_with_another_split(tmp_path: Path):
-    world.write_csv(tmp_path)
+@pytest.fixture(scope="module")
+def own_tables(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A run over CSV tables with another split."""
+    folder = tmp_path_factory.mktemp("own")
+    world.write_csv(folder)
     split = {"strategy": "temporal", "validation": 0.15, "eval": 0.15}
     few = {
         "query": world.FEW_FEATURES["query"],
@@ -129,10 +116,26 @@ def test_a_users_own_csv_tables_with_another_split(tmp_path: Path):
             {"column": "genres", "encoding": "vocabulary", "dimension": 8, "separator": "|"},
         ],
     }
-    path = world.write_config(tmp_path, "csv", split=split, features=few, name="own-data")
-    outcome = twotower("run", "--config", path, "--set", "evaluation.history=rolling")
+    evaluation = world.config(folder)["evaluation"] | {"history": "rolling"}
+    path = world.write_config(folder, "csv", split=split, features=few, evaluation=evaluation, name="own-data")
+    outcome = twotower("run", "--config", path)
     assert outcome.code == 0, outcome.errors
-    metrics = outcome.answer["metrics"]["overall"]
+    return Small(folder, path, outcome)
+
+
+def test_a_users_own_csv_tables_with_another_split(own_tables: Small):
+    metrics = own_tables.outcome.answer["metrics"]["overall"]
     assert metrics["recall@5"] > 1.5 * metrics["popular_recall@5"]
-    answer = twotower("recommend", "--config", path, "--user", "5", "--filter", "genres=Drama").answer
+    arguments = ["--config", own_tables.config_path, "--user", "5", "--filter", "genres=Drama"]
+    answer = twotower("recommend", *arguments).answer
     assert answer["items"] and all(r["title"].startswith("Drama") for r in answer["items"])
+
+
+def test_a_changed_table_executes_everything(own_tables: Small):
+    table = own_tables.folder / "items.csv"
+    text = table.read_text()
+    assert text.count("Drama film 3,") == 1
+    table.write_text(text.replace("Drama film 3,", "Another title,"))
+    outcome = twotower("run", "--config", own_tables.config_path)
+    assert outcome.code == 0, outcome.errors
+    assert executed(own_tables.config_path) == FROM_TABLES

@@ -165,12 +165,12 @@ def transformed(world):
         function = (instances(users + world.items), metadata) | tft_beam.AnalyzeDataset(
             lambda inputs: preprocessing.preprocessing_fn(inputs, CONFIG)
         )
-        encoded = []
-        for rows in (users, world.queries, world.items):
-            found, _ = ((instances(rows), metadata), function) | tft_beam.TransformDataset()
-            encoded.append(found)
+        groups = (users, world.queries, world.items)
+        rows = [row for group in groups for row in group]
+        encoded, _ = ((instances(rows), metadata), function) | tft_beam.TransformDataset()
         _ = function | tft_beam.WriteTransformFn(output)
-    return (*encoded, tft.TFTransformOutput(output))
+    left = iter(encoded)
+    return (*([next(left) for _ in group] for group in groups), tft.TFTransformOutput(output))
 
 
 def stacked(rows, key):

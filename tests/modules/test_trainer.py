@@ -109,12 +109,17 @@ def test_run_fn_learns_the_checkerboard_and_exports_it(features, negatives, tmp_
     assert not any((tmp_path / "checkpoints").rglob("*")), "a finished fit leaves no checkpoint"
 
 
-def test_exported_vectors_and_popularity(world, tmp_path):
-    args = world.fn_args(tmp_path, training=TRAINING.model_copy(update={"epochs": 1}))
+@pytest.fixture(scope="module")
+def exported(world, tmp_path_factory):
+    """The export of a fit of one epoch."""
+    args = world.fn_args(tmp_path_factory.mktemp("exported"), training=TRAINING.model_copy(update={"epochs": 1}))
     trainer.run_fn(args)
-    module = tf.saved_model.load(args.serving_model_dir)
+    return tf.saved_model.load(args.serving_model_dir)
+
+
+def test_exported_vectors_and_popularity(exported):
     rows = [item_columns(i) for i in (0, 5, ITEMS, 999)]
-    answer = module.signatures["candidate_embedding"](**requests(module, "candidate_embedding", rows))
+    answer = exported.signatures["candidate_embedding"](**requests(exported, "candidate_embedding", rows))
     splits = split_rows()
     taken = [item for row in splits["train"] for item in row["sequence_item"]]
     counts = [taken.count(f"i{i}") for i in (0, 5, ITEMS, 999)]
@@ -124,10 +129,8 @@ def test_exported_vectors_and_popularity(world, tmp_path):
     assert np.isfinite(answer["embedding"]).all()
 
 
-def test_request_without_anything_gets_a_finite_vector(world, tmp_path):
-    args = world.fn_args(tmp_path, training=TRAINING.model_copy(update={"epochs": 1}))
-    trainer.run_fn(args)
-    signature = tf.saved_model.load(args.serving_model_dir).signatures["query_embedding"]
+def test_request_without_anything_gets_a_finite_vector(exported):
+    signature = exported.signatures["query_embedding"]
     missing = {tf.string: "", tf.float32: np.nan, tf.int64: -1}
     specs = signature.structured_input_signature[1]
     empty = {n: tf.fill([1] * s.shape.rank, tf.constant(missing[s.dtype], s.dtype)) for n, s in specs.items()}

@@ -249,6 +249,7 @@ def test_a_full_disk_under_the_store_is_one_line_with_the_remedy(tables: Path):
         raise RuntimeError("Trainer could not start: its inputs were not found")
 
 
+@pytest.mark.slow
 def test_what_tfx_makes_of_an_error_of_the_store_is_one_line_too(tables: Path):
     path = store_of(tables)
     path.write_bytes(b"no database " * 400)

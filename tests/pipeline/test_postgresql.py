@@ -19,9 +19,12 @@ from modules.errors import UserError
 from pipeline import cli, runs
 from pipeline.config import load
 
-pytestmark = pytest.mark.skipif(
-    postgresql.binaries() is None, reason="no PostgreSQL server is installed here (initdb and pg_ctl)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        postgresql.binaries() is None, reason="no PostgreSQL server is installed here (initdb and pg_ctl)"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from e2e_runs import Small, executed, twotower, versions
+from forked import Forked
 
 from pipeline import config, runs
 
 pytestmark = pytest.mark.slow
 
 BEFORE_TRAINER = {"InteractionExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator", "Transform"}
-LONG = ("training.epochs=60", "training.patience=60")
+LONG = ("training.epochs=20", "training.patience=20")
 # Every file that goes into the push destination takes a second, as on a slow disk.
 SLOW_PUSH = """
 import sys, time
@@ -36,7 +35,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def kill_when(ready: Callable[[], bool], command: list[str]) -> None:
     """Starts a process and kills it with SIGKILL as soon as something has happened."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Forked(command)
     try:
         deadline = time.monotonic() + 240
         while not ready():
@@ -44,7 +43,7 @@ def kill_when(ready: Callable[[], bool], command: list[str]) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
@@ -65,9 +64,11 @@ def test_killed_in_trainer_and_killed_again_in_the_push(small: Small, tmp_path: 
     assert versions(tmp_path) == []
 
     destination = tmp_path / "served" / "small-world"
+    slow_push = tmp_path / "slow_push.py"
+    slow_push.write_text(SLOW_PUSH)
     kill_when(
         lambda: any(p.is_file() for p in destination.rglob("*")),
-        [sys.executable, "-c", SLOW_PUSH, "run", "--config", path, *overrides],
+        [sys.executable, str(slow_push), "run", "--config", path, *overrides],
     )
     states = {stage.name: stage.state for stage in runs.read_runs(config.load(path, outputs), last=1)[0].stages}
     assert {states[name] for name in BEFORE_TRAINER} == {"cached"} and states["Trainer"] == "done"
