@@ -100,6 +100,9 @@ class Windows:
             can_be: [B, S] bool, what can be asked for.
             seed: [2].
         """
+        # Rows of a batch are of about one length (sampling.by_length), most of them far below that of a window.
+        longest = tf.reduce_max(tf.reduce_sum(tf.cast(window > 0, tf.int32), axis=1))
+        window, index, can_be = window[:, :longest], index[:, :longest], can_be[:, :longest]
         chosen = some_places(window, can_be, self._targets, seed)
         row, place = tf.unstack(tf.cast(tf.where(chosen), tf.int32), axis=1)
         of_row = tf.range(tf.shape(window)[1])[tf.newaxis] - place[:, tf.newaxis]

@@ -116,6 +116,12 @@ def test_set_replaces_a_key(override, read, expected):
         ("split={strategy: random, seed: -3}", "split.random.seed: Input should be greater than or equal to 0"),
         ("model.dimension=1000000000000", "model.dimension: Input should be less than or equal to 16384"),
         ("model.query_layers=[0]", "model.query_layers.0: Input should be greater than or equal to 1"),
+        ("model.history_encoder=gru", "model.history_encoder"),
+        (
+            "model={encoder_width: 100, encoder_heads: 3}",
+            "encoder_heads: 3 does not divide encoder_width, which is 100",
+        ),
+        ("model.encoder_dropout=1", "model.encoder_dropout: Input should be less than 1"),
         ("features.query.age={column: age, encoding: bucketized, buckets: 1000000000}", "features.query.1"),
         (
             "features.query.age={column: age, encoding: hash, buckets: 100000000, dimension: 1000}",
