@@ -28,6 +28,9 @@ class Training(Settings):
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)
     """Decoupled (AdamW), multiplied by the learning rate at each step where up to `decay_steps` go through all data."""
+    encoder_weight_decay: float = Field(0.0, ge=0, le=1e6)
+    """The same with a transformer over the history, which `model.encoder_dropout` regularises: as strong a decay as the
+    mean's holds it back (docs/benchmarks.md)."""
     decay_steps: int = Field(64, ge=1, le=1_000_000_000)
     """More steps through all data decay weights as much as so many would: what little they say of a rare item would
     be forgotten on the way."""
@@ -80,9 +83,15 @@ class Training(Settings):
     metric_k: Answers = 10
     """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
 
-    def weight_decay_of(self, steps: float) -> float:
-        """`weight_decay` as it is at each step where so many go through all data."""
-        return self.weight_decay * min(1.0, self.decay_steps / steps)
+    def weight_decay_of(self, steps: float, all_places: bool = False) -> float:
+        """The weight decay at each step where so many go through all data.
+
+        Args:
+            steps: Through all data.
+            all_places: Whether a step asks for many places of each sequence, as with a transformer.
+        """
+        weight_decay = self.encoder_weight_decay if all_places else self.weight_decay
+        return weight_decay * min(1.0, self.decay_steps / steps)
 
     def steps_of_epoch(self, steps: float) -> float:
         """Steps of an epoch where so many go through all data."""

@@ -21,7 +21,7 @@ from tensorflow.python.framework import config as framework_config
 
 from modules import item_item
 from modules.errors import UserError
-from modules.towers.two_tower import TwoTower
+from modules.towers.two_tower import TwoTower, asks_all_places
 from modules.training import sampling
 from modules.training.calibration import (
     Blend,
@@ -226,7 +226,7 @@ class _Run:
         self._set(calibration)
         self._blend: Blend | None = None
         steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
-        weight_decay = settings.weight_decay_of(steps)
+        weight_decay = settings.weight_decay_of(steps, asks_all_places(specification.features, specification.model))
         self._patience = settings.patience_of(steps)
         with distribution.scope():
             self._optimizer = LazyAdamW(settings.learning_rate, weight_decay, settings.averaging, NO_DECAY)

@@ -35,3 +35,10 @@ def test_long_epochs_have_less_patience(steps: float, epochs: int):
 @pytest.mark.parametrize(("epochs", "steps", "anew"), [(18, 35.0, True), (8, 90_000.0, True), (9, 500.0, False)])
 def test_a_refit_of_more_than_4000_steps_goes_on(epochs: int, steps: float, anew: bool):
     assert Training().refits_anew(epochs, steps) == anew
+
+
+def test_a_transformer_has_its_own_decay_and_samples_sooner():
+    training = Training(weight_decay=5.0, encoder_weight_decay=0.5, decay_steps=64)
+    assert training.weight_decay_of(128, all_places=True) == 0.25
+    assert [training.negatives_of(items, all_places=True) for items in (5_000, 5_001)] == ["catalogue", "sampled"]
+    assert Training(catalogue_limit=10).negatives_of(11, all_places=True) == "sampled"
