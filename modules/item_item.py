@@ -7,7 +7,7 @@ et al., WWW 2021).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -55,8 +55,6 @@ class Factors:
 
     history: np.ndarray
     items: np.ndarray
-    length: float = 1.0
-    """Items that the model covers in a user's history, on average."""
 
     @property
     def rank(self) -> int:
@@ -70,7 +68,7 @@ class Factors:
             item_rows: Rows of `history` then, out-of-vocabulary buckets included.
             candidate_rows: Rows of `items` then.
         """
-        return replace(self, history=_with_rows(self.history, item_rows), items=_with_rows(self.items, candidate_rows))
+        return Factors(_with_rows(self.history, item_rows), _with_rows(self.items, candidate_rows))
 
 
 def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> Moments:
@@ -167,11 +165,7 @@ def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int =
     variance = np.trace(history.T @ moments.together @ history) / max(moments.users * size, 1)
     history /= max(np.sqrt(variance), 1e-12)
     pad = np.zeros((1, kept.shape[1]))
-    return Factors(
-        history=np.append(pad, history, 0).astype(np.float32),
-        items=np.append(pad, kept, 0).astype(np.float32),
-        length=max(1.0, float(np.trace(moments.together)) / max(moments.users, 1)),
-    )
+    return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, kept, 0).astype(np.float32))
 
 
 def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.ndarray:

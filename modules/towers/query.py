@@ -37,9 +37,6 @@ class BlendWeights:
     """The same in the item-item part."""
     item_item: float = 0.5
     """Weight of the item-item part, whose scores have a standard deviation of 1."""
-    item_item_length: float = 0.0
-    """What the item-item part of n items is divided by: (n / mean length of a history) ** item_item_length. Its scores
-    are sums at 0, so that a short history says little there, and means at 1."""
     lift: float = 0.0
     """Weight of the recent popularity lift for a query with a history."""
     cold_start_lift: float = 0.0
@@ -118,7 +115,6 @@ class QueryTower(tf_keras.layers.Layer):
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
             )
         self._item_item = None if factors is None else fixed(factors.history, "item_item_history")
-        self._typical_length = 1.0 if factors is None else factors.length
         start = asdict(BlendWeights.default(model, self._age is not None))
         self._blend = {name: fixed(value, f"blend_{name}") for name, value in start.items()}
 
@@ -136,7 +132,6 @@ class QueryTower(tf_keras.layers.Layer):
             "cold_start_lift": self._has_lift and has_history,
             "recency": has_history and self.encoder is None,
             "item_item_recency": has_item_item,
-            "item_item_length": has_item_item,
             "item_item": has_item_item,
         }
         return tuple(name for name, has_effect in effect.items() if has_effect)
@@ -157,8 +152,7 @@ class QueryTower(tf_keras.layers.Layer):
         weights = self._blend
         parts = [self.learned(inputs, weights["recency"])]
         if self._item_item is not None:
-            item_item = self.item_item(inputs, weights["item_item_recency"])
-            parts.append(weights["item_item"] * self.length_factor(inputs, weights["item_item_length"]) * item_item)
+            parts.append(weights["item_item"] * self.item_item(inputs, weights["item_item_recency"]))
         lift = self.lift(inputs, weights["lift"], weights["cold_start_lift"])
         parts.append(lift)
         if self.layout.discount.size:
@@ -213,12 +207,6 @@ class QueryTower(tf_keras.layers.Layer):
         assert self._item_item is not None and self._history is not None
         history = tf.cast(inputs[self._history.column], tf.int32)
         return self._sum(self._item_item, history, _by_rank(history, recency))
-
-    def length_factor(self, inputs: Mapping[str, tf.Tensor], exponent: tf.Tensor | float) -> tf.Tensor:
-        """[B, 1] factors of the item-item part; `exponent` is `BlendWeights.item_item_length`."""
-        assert self._history is not None
-        count = tf.reduce_sum(tf.cast(inputs[self._history.column] > 0, tf.float32), axis=1, keepdims=True)
-        return tf.pow(tf.maximum(count, 1.0) / self._typical_length, -exponent)
 
     def lift(
         self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor | float, cold_start_weight: tf.Tensor | float

@@ -26,7 +26,6 @@ CHOICES: Mapping[str, tuple[float, ...]] = {
     "recency": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
     "item_item_recency": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "item_item": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
-    "item_item_length": (0.0, 0.25, 0.5, 0.75, 1.0),
     "lift": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
     # At 1 a cold-start query gets what is popular now; more would extrapolate.
     "cold_start_lift": (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -154,8 +153,6 @@ class Blend:
     learned: PartScores
     """Without the seen items: once excluded here, an item stays so in every sum."""
     item_item: PartScores | None
-    length_factor: Callable[[float], np.ndarray]
-    """`BlendWeights.item_item_length` → [Q, 1] factors of the item-item part."""
     others: np.ndarray
     """[C, 1 or 2] the candidates' lift, and their discount where there is one."""
     inactivity: np.ndarray
@@ -200,9 +197,6 @@ class Blend:
             ranker=ranker,
             learned=learned,
             item_item=scores if layout.item_item.size else None,
-            length_factor=functools.lru_cache(
-                lambda exponent: np.concatenate([tower.length_factor(batch, exponent).numpy() for batch in batches])
-            ),
             others=candidates[:, layout.lift.start :],
             inactivity=inactivity,
             is_cold_start=is_cold_start,
@@ -227,8 +221,7 @@ class Blend:
         scores = np.concatenate([lift, np.ones_like(lift)], axis=1)[:, : self.others.shape[1]] @ self.others.T
         scores += self.learned.of(weights.recency, batch)
         if self.item_item is not None:
-            factor = np.float32(weights.item_item) * self.length_factor(weights.item_item_length)[part]
-            scores += factor * self.item_item.of(weights.item_item_recency, batch)
+            scores += np.float32(weights.item_item) * self.item_item.of(weights.item_item_recency, batch)
         return scores
 
 

@@ -11,9 +11,7 @@ from modules.encodings.history_age import HistoryAge
 from modules.settings import Model
 from modules.towers.query import BlendWeights
 
-WEIGHTS = BlendWeights(
-    recency=0.7, item_item_recency=0.4, item_item=1.5, item_item_length=0.5, lift=0.3, cold_start_lift=0.9
-)
+WEIGHTS = BlendWeights(recency=0.7, item_item_recency=0.4, item_item=1.5, lift=0.3, cold_start_lift=0.9)
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -46,8 +44,7 @@ def test_a_query_vector_is_the_sum_of_its_terms(dense, recency):
         else:
             expected += tower.cold_start.numpy()
         weights = (1.0 + np.arange(len(history))) ** -0.4
-        factor = 1.5 * (max(len(history), 1) / tables.length) ** -0.5
-        item_item = factor * weights @ tables.history[history] if history else np.zeros(3)
+        item_item = 1.5 * weights @ tables.history[history] if history else np.zeros(3)
         expected = np.concatenate([expected, [1.0], item_item, [0.3 if history else 0.9]])
         np.testing.assert_allclose(vector, expected, rtol=2e-4, atol=1e-4)
 
@@ -91,8 +88,8 @@ def test_the_blend_is_what_was_set():
 @pytest.mark.parametrize(
     ("has_lift", "rank", "expected"),
     [
-        (True, 3, {"lift", "cold_start_lift", "recency", "item_item_recency", "item_item", "item_item_length"}),
-        (False, 3, {"recency", "item_item_recency", "item_item", "item_item_length"}),
+        (True, 3, {"lift", "cold_start_lift", "recency", "item_item_recency", "item_item"}),
+        (False, 3, {"recency", "item_item_recency", "item_item"}),
         (True, 0, {"lift", "cold_start_lift", "recency"}),
     ],
 )
