@@ -1,4 +1,4 @@
-"""What validation chooses: the blend weights, the recent window and the item-item model's ridge.
+"""What validation chooses: the blend weights, the recent window, the item-item model's ridge, the new items' offset.
 
 Everything here is a function of vectors and parameters. Scores are sums of parts, and a blend weight changes one of
 them: what the others score is kept while it is tried.
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 import tensorflow as tf
 
 from modules import item_item, metrics
@@ -43,6 +45,11 @@ _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
 _ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
 _KEPT = 2**29
+# As if so many more interactions had gone to new items than did, where the model had expected as many: with few to go
+# by the offset stays near 0. Prior of the ratio observed / expected: a Gamma distribution of mean 1 and deviation 1.
+_PRIOR_INTERACTIONS = 1.0
+# An offset is not looked for beyond: e ** 20 is half a billion.
+_FARTHEST_OFFSET = 20.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Calibration:
     """Share of the interactions, the latest ones, that are recent."""
     weights: BlendWeights | None = None
     """None: the query tower's own defaults."""
+    new_item_offset: float = 0.0
+    """Added to the bias that an item without interactions gets by its content."""
 
     @classmethod
     def default(cls, model: Model, training: Training) -> Calibration:
@@ -289,6 +298,71 @@ def choose_window(ascents: Mapping[float, Ascent]) -> float:
         if surely_better(ascent.measured.ndcg, ascents[chosen].measured.ndcg):
             chosen = window
     return chosen
+
+
+def new_item_log_odds(
+    ranker: Ranker,
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    is_new: np.ndarray,
+    out_of_vocabulary: np.ndarray,
+    of_each: float = 1.0,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """[Q]: how likely new items are in each answer, log(p / (1 − p)), by a softmax over all that has not been seen.
+
+    Args:
+        ranker: With what each query has seen.
+        queries: [Q, D].
+        candidates: [C, D], of the ranker's labels.
+        is_new: [C] bool.
+        out_of_vocabulary: [N, D] of further new items.
+        of_each: How many items each of these stands for.
+        temperature: Divides the scores.
+    """
+    log_odds = []
+    for number, part in enumerate(ranker.parts):
+        scores = ranker.exclude_seen(number, queries[part] @ candidates.T) / temperature
+        others = queries[part] @ out_of_vocabulary.T / temperature + math.log(of_each)
+        new = np.concatenate([scores[:, is_new], others], axis=1)
+        log_odds.append(_log_sum(new) - _log_sum(scores[:, ~is_new]))
+    return np.concatenate(log_odds)
+
+
+def new_item_offset(log_odds: np.ndarray, asked: np.ndarray, new: int) -> float:
+    """The offset under which as many interactions are expected to go to new items as do.
+
+    It is the maximum of the softmax's likelihood, shrunk towards 0: the observed number counts as the mean of the
+    Gamma posterior whose prior says that the model is right.
+
+    Args:
+        log_odds: [Q] of new items in each query's answer, without an offset.
+        asked: [Q] how many items are relevant.
+        new: How many of them all are new.
+
+    Returns:
+        What is to be added to the log-odds; 0 where no new item can be an answer.
+    """
+
+    def expected(offset: float) -> float:
+        return float(asked @ scipy.special.expit(log_odds + offset))
+
+    believed = expected(0.0)
+    if not believed:
+        return 0.0
+    goal = believed * (new + _PRIOR_INTERACTIONS) / (believed + _PRIOR_INTERACTIONS)
+    low, high = -_FARTHEST_OFFSET, _FARTHEST_OFFSET
+    if not expected(low) < goal < expected(high):
+        return low if goal <= expected(low) else high
+    return round(float(scipy.optimize.brentq(lambda offset: expected(offset) - goal, low, high)), 4)
+
+
+def _log_sum(scores: np.ndarray) -> np.ndarray:
+    """[B, C] → [B] log Σ exp; −∞ of nothing."""
+    if not scores.shape[1]:
+        return np.full(len(scores), -np.inf)
+    with np.errstate(divide="ignore"):
+        return scipy.special.logsumexp(scores.astype(np.float64), axis=1)
 
 
 def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:
