@@ -45,11 +45,9 @@ _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
 _ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
 _KEPT = 2**29
-# As if so many more interactions had gone to new items than did, where the model had expected as many: with few to go
-# by the offset stays near 0. Prior of the ratio observed / expected: a Gamma distribution of mean 1 and deviation 1.
-_PRIOR_INTERACTIONS = 1.0
-# An offset is not looked for beyond: e ** 20 is half a billion.
-_FARTHEST_OFFSET = 20.0
+# Standard deviation of the normal prior around 0 of the new items' offset, in log-odds: one interaction where none was
+# expected moves it by less than 1, a dozen by nearly all that they say.
+_OFFSET_DEVIATION = 1.0
 
 
 @dataclass(frozen=True)
@@ -330,10 +328,10 @@ def new_item_log_odds(
 
 
 def new_item_offset(log_odds: np.ndarray, asked: np.ndarray, new: int) -> float:
-    """The offset under which as many interactions are expected to go to new items as do.
+    """The offset under which as many interactions are expected to go to new items as do, shrunk towards 0.
 
-    It is the maximum of the softmax's likelihood, shrunk towards 0: the observed number counts as the mean of the
-    Gamma posterior whose prior says that the model is right.
+    Under a softmax over the catalogue that is the offset of maximum likelihood; under a normal prior it is the one of
+    maximum posterior probability: observed − expected(offset) = offset / deviation².
 
     Args:
         log_odds: [Q] of new items in each query's answer, without an offset.
@@ -344,17 +342,15 @@ def new_item_offset(log_odds: np.ndarray, asked: np.ndarray, new: int) -> float:
         What is to be added to the log-odds; 0 where no new item can be an answer.
     """
 
-    def expected(offset: float) -> float:
-        return float(asked @ scipy.special.expit(log_odds + offset))
+    def slope(offset: float) -> float:
+        expected = float(asked @ scipy.special.expit(log_odds + offset))
+        return new - expected - offset / _OFFSET_DEVIATION**2
 
-    believed = expected(0.0)
-    if not believed:
+    if np.isneginf(log_odds).all():
         return 0.0
-    goal = believed * (new + _PRIOR_INTERACTIONS) / (believed + _PRIOR_INTERACTIONS)
-    low, high = -_FARTHEST_OFFSET, _FARTHEST_OFFSET
-    if not expected(low) < goal < expected(high):
-        return low if goal <= expected(low) else high
-    return round(float(scipy.optimize.brentq(lambda offset: expected(offset) - goal, low, high)), 4)
+    # It falls throughout, and is at least 0 on the left and at most 0 on the right.
+    farthest = float(asked.sum()) * _OFFSET_DEVIATION**2
+    return round(float(scipy.optimize.brentq(slope, -farthest, farthest)), 4)
 
 
 def _log_sum(scores: np.ndarray) -> np.ndarray:
