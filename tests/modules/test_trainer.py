@@ -29,7 +29,6 @@ from transformed_world import (
 )
 
 from modules import trainer, tuner
-from modules.data import examples
 from modules.errors import UserError
 from modules.servable.contract import SERVABLE_PATH, read_embedding
 from modules.servable.embedding import Embedding, candidate_requests, read_variables
@@ -335,8 +334,16 @@ def test_items_that_are_added_to_a_servable_have_the_offset_and_what_is_explored
             """As `twotower update` embeds the rows of a table."""
             records = []
             for item in items:
-                values = [(c, [v.encode() if isinstance(v, str) else v for v in vs]) for c, vs in item.items()]
-                records.append(examples.example(examples.features(values)))
+                record = tf.train.Example()
+                for column, values in item.items():
+                    feature = record.features.feature[column]
+                    if isinstance(values[0], str):
+                        feature.bytes_list.value.extend(value.encode() for value in values)
+                    elif isinstance(values[0], float):
+                        feature.float_list.value.extend(values)
+                    else:
+                        feature.int64_list.value.extend(values)
+                records.append(record.SerializeToString())
             return embedding.candidate(**candidate_requests(tf.constant(records), features, "item"))[
                 "embedding"
             ].numpy()
