@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -115,6 +115,11 @@ bench-quality: $(READY) $(BENCH_READY)
 # After bench-quality, whose runs it reads.
 bench-ablations: $(READY)
 	@$(BIN)/python -m benchmarks.quality.ablations --config $(CONFIG) $(ARGS)
+
+# One run: what `model.exploration` costs known items and gains new ones.
+bench-new-items: $(READY)
+	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
+	@$(BIN)/python -m benchmarks.quality.new_items --config $(CONFIG) $(ARGS)
 
 # The cluster's volume is this folder; the object store and the pods are folders of runs/kubeflow.
 KUBEFLOW := runs/kubeflow

@@ -52,11 +52,22 @@ class Model(Settings):
     diversity: float = Field(0.0, ge=0, le=1)
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""
+    exploration: float = Field(0.0, ge=0, le=20)
+    """Trades accuracy for new items: log-odds that are added to the score of an item without training interactions. At
+    1 they are e times as likely as the model believes (training/calibration.py). It takes no part in the fit."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Model:
         if self.encoder_width % self.encoder_heads:
             raise ValueError(
                 f"encoder_heads: {self.encoder_heads} does not divide encoder_width, which is {self.encoder_width}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exploration_has_a_bias(self) -> Model:
+        if self.exploration and self.normalize:
+            raise ValueError(
+                "exploration: vectors of length 1 have no bias for it; turn normalize off, or leave it at 0"
             )
         return self

@@ -28,7 +28,9 @@ class CandidateTower(tf_keras.layers.Layer):
     dimension; then the item's row of the item-item factors, and its recent popularity lift.
 
     A cold-start item, one without training interactions, has none of these. It gets the vector that the content map
-    (modules/cold_start.py) gives it: what items with such content have.
+    (modules/cold_start.py) gives it: what items with such content have. How likely new items are beside others is
+    `new_item_offset`, which is added to the bias that it predicts; with `model.normalize` there is no bias, and so no
+    offset.
 
     Args:
         features: What it reads.
@@ -70,10 +72,17 @@ class CandidateTower(tf_keras.layers.Layer):
         self.lift = fixed(np.zeros(len(frequency), np.float32), "lift")
         self._discount = fixed(-model.diversity * popularity, "popularity_discount") if model.diversity else None
         self._has_interactions = tf.Variable(frequency > 0, trainable=False, name="has_interactions")
+        self.new_item_offset = fixed(0.0, "new_item_offset")
+        self._is_bias = tf.one_hot(self.layout.learned.stop - 1, self.layout.width)
         # Before the content map is fitted, and in the epochs, a cold-start item is as rare as the rarest.
         rare = np.zeros(self.layout.width, np.float32)
         rare[width : model.dimension] = popularity[0]
         self.content = ContentMap(content, cardinalities, rare)
+
+    @property
+    def has_interactions(self) -> np.ndarray:
+        """[V + 1] bool by label: False for a cold-start item."""
+        return self._has_interactions.numpy()
 
     @property
     def item_tables(self) -> list[tf.Variable]:
@@ -96,11 +105,11 @@ class CandidateTower(tf_keras.layers.Layer):
         if self._id is None:
             # Without an id of its own an item is learned by its content in the first place.
             learned_of_content = learned
-        return tf.where(
-            tf.gather(self._has_interactions, label)[:, tf.newaxis],
-            tf.concat([learned, *others], axis=1),
-            tf.concat([learned_of_content, from_content[:, self.layout.learned.stop :]], axis=1),
-        )
+        new = tf.concat([learned_of_content, from_content[:, self.layout.learned.stop :]], axis=1)
+        if not self._normalize:
+            new += self.new_item_offset * self._is_bias
+        has_interactions = tf.gather(self._has_interactions, label)[:, tf.newaxis]
+        return tf.where(has_interactions, tf.concat([learned, *others], axis=1), new)
 
     def learned(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The learned part, [B, dimension]."""
@@ -123,7 +132,7 @@ class CandidateTower(tf_keras.layers.Layer):
             is_candidate: [V + 1] bool, which items have a row in it.
             seed: Of the draw of items, where there are more than are needed.
         """
-        labels = np.flatnonzero(self._has_interactions.numpy() & is_candidate)
+        labels = np.flatnonzero(self.has_interactions & is_candidate)
         if len(labels) > _ITEMS_WITH_CONTENT:
             labels = np.sort(np.random.default_rng(seed).choice(labels, _ITEMS_WITH_CONTENT, replace=False))
         features = {key: values[labels] for key, values in catalogue.items()}

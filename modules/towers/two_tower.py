@@ -147,6 +147,11 @@ class TwoTower(tfrs.Model):
         """The learned part of the same, [N] → [N, dimension]."""
         return self.candidate_tower.learned(self._encoded(labels))
 
+    def new_item_vectors(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Vectors of items out of vocabulary by their transformed features [N, ...], [N, D]."""
+        rows = tf.shape(next(iter(features.values())))[0]
+        return self.candidate_tower(dict(features) | {"label": tf.zeros([rows], tf.int32)})
+
     def _encoded(self, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         return {key: tf.gather(values, labels) for key, values in self._catalogue.items()} | {"label": labels}
 

@@ -1,4 +1,4 @@
-"""What validation chooses: the blend weights, the recent window and the item-item model's ridge.
+"""What validation chooses: the blend weights, the recent window, the item-item model's ridge, the new items' offset.
 
 Everything here is a function of vectors and parameters. Scores are sums of parts, and a blend weight changes one of
 them: what the others score is kept while it is tried.
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 import tensorflow as tf
 
 from modules import item_item, metrics
@@ -42,6 +44,9 @@ _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
 _ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
 _KEPT = 2**29
+# Standard deviation of the normal prior around 0 of the new items' offset, in log-odds: one interaction where none was
+# expected moves it by less than 1, a dozen by nearly all that they say.
+_OFFSET_DEVIATION = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Calibration:
     """Share of the interactions, the latest ones, that are recent."""
     weights: BlendWeights | None = None
     """None: the query tower's own defaults."""
+    new_item_offset: float = 0.0
+    """Added to the bias that an item without interactions gets by its content."""
 
     @classmethod
     def default(cls, model: Model, training: Training) -> Calibration:
@@ -282,6 +289,69 @@ def choose_window(ascents: Mapping[float, Ascent]) -> float:
         if surely_better(ascent.measured.ndcg, ascents[chosen].measured.ndcg):
             chosen = window
     return chosen
+
+
+def new_item_log_odds(
+    ranker: Ranker,
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    is_new: np.ndarray,
+    out_of_vocabulary: np.ndarray,
+    of_each: float = 1.0,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """[Q]: how likely new items are in each answer, log(p / (1 − p)), by a softmax over all that has not been seen.
+
+    Args:
+        ranker: With what each query has seen.
+        queries: [Q, D].
+        candidates: [C, D], of the ranker's labels.
+        is_new: [C] bool.
+        out_of_vocabulary: [N, D] of further new items.
+        of_each: How many items each of these stands for.
+        temperature: Divides the scores.
+    """
+    log_odds = []
+    for number, part in enumerate(ranker.parts):
+        scores = ranker.exclude_seen(number, queries[part] @ candidates.T) / temperature
+        others = queries[part] @ out_of_vocabulary.T / temperature + math.log(of_each)
+        new = np.concatenate([scores[:, is_new], others], axis=1)
+        log_odds.append(_log_sum(new) - _log_sum(scores[:, ~is_new]))
+    return np.concatenate(log_odds)
+
+
+def new_item_offset(log_odds: np.ndarray, asked: np.ndarray, new: int) -> float:
+    """The offset under which as many interactions are expected to go to new items as do, shrunk towards 0.
+
+    Under a softmax over the catalogue that is the offset of maximum likelihood; under a normal prior it is the one of
+    maximum posterior probability: observed − expected(offset) = offset / deviation².
+
+    Args:
+        log_odds: [Q] of new items in each query's answer, without an offset.
+        asked: [Q] how many items are relevant.
+        new: How many of them all are new.
+
+    Returns:
+        What is to be added to the log-odds; 0 where no new item can be an answer.
+    """
+
+    def slope(offset: float) -> float:
+        expected = float(asked @ scipy.special.expit(log_odds + offset))
+        return new - expected - offset / _OFFSET_DEVIATION**2
+
+    if np.isneginf(log_odds).all():
+        return 0.0
+    # It falls throughout, and is at least 0 on the left and at most 0 on the right.
+    farthest = float(asked.sum()) * _OFFSET_DEVIATION**2
+    return round(float(scipy.optimize.brentq(slope, -farthest, farthest)), 4)
+
+
+def _log_sum(scores: np.ndarray) -> np.ndarray:
+    """[B, C] → [B] log Σ exp; −∞ of nothing."""
+    if not scores.shape[1]:
+        return np.full(len(scores), -np.inf)
+    with np.errstate(divide="ignore"):
+        return scipy.special.logsumexp(scores.astype(np.float64), axis=1)
 
 
 def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ from modules.towers.terms import encoded_keys
 # as make this number of scores, but some hundreds in any case: fewer would say nothing.
 _MAX_QUERIES, _MAX_SCORES, _MIN_QUERIES = 10_000, 2**24, 250
 _READ_BATCH = 4096
+# Items out of vocabulary, at most, whose scores are looked at: what all of them score together they say well enough.
+_NEW_ITEMS = 20_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class CandidateTable:
 
     features: Mapping[str, np.ndarray]
     is_candidate: np.ndarray
+    out_of_vocabulary: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The same [N, ...] of a draw of the items that nobody has interacted with, not even in validation."""
+    of_each: float = 1.0
+    """How many items each of that draw stands for."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -216,24 +222,49 @@ def read_specification(
         training=Training.model_validate_json(config["training"]),
         cardinalities={f.column: rows for f in features.all if (rows := f.cardinality(tft_output, items)) is not None},
         item_rows=items.rows(tft_output),
-        catalogue=read_catalogue([catalogue_files], features, tft_output),
+        # In a vocabulary with limits it cannot be told what is new from what is rare.
+        catalogue=read_catalogue(
+            [catalogue_files], features, tft_output, items.min_count <= 1 and items.max_size is None
+        ),
     )
 
 
-def read_catalogue(patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput) -> CandidateTable:
-    """The candidate side of the transformed items, laid out by label; items outside of the vocabulary are left out."""
+def read_catalogue(
+    patterns: Sequence[str], features: Features, tft_output: tft.TFTransformOutput, is_whole: bool = False
+) -> CandidateTable:
+    """The candidate side of the transformed items, laid out by label.
+
+    Args:
+        patterns: Files of the catalogue split.
+        features: Of both towers.
+        tft_output: Of Transform.
+        is_whole: Whether the vocabulary has all items with interactions, so that those outside of it have none; else
+            these are left out.
+    """
     arrays = _read(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
     labels = _dense(arrays, LABEL)
     items = len(item_ids.frequency(tft_output))
     is_candidate = np.zeros(items + 1, bool)
     is_candidate[labels] = True
     is_candidate[0] = False
-    by_label = {}
+    by_label, new = {}, {}
     for key in encoded_keys(features.candidate):
         values = _compact(_dense(arrays, key))
         by_label[key] = np.zeros((items + 1, *values.shape[1:]), values.dtype)
         by_label[key][labels] = values
-    return CandidateTable(by_label, is_candidate)
+        new[key] = values[labels == 0]
+    count = np.count_nonzero(labels == 0)
+    if not is_whole or not count:
+        return CandidateTable(by_label, is_candidate)
+    # In an order that is not that of the files; without an id of its own an item is what its features are.
+    columns = [np.ascontiguousarray(values.reshape(count, -1)).view(np.uint8) for values in new.values()]
+    as_bytes = np.ascontiguousarray(np.concatenate(columns, axis=1))
+    order = np.argsort(as_bytes.view(f"V{as_bytes.shape[1]}").ravel(), kind="stable")
+    if count > _NEW_ITEMS:
+        order = order[np.random.default_rng(0).choice(count, _NEW_ITEMS, replace=False)]
+    return CandidateTable(
+        by_label, is_candidate, {key: values[order] for key, values in new.items()}, count / len(order)
+    )
 
 
 def read_sequences(

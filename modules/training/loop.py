@@ -31,6 +31,8 @@ from modules.training.calibration import (
     choose_item_item,
     choose_window,
     coordinate_ascent,
+    new_item_log_odds,
+    new_item_offset,
 )
 from modules.training.dataset import Queries, Sequences, Specification
 from modules.training.distribution import Distribution
@@ -295,7 +297,11 @@ class _Run:
         self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
         if self._specification.features.history is not None:
             self.model.fit_cold_start_query(*self._data.cold_start(seed))
-        return self._calibrate()
+        calibrated = self._calibrate()
+        # What is explored is nothing that validation could judge, so that it changes no choice.
+        exploration = self._specification.model.exploration
+        self.model.candidate_tower.new_item_offset.assign(calibrated[0].new_item_offset + exploration)
+        return calibrated
 
     @property
     def _best(self) -> int:
@@ -404,11 +410,35 @@ class _Run:
         ascent = ascents[window]
         calibration = replace(self._start, recent_window=window, weights=ascent.weights)
         self._set(calibration)
-        return calibration, float(ascent.measured.ndcg.mean()), float(ascent.measured.recall.mean())
+        calibration, measured = replace(calibration, new_item_offset=self._new_item_offset()), ascent.measured
+        if calibration.new_item_offset:
+            self._set(calibration)
+            measured = self._ranker.rank(self._validation_vectors(), self._candidate_vectors())
+        return calibration, float(measured.ndcg.mean()), float(measured.recall.mean())
+
+    def _new_item_offset(self) -> float:
+        """What makes new items as likely in answers as they are in validation; 0 where vectors have no bias."""
+        assert self._ranker is not None
+        catalogue, settings = self._specification.catalogue, self._specification.training
+        is_new = ~self.model.candidate_tower.has_interactions
+        if self._specification.model.normalize or not (is_new[catalogue.labels].any() or catalogue.out_of_vocabulary):
+            return 0.0
+        candidates, relevant = self._candidate_vectors(), self._ranker.queries.relevant
+        others = candidates[:0]
+        if catalogue.out_of_vocabulary:
+            features = {key: tf.constant(values) for key, values in catalogue.out_of_vocabulary.items()}
+            others = self.model.new_item_vectors(features).numpy()
+        log_odds = new_item_log_odds(
+            self._ranker, self._validation_vectors(), candidates, is_new[catalogue.labels], others, catalogue.of_each,
+            settings.temperature,
+        )  # fmt: skip
+        new = np.count_nonzero(is_new[relevant] & (relevant > 0))
+        return settings.temperature * new_item_offset(log_odds, np.count_nonzero(relevant, axis=1), new)
 
     def _set(self, calibration: Calibration) -> None:
         assert calibration.weights is not None
         self.model.query_tower.blend = calibration.weights
+        self.model.candidate_tower.new_item_offset.assign(calibration.new_item_offset)
         self._set_recent_window(calibration.recent_window)
 
     def _set_recent_window(self, window: float) -> None:
@@ -416,6 +446,13 @@ class _Run:
 
     def _candidate_vectors(self) -> np.ndarray:
         return self.model.candidate_vectors(tf.constant(self._specification.catalogue.labels, tf.int32)).numpy()
+
+    def _validation_vectors(self) -> np.ndarray:
+        """[Q, D] of the validation queries."""
+        assert self._ranker is not None
+        features = self._ranker.queries.features
+        parts = [{key: tf.constant(values[part]) for key, values in features.items()} for part in self._ranker.parts]
+        return np.concatenate([self.model.query_vectors(part).numpy() for part in parts])
 
     def _solve(self, ridges: Sequence[float]) -> ItemItem:
         """The item-item model of these users."""
@@ -440,12 +477,7 @@ class _Run:
         metric = tfrs.metrics.FactorizedTopK(candidates=index, ks=(k,))
         rows, columns = np.nonzero(queries.relevant)
         rows, true = rows[: len(queries)], queries.relevant[rows, columns][: len(queries)].astype(np.int64)
-        vectors = np.concatenate(
-            [
-                self.model.query_vectors({key: tf.constant(v[part]) for key, v in queries.features.items()}).numpy()
-                for part in self._ranker.parts
-            ]
-        )
+        vectors = self._validation_vectors()
         for start in range(0, len(rows), self._ranker.batch_size):
             part = slice(start, start + self._ranker.batch_size)
             of_true = candidates[np.searchsorted(labels, true[part])]

@@ -25,7 +25,7 @@ from modules.towers.two_tower import TwoTower
 _PROGRESS = logging.getLogger("twotower.progress")
 _TERM = re.compile(r"terms/(?:embedding|projection)_(\d+)/")
 _COMPUTED = re.compile(
-    r"cold_start|blend_\w+|item_item_history|item_item_items|lift|popularity_discount|has_interactions|content_\w+"
+    r"cold_start|blend_\w+|item_item_history|item_item_items|lift|popularity_discount|has_interactions|new_item_offset|content_\w+"
 )
 _ITEM_TABLES = ("embeddings", "item_bias")
 

@@ -31,7 +31,7 @@ from transformed_world import (
 from modules import trainer, tuner
 from modules.errors import UserError
 from modules.servable.contract import SERVABLE_PATH, read_embedding
-from modules.servable.embedding import read_variables
+from modules.servable.embedding import Embedding, candidate_requests, read_variables
 from modules.settings import Serving, Tuner
 from modules.towers.two_tower import TwoTower
 from modules.training.loop import fit
@@ -320,6 +320,51 @@ def test_the_tuner_finds_the_learning_rate_that_learns(small_world, tmp_path):
     result = tuner.tuner_fn(args)
     result.tuner.search(**result.fit_kwargs)
     assert result.tuner.get_best_hyperparameters(1)[0].values == {"training.learning_rate": 0.02}
+
+
+def test_items_that_are_added_to_a_servable_have_the_offset_and_what_is_explored(world, tmp_path):
+    training = TRAINING.model_copy(update={"epochs": 1})
+    features, vectors, known = world.features, {}, {}
+    for exploration in (0.0, 2.0):
+        model = MODEL.model_copy(update={"exploration": exploration})
+        args = world.fn_args(tmp_path / str(exploration), model, training)
+        trainer.run_fn(args)
+        folder = args.serving_model_dir
+        contract_ = read_embedding(folder)
+        embedding = Embedding(tf.saved_model.load(folder), contract_)
+
+        def embed(items, embedding=embedding):
+            """As `twotower update` embeds the rows of a table."""
+            records = []
+            for item in items:
+                record = tf.train.Example()
+                for column, values in item.items():
+                    feature = record.features.feature[column]
+                    if isinstance(values[0], str):
+                        feature.bytes_list.value.extend(value.encode() for value in values)
+                    elif isinstance(values[0], float):
+                        feature.float_list.value.extend(values)
+                    else:
+                        feature.int64_list.value.extend(values)
+                records.append(record.SerializeToString())
+            return embedding.candidate(**candidate_requests(tf.constant(records), features, "item"))[
+                "embedding"
+            ].numpy()
+
+        # Two of no vocabulary, and one that was in the items table already.
+        vectors[exploration] = embed([item_columns(999), item_columns(1000), item_columns(ITEMS)])
+        known[exploration] = embed([item_columns(0), item_columns(1)])
+    np.testing.assert_array_equal(known[0.0], known[2.0])
+    bias = np.arange(vectors[0.0].shape[1]) == MODEL.dimension - 1
+    np.testing.assert_allclose(vectors[2.0] - vectors[0.0], np.tile(2.0 * bias, (3, 1)), atol=1e-6)
+    # The next fit finds an offset of its own.
+    (Path(folder) / SERVABLE_PATH).write_text(contract(contract_, Serving(k=5), ITEMS).model_dump_json())
+    specification = world.specification(training=training.model_copy(update={"refit": False}))
+    start = WarmStart(folder, specification.features, specification.columns, world.tft_output)
+    result = fit(specification, world.sequences(), world.queries(), warm_start=start)
+    offset = result.report.calibration.new_item_offset
+    assert offset and result.model.candidate_tower.new_item_offset.numpy() == pytest.approx(offset)
+    assert "item_bias" in str(result.report.warm_started) and "new_item" not in str(result.report.warm_started)
 
 
 def test_a_warm_start_before_anything_was_pushed_is_a_first_fit(small_world, tmp_path):

@@ -188,6 +188,10 @@ def test_set_replaces_a_key(override, read, expected):
         ("serving.return_columns=[title, title]", "serving.return_columns: 'title' is there twice"),
         ("serving.filter_columns=[genres, genres]", "serving.filter_columns: 'genres' is there twice"),
         ("tuner.search={model.mask_rate: [.nan]}", "tuner.search.model.mask_rate.0"),
+        ("model.exploration=-1", "model.exploration"),
+        ("model.exploration=21", "model.exploration"),
+        ("model.exploration=.nan", "model.exploration"),
+        ("model={exploration: 1, normalize: true}", "exploration: vectors of length 1 have no bias for it"),
         # One column in two roles.
         ("tables.interactions.user=item_id", "tables.interactions: user and item are both column 'item_id'"),
         ("tables.interactions.timestamp=user_id", "tables.interactions: user and timestamp are both column 'user_id'"),

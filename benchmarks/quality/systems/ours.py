@@ -61,7 +61,7 @@ def main() -> None:
         ]  # fmt: skip
         shutil.rmtree(options.output / f"served-{seed}", ignore_errors=True)
         outcomes.append(
-            _run(options.config, [*overrides, f"tables.interactions.path={options.tables / 'interactions.parquet'}"])
+            run(options.config, [*overrides, f"tables.interactions.path={options.tables / 'interactions.parquet'}"])
         )
         config = load(options.config, [*overrides, f"tables.interactions.path={options.tables / 'history.parquet'}"])
         answers.append(ask(config, asked, excluded, seed))
@@ -69,7 +69,7 @@ def main() -> None:
     (options.output / "report.json").write_text(json.dumps(_report(options, outcomes), indent=1))
 
 
-def _run(config: str, overrides: Sequence[str]) -> dict[str, Any]:
+def run(config: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The summary of one run.
 
     Raises:
@@ -93,7 +93,7 @@ def ask(config: Config, asked: pd.DataFrame, excluded: Mapping[str, Sequence[str
         seed: Written into each row.
 
     Returns:
-        `seed`, `ranking`, `user`, `rank` (from 1), `item`.
+        `seed`, `ranking`, `user`, `rank` (from 1), `item`, `score`.
     """
     recommender = Recommender(config)
     times = dict(zip(asked["user"], asked["timestamp"], strict=True))
@@ -107,8 +107,8 @@ def ask(config: Config, asked: pd.DataFrame, excluded: Mapping[str, Sequence[str
             batch = requests[start : start + BATCH]
             answers = recommender.recommend([request for _, request in batch], exclude=exclude)
             for (user, _), answer in zip(batch, answers, strict=True):
-                rows += [(seed, ranking, user, r.rank, r.item_id) for r in answer]
-    return pd.DataFrame(rows, columns=["seed", "ranking", "user", "rank", "item"])
+                rows += [(seed, ranking, user, r.rank, r.item_id, r.score) for r in answer]
+    return pd.DataFrame(rows, columns=["seed", "ranking", "user", "rank", "item", "score"])
 
 
 def _report(options: argparse.Namespace, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,23 @@ def test_diversity_takes_the_popularity_off_the_scores():
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+def test_the_offset_moves_the_scores_of_new_items_and_of_no_others(normalize):
+    model = towers(PLAIN.model_copy(update={"diversity": 0.5, "normalize": normalize}), factors=factors())
+    tower = model.candidate_tower
+    tower.fit_content(catalogue(), np.arange(ITEMS + 1) != 4, seed=0)
+    new = {"item": tf.constant([ITEMS + 1]), "title": tf.constant([[1, 2, 0]])}
+    before = [model.candidate_vectors(ALL).numpy(), model.new_item_vectors(new).numpy()]
+    queries = model.query_vectors(query_inputs()).numpy()
+    tower.new_item_offset.assign(1.5)
+    after = [model.candidate_vectors(ALL).numpy(), model.new_item_vectors(new).numpy()]
+    np.testing.assert_array_equal(after[0], before[0])
+    if normalize:
+        np.testing.assert_array_equal(after[1], before[1])
+    else:
+        np.testing.assert_allclose(queries @ (after[1] - before[1]).T, np.full([6, 1], 1.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
 def test_a_cold_start_item_has_the_vector_that_its_content_says(normalize):
     model = towers(PLAIN.model_copy(update={"diversity": 0.5, "normalize": normalize}), factors=factors())
     tower, layout = model.candidate_tower, model.layout

@@ -23,6 +23,8 @@ from modules.training.calibration import (
     choose_item_item,
     choose_window,
     coordinate_ascent,
+    new_item_log_odds,
+    new_item_offset,
     surely_better,
 )
 
@@ -192,6 +194,44 @@ def test_the_ridge_is_the_one_whose_scores_are_best():
     assert (chosen.ridge, chosen.recency) == max(ndcg, key=ndcg.get)
     alone = choose_item_item(moments, 16, (10.0,), spec.item_rows, spec.catalogue, None, "history")
     assert alone.ridge == 10.0 and alone.recency is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_under_the_offset_new_items_have_the_share_that_was_observed(temperature):
+    rng = np.random.default_rng(2)
+    spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
+    queries = checkerboard.queries(spec, checkerboard.sequences(spec.features))
+    labels = spec.catalogue.labels
+    vectors, candidates, others = (rng.normal(size=(n, 6)) for n in (len(queries), len(labels), 3))
+    is_new = labels % 4 == 0
+    asked, of_each = np.count_nonzero(queries.relevant, axis=1), 2.5
+    log_odds = new_item_log_odds(Ranker(queries, labels, 10), vectors, candidates, is_new, others, of_each, temperature)
+
+    def share(offset):
+        """Expected interactions with new items by a plain softmax, in which an item may be there 2.5 times."""
+        total = 0.0
+        for vector, seen, count in zip(vectors, queries.seen, asked, strict=True):
+            scores = np.r_[candidates @ vector, others @ vector] / temperature
+            weights = np.exp(scores + offset * np.r_[is_new, True, True, True])
+            weights[len(labels) :] *= of_each
+            weights[: len(labels)][np.isin(labels, seen)] = 0
+            total += count * weights[np.r_[is_new, True, True, True]].sum() / weights.sum()
+        return total
+
+    for new in (0, 7, len(queries) // 2, asked.sum()):
+        offset = new_item_offset(log_odds, asked, new)
+        assert share(offset) == pytest.approx(new - offset, abs=0.01), "a normal prior pulls it to 0"
+        # Beside many observations the prior counts nothing.
+        if 0 < new < asked.sum():
+            assert share(new_item_offset(log_odds, 1000 * asked, 1000 * new)) == pytest.approx(new, abs=0.02)
+
+
+def test_where_little_is_observed_or_nothing_can_be_the_offset_stays_near_0():
+    log_odds, asked = np.full(200, -9.0), np.ones(200)
+    assert -0.05 < new_item_offset(log_odds, asked, 0) < 0, "0.02 interactions were expected, none is no surprise"
+    assert 0.5 < new_item_offset(log_odds, asked, 1) < 1, "one may be chance"
+    assert new_item_offset(log_odds, asked, 20) == pytest.approx(np.log(1 / 9) + 9, abs=0.5), "twenty are not"
+    assert new_item_offset(np.full(200, -np.inf), asked, 0) == 0.0
 
 
 def test_frozen_weights_are_moved_by_copies():

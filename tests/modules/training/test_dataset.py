@@ -164,6 +164,24 @@ def test_the_catalogue_is_laid_out_by_label(tmp_path, output):
     np.testing.assert_array_equal(table.label_of(np.array([0, 1, 2, 3])), [0, 1, 2, 0])
 
 
+def test_items_out_of_vocabulary_are_kept_where_they_are_new_in_any_order_of_the_files(tmp_path, output, monkeypatch):
+    known = [{"item": 1, "genres": [2, 5], "label": 1}]
+    new = [{"item": 4, "genres": [genre, 1], "label": 0} for genre in (3, 1, 2)]
+    tables = []
+    for number, rows in enumerate(([*known, *new], [*new[::-1], *known])):
+        files = [write(tmp_path / str(number), CATALOGUE, rows)]
+        tables.append(dataset.read_catalogue(files, SPEC.features, output, is_whole=True))
+        assert not dataset.read_catalogue(files, SPEC.features, output).out_of_vocabulary
+    for table in tables:
+        assert sorted(table.out_of_vocabulary["genres"].tolist()) == [[1, 1], [2, 1], [3, 1]]
+        np.testing.assert_array_equal(table.out_of_vocabulary["genres"], tables[0].out_of_vocabulary["genres"])
+        assert table.of_each == 1.0
+        np.testing.assert_array_equal(table.labels, [1])
+    monkeypatch.setattr(dataset, "_NEW_ITEMS", 2)
+    drawn = dataset.read_catalogue(files, SPEC.features, output, is_whole=True)
+    assert len(drawn.out_of_vocabulary["genres"]) == 2 and drawn.of_each == 1.5
+
+
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_a_set_has_each_item_at_its_newest_place(seed):

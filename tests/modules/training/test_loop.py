@@ -287,6 +287,100 @@ def test_what_weighs_the_parts_is_chosen_on_validation_and_kept_by_the_refit(sma
     assert refitted.model.query_tower.blend == chosen
 
 
+NEW = range(37, 41)
+"""Labels of an item of each taste that nobody has interacted with before validation."""
+
+
+def world_with_new_items():
+    """Five interactions of each user, the last of them validation: a fifth of these are with new items."""
+    spec = specification(FEATURES)
+    of = sequences()
+    of = of.take(np.arange(len(of.items)) % checkerboard.PER_USER > 3)
+    rng, items = np.random.default_rng(1), []
+    for user in range(checkerboard.USERS):
+        own = 1 + rng.permutation(np.arange(user % TASTES, NEW[0] - 1, TASTES))[:5]
+        items.append([*own[:-1], NEW[user % TASTES] if user % 5 == 0 else own[-1]])
+    of = replace(of, items=np.concatenate(items).astype(np.int32))
+    # Scores are those of the softmax that was fitted.
+    spec = spec.with_settings({"model.item_item_rank": 0, "model.popularity_lift": False, "training.refit": False})
+    return spec, of, queries(spec, of)
+
+
+@pytest.fixture(scope="module")
+def with_new_items():
+    spec, of, asked = world_with_new_items()
+    return spec, of, asked, fit(spec, of, asked)
+
+
+def test_the_offset_brings_new_items_into_answers_as_often_as_validation_has_them(with_new_items):
+    spec, of, asked, result = with_new_items
+    offset, labels = result.report.calibration.new_item_offset, spec.catalogue.labels
+    assert result.model.candidate_tower.new_item_offset.numpy() == pytest.approx(offset)
+    # Beside the four there is an item that nobody asks for.
+    is_new = labels >= NEW[0]
+    np.testing.assert_array_equal(is_new, np.bincount(of.items[~of.is_validation], minlength=42)[labels] == 0)
+    scores = query_vectors(result.model, asked) @ candidate_vectors(result.model, spec).T
+    scores[np.array([np.isin(labels, seen) for seen in asked.seen])] = -np.inf
+
+    def expected(scores):
+        likely = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return (likely[:, is_new].sum(axis=1) / likely.sum(axis=1)).sum()
+
+    def found(scores):
+        """Of those who interacted with a new item, the share that has the one of their taste among the first five."""
+        who = np.isin(asked.relevant[:, 0], NEW)
+        top = labels[np.argsort(-scores[who], axis=1)[:, :5]]
+        own = (top - 1) % TASTES == (asked.relevant[who][:, :1] - 1) % TASTES
+        return np.any(np.isin(top, NEW) & own, axis=1).mean()
+
+    without = scores - offset * is_new
+    # Twelve of the sixty, but for the pull of the prior towards 0.
+    assert expected(scores) == pytest.approx(12 - offset, rel=0.01)
+    assert abs(expected(scores) - 12) < abs(expected(without) - 12)
+    assert found(scores) > 0.6 and found(without) < 0.2, (offset, expected(without), found(scores), found(without))
+    measured = Ranker(asked, labels, 10).rank(query_vectors(result.model, asked), candidate_vectors(result.model, spec))
+    assert [values.mean() for values in measured] == pytest.approx([result.report.ndcg, result.report.recall])
+
+
+def test_the_refit_keeps_the_offset(with_new_items):
+    spec, of, asked, result = with_new_items
+    refitted = fit(changed(spec, refit=True), of, asked)
+    offset = result.report.calibration.new_item_offset
+    assert refitted.report.calibration.new_item_offset == offset
+    assert refitted.model.candidate_tower.new_item_offset.numpy() == pytest.approx(offset)
+
+
+def test_exploration_adds_to_the_scores_of_new_items_and_changes_nothing_else(with_new_items):
+    spec, of, asked, plain = with_new_items
+    explored = fit(spec.with_settings({"model.exploration": 2.0}), of, asked)
+    is_new = spec.catalogue.labels >= NEW[0]
+    assert replace(explored.report, seconds=0, history=()) == replace(plain.report, seconds=0, history=())
+    np.testing.assert_array_equal(query_vectors(explored.model, asked), query_vectors(plain.model, asked))
+    moved, still = (candidate_vectors(result.model, spec) for result in (explored, plain))
+    np.testing.assert_array_equal(moved[~is_new], still[~is_new])
+    scores = query_vectors(plain.model, asked) @ (moved - still)[is_new].T
+    np.testing.assert_allclose(scores, np.full_like(scores, 2.0), rtol=1e-5)
+
+
+def test_without_new_items_there_is_no_offset_and_nothing_to_explore(small):
+    spec, of, asked = small
+    is_candidate = spec.catalogue.is_candidate & (np.arange(checkerboard.ITEMS + 2) <= checkerboard.ITEMS)
+    spec = replace(spec, catalogue=replace(spec.catalogue, is_candidate=is_candidate))
+    spec = changed(spec, epochs=2, refit=False)
+    results = [fit(spec.with_settings({"model.exploration": e}), of, asked) for e in (0.0, 4.0)]
+    assert results[0].report.calibration.new_item_offset == 0.0
+    assert results[0].report.calibration == results[1].report.calibration
+    np.testing.assert_array_equal(*(candidate_vectors(result.model, spec) for result in results))
+
+
+@pytest.mark.parametrize("changes", [{"normalize": True}, None])
+def test_where_there_is_no_bias_or_no_validation_there_is_no_offset(changes):
+    spec, of, asked = world_with_new_items()
+    spec = replace(spec, model=spec.model.model_copy(update=changes or {}))
+    result = fit(changed(spec, epochs=1, temperature=0.1 if changes else 1.0), of, asked if changes else None)
+    assert result.report.calibration.new_item_offset == 0.0
+
+
 def test_without_a_history_items_are_as_likely_as_among_users_who_count_alike(small):
     spec, of, _ = small
     of = checkerboard.without(of)
