@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from modules.training.calibration import (
 from modules.training.dataset import Queries, Sequences, Specification
 from modules.training.distribution import Distribution
 from modules.training.lazy_adamw import LazyAdamW
+from modules.training.report import Epoch, Fit, Report
 from modules.training.training_data import TrainingData
 from modules.training.warm_start import WarmStart
 
@@ -52,47 +53,6 @@ _ROUNDS = 3
 _GO_ON = 0.25
 # Biases and constants are few and well determined; decay would only pull them off the data.
 NO_DECAY = ("item_bias", "history_scale", "constant")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch gave; validation figures are NaN without validation queries."""
-
-    loss: float
-    ndcg: float
-    recall: float
-    factorized_top_k: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a fit went; of two phases, how the search went that chose for the refit."""
-
-    epochs: int
-    """The best number of them."""
-    resumed_from_epoch: int
-    seconds: float
-    history: tuple[Epoch, ...]
-    calibration: Calibration
-    warm_started: tuple[str, ...]
-    """Names of the variables that began as the last pushed model has them."""
-    ndcg: float
-    """On the validation queries, in the end; NaN without them."""
-    recall: float
-    encoders: Mapping[str, float] = field(default_factory=dict)
-    """NDCG by history encoder, where validation chose between several; the best is that of the fit."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted model and how it came to be."""
-
-    model: TwoTower
-    report: Report
 
 
 def fit(
@@ -142,7 +102,7 @@ def fit(
             raise UserError(
                 "training: nothing in the train split has an item of the items table; check the split and the ids"
             )
-        logs = log_dir and (os.path.join(log_dir, name) if name == "refit" else log_dir)
+        logs = log_dir and (log_dir if name in ("fit", "search") else os.path.join(log_dir, name))
         where = checkpoint and os.path.join(checkpoint, name)
         return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start, replicas).run(started)
 
@@ -186,6 +146,8 @@ def _encoders(specification: Specification) -> tuple[str, ...]:
 
 
 def _with_encoder(specification: Specification, encoder: str) -> Specification:
+    if encoder == specification.model.history_encoder:
+        return specification
     return specification.with_settings({"model.history_encoder": encoder})
 
 

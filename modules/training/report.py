@@ -1,0 +1,51 @@
+"""What a fit gives: the model, and how it came to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from modules.towers.two_tower import TwoTower
+from modules.training.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave; validation figures are NaN without validation queries."""
+
+    loss: float
+    ndcg: float
+    recall: float
+    factorized_top_k: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a fit went; of two phases, how the search went that chose for the refit."""
+
+    epochs: int
+    """The best number of them."""
+    resumed_from_epoch: int
+    seconds: float
+    history: tuple[Epoch, ...]
+    calibration: Calibration
+    warm_started: tuple[str, ...]
+    """Names of the variables that began as the last pushed model has them."""
+    ndcg: float
+    """On the validation queries, in the end; NaN without them."""
+    recall: float
+    encoders: Mapping[str, float] = field(default_factory=dict)
+    """NDCG by history encoder, where validation chose between several; the best is that of the fit."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model and how it came to be."""
+
+    model: TwoTower
+    report: Report
