@@ -29,8 +29,7 @@ class Training(Settings):
     weight_decay: float = Field(5.0, ge=0, le=1e6)
     """Decoupled (AdamW), multiplied by the learning rate at each step where up to `decay_steps` go through all data."""
     encoder_weight_decay: float = Field(0.0, ge=0, le=1e6)
-    """The same with a transformer over the history, which `model.encoder_dropout` regularises: as strong a decay as the
-    mean's holds it back (docs/benchmarks.md)."""
+    """The same with a transformer over the history, which `model.encoder_dropout` regularises."""
     decay_steps: int = Field(64, ge=1, le=1_000_000_000)
     """More steps through all data decay weights as much as so many would: what little they say of a rare item would
     be forgotten on the way."""
