@@ -109,6 +109,37 @@ def test_run_fn_learns_the_checkerboard_and_exports_it(features, negatives, tmp_
     assert not any((tmp_path / "checkpoints").rglob("*")), "a finished fit leaves no checkpoint"
 
 
+def test_a_transformer_is_exported_and_a_warm_start_takes_it_over(worlds, tmp_path):
+    world = worlds(HISTORY_ONLY)
+    model = MODEL.model_copy(update={"history_encoder": "transformer", "encoder_width": 16, "encoder_dropout": 0.1})
+    args = world.fn_args(tmp_path, model, TRAINING.model_copy(update={"refit": False}))
+    trainer.run_fn(args)
+    module = tf.saved_model.load(args.serving_model_dir)
+    assert own_taste_share(module) > 0.8
+    # The order of a history counts; how far it is padded, and what is asked beside it, do not.
+    signature, (name,) = module.signatures["query_embedding"], module.signatures["query_embedding"].output_dtypes
+    histories = [["i1", "i5", "i9", ""], ["i9", "i5", "i1", ""], ["i1", "", "", ""], ["", "", "", ""]]
+    together = signature(history=tf.constant(histories))[name].numpy()
+    for row, history in enumerate(histories):
+        alone = signature(history=tf.constant([[item for item in history if item] or [""]]))[name].numpy()
+        np.testing.assert_allclose(alone[0], together[row], rtol=1e-4, atol=1e-5)
+    learned = slice(0, model.dimension)
+    assert np.abs(together[0, learned] - together[1, learned]).max() > 1e-3
+    described = contract(read_embedding(args.serving_model_dir), Serving(k=5), ITEMS)
+    (Path(args.serving_model_dir) / SERVABLE_PATH).write_text(described.model_dump_json())
+    before = read_variables(args.serving_model_dir, read_embedding(args.serving_model_dir))
+    spec = dataclasses.replace(world.specification(), model=model)
+    started = TwoTower(
+        spec.features, spec.columns, spec.model, spec.training, spec.cardinalities, spec.item_rows,
+        spec.catalogue.features, spec.catalogue.is_candidate, np.ones(len(spec.catalogue.is_candidate), np.float32),
+        seed=7,
+    )  # fmt: skip
+    taken = WarmStart(args.serving_model_dir, HISTORY_ONLY, COLUMNS, world.tft_output).apply(started)
+    assert set(taken) == set(before) and "query_tower/block_1_projection" in taken
+    for at, variable in fitted_variables(HISTORY_ONLY, COLUMNS, started).items():
+        np.testing.assert_array_equal(variable.numpy(), before[at])
+
+
 @pytest.fixture(scope="module")
 def exported(world, tmp_path_factory):
     """The export of a fit of one epoch."""
