@@ -70,7 +70,7 @@ test-portable: $(READY)
 
 # Six minutes: whole compiled runs, which `make test` has once, by processes that are forked.
 test-kubeflow: $(READY)
-	$(BIN)/python -m pytest tests/kubeflow_runs
+	$(BIN)/python -m pytest tests/kubeflow_runs $(ARGS)
 
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)

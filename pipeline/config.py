@@ -35,6 +35,8 @@ from pipeline.config_file import shown
 
 # So many are named in one line.
 _MISTAKES = 5
+# Attention takes memory by the square of a history's length.
+_ENCODED_LENGTH = 256
 _NUMBER = re.compile(r"[-+]?[0-9.]+")
 # By the type of pydantic's error, where its words are of Python's types.
 _SHAPES = {"tuple_type": "expected a list"} | dict.fromkeys(
@@ -92,6 +94,13 @@ class Config(Settings):
             raise ValueError(
                 f"model.history_encoder: {self.model.history_encoder}, but there is no history to encode; "
                 "add `{encoding: history}` to features.query"
+            )
+        history = self.features.history
+        if self.model.history_encoder != "mean" and history is not None and history.max_length > _ENCODED_LENGTH:
+            raise ValueError(
+                f"features.query.{history.column}.max_length: {history.max_length}, but a transformer reads at most "
+                f"{_ENCODED_LENGTH} items (model.history_encoder: {self.model.history_encoder}); lower it, or take "
+                "the mean"
             )
         if isinstance(self.split, ColumnSplit):
             interactions = self.tables.interactions

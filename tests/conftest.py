@@ -35,6 +35,7 @@ def group(file: str) -> str:
     return SMALL if re.search(r"^from e2e_runs import .*\bSmall\b", source, re.MULTILINE) else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 

@@ -53,12 +53,14 @@ class Training(Settings):
     """Softmax over the whole catalogue, over a sample of it that a batch shares, or over the batch's own items; the
     latter two with logQ correction. auto decides between the first two by `catalogue_limit`."""
     catalogue_limit: int = Field(20_000, ge=1, le=10_000_000)
-    """`negatives: auto` takes the whole catalogue up to this many items. A step over all of 10,000, 20,000 and 50,000
-    took 127, 239 and 1,079 ms where one over a sample took 24 to 38 (docs/benchmarks.md)."""
+    """`negatives: auto` takes the whole catalogue up to this many items; up to 5,000 at most with a transformer over
+    the history, whose steps have several rows for each user. A step over all of 10,000, 20,000 and 50,000 took 127,
+    239 and 1,079 ms where one over a sample took 24 to 38 (docs/benchmarks.md)."""
     sampled_negatives: int = Field(2_048, ge=1, le=10_000_000)
     """Negatives that a batch shares, beside its own items: half of them drawn uniformly, half by popularity."""
     sampled_targets: int = Field(16, ge=1, le=1_000_000)
-    """Hidden items of a user that count in one step of the sampled softmax, at most."""
+    """Hidden items of a user that count in one step of the sampled softmax, at most; with a transformer over the
+    history, places of a sequence that a step asks for, under any softmax but in_batch, which asks for one."""
     temperature: float = Field(1.0, ge=1e-6, le=1e6)
     averaging: float = Field(0.98, ge=0, le=0.999_999)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""

@@ -198,7 +198,7 @@ class TwoTower(tfrs.Model):
             Scalar loss; of a share its part of it, so that the parts of all shares add up to the loss of the batch.
         """
         queries = self.query_tower.learned(
-            inputs.query, 0.0, self._feature_dropout if training else 0.0, inputs.seed + 7, inputs.closeness,
+            inputs.query, 0.0, self._feature_dropout, inputs.seed + 7 if training else None, inputs.closeness,
             inputs.share, inputs.places,
         )  # fmt: skip
         losses = {

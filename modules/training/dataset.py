@@ -41,6 +41,8 @@ class CandidateTable:
     """The same [N, ...] of a draw of the items that nobody has interacted with, not even in validation."""
     of_each: float = 1.0
     """How many items each of that draw stands for."""
+    tells_new_items: bool = True
+    """Whether items without interactions are told from rare ones: not where the vocabulary is capped."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -239,7 +241,7 @@ def read_catalogue(
         features: Of both towers.
         tft_output: Of Transform.
         is_whole: Whether the vocabulary has all items with interactions, so that those outside of it have none; else
-            these are left out.
+            these are left out, and new items are not told from rare ones.
     """
     arrays = _read(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
     labels = _dense(arrays, LABEL)
@@ -255,7 +257,7 @@ def read_catalogue(
         new[key] = values[labels == 0]
     count = np.count_nonzero(labels == 0)
     if not is_whole or not count:
-        return CandidateTable(by_label, is_candidate)
+        return CandidateTable(by_label, is_candidate, tells_new_items=is_whole)
     # In an order that is not that of the files; without an id of its own an item is what its features are.
     columns = [np.ascontiguousarray(values.reshape(count, -1)).view(np.uint8) for values in new.values()]
     as_bytes = np.ascontiguousarray(np.concatenate(columns, axis=1))

@@ -114,6 +114,8 @@ def fit(
         encoders: dict[str, float] = {}
         for encoder in _encoders(specification):
             name = f"search-{encoder}" if encoders else "search"
+            if specification.model.history_encoder == "auto":
+                _PROGRESS.info("history encoder: fitting the %s", encoder)
             tried = run(name, _with_encoder(specification, encoder), ~sequences.is_validation, queries, settings.epochs)
             # Workers know no figures, and must choose the same.
             encoders[encoder] = float(replicas.from_chief([tried.report.ndcg])[0])
@@ -124,7 +126,8 @@ def fit(
         assert search is not None
         specification = _with_encoder(specification, max(encoders, key=encoders.__getitem__))
         if len(encoders) > 1:
-            search = replace(search, report=replace(search.report, encoders=encoders))
+            seconds = round(time.monotonic() - started, 2)
+            search = replace(search, report=replace(search.report, encoders=encoders, seconds=seconds))
             _PROGRESS.info("history encoder: %s", ", ".join(f"{e} ndcg {v:.4f}" for e, v in encoders.items()))
         if not settings.refit:
             return search
@@ -261,7 +264,8 @@ class _Run:
             self.model.fit_cold_start_query(*self._data.cold_start(seed))
         calibrated = self._calibrate()
         # What is explored is nothing that validation could judge, so that it changes no choice.
-        exploration = self._specification.model.exploration
+        # In log-odds, as the offset is: the temperature divides the logits.
+        exploration = self._specification.training.temperature * self._specification.model.exploration
         self.model.candidate_tower.new_item_offset.assign(calibrated[0].new_item_offset + exploration)
         return calibrated
 
@@ -383,7 +387,9 @@ class _Run:
         assert self._ranker is not None
         catalogue, settings = self._specification.catalogue, self._specification.training
         is_new = ~self.model.candidate_tower.has_interactions
-        if self._specification.model.normalize or not (is_new[catalogue.labels].any() or catalogue.out_of_vocabulary):
+        if self._specification.model.normalize or not catalogue.tells_new_items:
+            return 0.0
+        if not (is_new[catalogue.labels].any() or catalogue.out_of_vocabulary):
             return 0.0
         candidates, relevant = self._candidate_vectors(), self._ranker.queries.relevant
         others = candidates[:0]

@@ -11,6 +11,7 @@ from typing import Any
 import keras_tuner
 import numpy as np
 from keras_tuner import errors, oracles
+from pydantic import ValidationError
 
 from modules import settings
 from modules.errors import UserError
@@ -74,15 +75,16 @@ class Search(keras_tuner.engine.base_tuner.BaseTuner):
         self, trial: Any, specification: Specification, sequences: Sequences, queries: Queries
     ) -> dict[str, float]:
         values = trial.hyperparameters.values
-        tried = specification.with_settings(values)
-        tried = replace(tried, training=tried.training.model_copy(update={"refit": False}))
         _PROGRESS.info("trial %s · %s", trial.trial_id, ", ".join(f"{k} {v:g}" for k, v in values.items()))
         try:
+            tried = specification.with_settings(values)
+            tried = replace(tried, training=tried.training.model_copy(update={"refit": False}))
             # A trial stays within this process: its own devices share it.
             replicas = Distribution.within_process(tried.training)
             return {"ndcg": fit(tried, sequences, queries, distribution=replicas).report.ndcg}
-        except UserError as error:
-            # Such as a loss that is not a number any more under too large a learning rate.
+        except (UserError, ValidationError) as error:
+            # Such as a loss that is not a number any more under too large a learning rate, or values that do not fit
+            # each other.
             raise errors.FailedTrialError(str(error)) from error
         finally:
             # A fit's graphs refer to each other in circles; twelve of them would stay until memory runs short.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,15 @@ class TrainingData:
         """[U] trainable interactions of each user."""
         return np.bincount(self.sequences.owner[self.is_trainable], minlength=len(self.sequences))
 
+    @functools.cached_property
+    def has_next(self) -> np.ndarray:
+        """[U] bool: users with an item that can be asked for, and that comes new after another one."""
+        sequences = self.sequences
+        size = int(sequences.items.max(initial=0)) + 1
+        _, first = np.unique(sequences.owner * size + sequences.items, return_index=True)
+        asked = first[self.is_trainable[first] & (first > sequences.starts[first])]
+        return np.bincount(sequences.owner[asked], minlength=len(sequences)) > 0
+
     @property
     def labels(self) -> np.ndarray:
         """Of the trainable interactions."""
@@ -85,6 +95,7 @@ class TrainingData:
         if asks_all_places(features, model):
             assert features.history is not None
             users = sampling.draw_users(counts, settings.user_exponent, settings.seed, number)
+            users = users[self.has_next[users]]
             size = features.history.max_length + 1
             places = sampling.draw_ends(self.sequences.offsets, users, size, settings.seed, number)
             lengths = np.minimum(self.sequences.counts[users], size)

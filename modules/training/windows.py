@@ -104,6 +104,9 @@ class Windows:
         longest = tf.reduce_max(tf.reduce_sum(tf.cast(window > 0, tf.int32), axis=1))
         window, index, can_be = window[:, :longest], index[:, :longest], can_be[:, :longest]
         chosen = some_places(window, can_be, self._targets, seed)
+        # A loss needs a row; where nothing can be asked for it counts nothing.
+        is_empty = ~tf.reduce_any(chosen)
+        chosen |= is_empty & tf.reshape(tf.range(tf.size(window)) == 0, tf.shape(window))
         row, place = tf.unstack(tf.cast(tf.where(chosen), tf.int32), axis=1)
         of_row = tf.range(tf.shape(window)[1])[tf.newaxis] - place[:, tf.newaxis]
         known = tf.where(of_row >= 0, tf.gather(window, row), 0)
@@ -117,6 +120,7 @@ class Windows:
         # A user's places share what the user counts.
         count = tf.math.unsorted_segment_sum(tf.ones_like(places), row, tf.shape(window)[0])
         weight = tf.gather(self._weights, places) / tf.cast(tf.gather(count, row), tf.float32)
+        weight *= 1.0 - tf.cast(is_empty, tf.float32)
         return Batch(
             query, known, targets, tf.ones_like(targets), weight, seed, places=Places(window[:, 1:], row, place)
         )

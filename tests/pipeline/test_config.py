@@ -216,6 +216,22 @@ def test_a_mistake_is_one_line_that_names_the_key_and_exit_code_2(capsys, overri
 
 
 @pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("[{encoding: history, max_length: 257}]", "max_length: 257, but a transformer reads at most 256 items"),
+        ("[{column: age, encoding: normalized}]", "but there is no history to encode"),
+    ],
+)
+@pytest.mark.parametrize("encoder", ["auto", "transformer"])
+def test_a_transformer_needs_a_history_and_no_longer_one_than_it_can_read(encoder, query, words):
+    overrides = [f"features.query={query}", "evaluation.slices=[]"]
+    load(DEFAULT, overrides)
+    with pytest.raises(UserError, match=words) as caught:
+        load(DEFAULT, [*overrides, f"model.history_encoder={encoder}"])
+    assert f"model.history_encoder: {encoder}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "expected keys and values at the top"),

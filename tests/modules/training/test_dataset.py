@@ -171,7 +171,8 @@ def test_items_out_of_vocabulary_are_kept_where_they_are_new_in_any_order_of_the
     for number, rows in enumerate(([*known, *new], [*new[::-1], *known])):
         files = [write(tmp_path / str(number), CATALOGUE, rows)]
         tables.append(dataset.read_catalogue(files, SPEC.features, output, is_whole=True))
-        assert not dataset.read_catalogue(files, SPEC.features, output).out_of_vocabulary
+        capped = dataset.read_catalogue(files, SPEC.features, output)
+        assert not capped.out_of_vocabulary and not capped.tells_new_items and tables[-1].tells_new_items
     for table in tables:
         assert sorted(table.out_of_vocabulary["genres"].tolist()) == [[1, 1], [2, 1], [3, 1]]
         np.testing.assert_array_equal(table.out_of_vocabulary["genres"], tables[0].out_of_vocabulary["genres"])

@@ -87,6 +87,20 @@ def test_a_transformer_learns_what_comes_next(negatives, share):
     assert result.report.encoders == {}
 
 
+@pytest.mark.parametrize("negatives", ["catalogue", "sampled", "in_batch"])
+def test_users_with_one_item_make_no_steps_of_a_transformer(negatives):
+    walks = checkerboard.walks()
+    # Of nine users in ten the newest item is left, and with it what validation asks.
+    kept = (walks.user // 7 % 10 == 0)[walks.owner] | walks.is_validation
+    some = replace(walks.take(kept), is_validation=np.zeros(np.count_nonzero(kept), bool))
+    spec = changed(WALKS, negatives=negatives, epochs=1, batch_size=4)
+    spec = spec.with_settings({"model.history_encoder": "transformer"})
+    result = fit(spec, some, None)
+    # 24 users are left, each drawn once, twice or three times; with all 240 there would be 60 steps and more.
+    assert 6 <= int(result.model.optimizer.iterations) <= 36
+    assert 0 < result.report.history[0].loss < 10
+
+
 @pytest.mark.slow
 def test_auto_takes_the_encoder_that_is_better_on_validation(caplog):
     of = checkerboard.walks()
@@ -371,6 +385,22 @@ def test_without_new_items_there_is_no_offset_and_nothing_to_explore(small):
     assert results[0].report.calibration.new_item_offset == 0.0
     assert results[0].report.calibration == results[1].report.calibration
     np.testing.assert_array_equal(*(candidate_vectors(result.model, spec) for result in results))
+
+
+def test_exploration_is_in_log_odds_at_any_temperature(with_new_items):
+    spec, of, asked, _ = with_new_items
+    spec = changed(spec, temperature=0.5, epochs=1, refit=False)
+    plain, explored = (fit(spec.with_settings({"model.exploration": e}), of, asked).model for e in (0.0, 2.0))
+    moved = (candidate_vectors(explored, spec) - candidate_vectors(plain, spec))[spec.catalogue.labels >= NEW[0]]
+    logits = query_vectors(plain, asked) @ moved.T / 0.5
+    np.testing.assert_allclose(logits, np.full_like(logits, 2.0), rtol=1e-5)
+
+
+def test_where_new_items_are_not_told_from_rare_ones_there_is_no_offset(with_new_items):
+    spec, of, asked, plain = with_new_items
+    assert plain.report.calibration.new_item_offset != 0.0
+    capped = replace(spec, catalogue=replace(spec.catalogue, tells_new_items=False))
+    assert fit(changed(capped, epochs=1), of, asked).report.calibration.new_item_offset == 0.0
 
 
 @pytest.mark.parametrize("changes", [{"normalize": True}, None])

@@ -85,6 +85,17 @@ def test_each_place_of_a_sequence_is_asked_for_with_what_came_before_it(seed):
         assert row == len(batch.targets)
 
 
+def test_where_nothing_can_be_asked_for_a_row_counts_nothing():
+    sequences = random_sequences(1)
+    nothing = np.zeros(len(sequences.items), bool)
+    model, training = Model(history_encoder="transformer"), Training(batch_size=5)
+    (batch,) = cut(
+        Windows(sequences, SPEC.features, model, training, sequences.weights, nothing), sequences.offsets[1:] - 1, 3
+    )
+    assert batch.weight.shape == (1,) and batch.weight[0] == 0.0
+    assert not batch.query["history"].any() or batch.targets[0, 0] == 1.0
+
+
 def test_masked_windows_weigh_what_is_hidden_by_its_closeness():
     sequences = checkerboard.sequences()
     training = Training(batch_size=500, locality=0.5)
