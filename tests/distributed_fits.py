@@ -45,10 +45,10 @@ FEATURES = Features.model_validate(
 )
 # Eight interactions of each in an epoch: five whole batches and one row, so that a replica has none.
 USERS, BATCH = 57, 91
-CASES = ("catalogue", "in_batch", "sampled by row")
+CASES = ("catalogue", "in_batch", "sampled by row", "catalogue with a transformer")
 
 
-def world(negatives: str) -> Specification:
+def world(negatives: str, encoder: str = "mean") -> Specification:
     """A world in which every weight matters, since Adam makes steps of whatever noise is left of a gradient of zero."""
     spec = specification(FEATURES)
     # What all items have in common shifts all scores alike.
@@ -57,16 +57,18 @@ def world(negatives: str) -> Specification:
     spec = replace(spec, catalogue=CandidateTable(table, spec.catalogue.is_candidate))
     spec = changed(spec, negatives=negatives, epochs=2, refit=False, batch_size=BATCH, sampled_negatives=8)
     # Nothing but the learned part is asked for, and validation has little to choose.
-    beside = {"model.item_item_rank": 0, "model.popularity_lift": False}
+    beside = {"model.item_item_rank": 0, "model.popularity_lift": False, "model.history_encoder": encoder}
+    beside |= {"model.encoder_width": 8, "model.encoder_blocks": 1}
     return spec.with_settings({"model.query_feature_dropout": 0.3, **beside})
 
 
 def run(case: str, distribution: Distribution, folder: Path, how: str) -> None:
     """One fit of two epochs."""
-    negatives, _, by_row = case.partition(" ")
+    negatives, _, how_else = case.partition(" ")
     # Here tables have some dozens of rows.
-    two_tower.ROWS_OF_LARGE = 10 if by_row else 10_000
-    spec, of = world(negatives), sequences(FEATURES, USERS)
+    two_tower.ROWS_OF_LARGE = 10 if how_else == "by row" else 10_000
+    encoder = "transformer" if how_else == "with a transformer" else "mean"
+    spec, of = world(negatives, encoder), sequences(FEATURES, USERS)
     fitted = fit(spec, of, queries(spec, of), distribution=distribution)
     weights = {variable.name: variable.numpy() for variable in fitted.model.trainable_variables}
     report = {
