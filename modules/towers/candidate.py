@@ -73,7 +73,6 @@ class CandidateTower(tf_keras.layers.Layer):
         self._discount = fixed(-model.diversity * popularity, "popularity_discount") if model.diversity else None
         self._has_interactions = tf.Variable(frequency > 0, trainable=False, name="has_interactions")
         self.new_item_offset = fixed(0.0, "new_item_offset")
-        self._is_bias = tf.one_hot(self.layout.learned.stop - 1, self.layout.width)
         # Before the content map is fitted, and in the epochs, a cold-start item is as rare as the rarest.
         rare = np.zeros(self.layout.width, np.float32)
         rare[width : model.dimension] = popularity[0]
@@ -107,7 +106,7 @@ class CandidateTower(tf_keras.layers.Layer):
             learned_of_content = learned
         new = tf.concat([learned_of_content, from_content[:, self.layout.learned.stop :]], axis=1)
         if not self._normalize:
-            new += self.new_item_offset * self._is_bias
+            new += self.new_item_offset * tf.one_hot(self.layout.learned.stop - 1, self.layout.width)
         has_interactions = tf.gather(self._has_interactions, label)[:, tf.newaxis]
         return tf.where(has_interactions, tf.concat([learned, *others], axis=1), new)
 
