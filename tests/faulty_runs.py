@@ -20,16 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from e2e_runs import Outcome
+from forked import EXECUTORS
 
-# Everything that a run imports late.
-_EXECUTORS = (
-    "components.baseline_resolver.executor", "components.evaluator.executor", "components.example_validator.executor",
-    "components.interaction_example_gen.executor", "components.pusher.executor",
-    "components.scann_index_builder.executor", "components.schema_gen.executor",
-    "components.servable_validator.executor", "modules.trainer", "modules.preprocessing", "pipeline.pipeline",
-    "pipeline.summary", "tfx.components.statistics_gen.executor", "tfx.components.transform.executor",
-    "tfx.components.trainer.executor", "tfx.orchestration.local.local_dag_runner",
-)  # fmt: skip
 _LOOK_AGAIN_SECONDS = 0.001
 
 
@@ -110,7 +102,7 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     # Whatever libraries say while they are imported.
     os.dup2(2, 1)
-    for module in _EXECUTORS:
+    for module in EXECUTORS:
         importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
