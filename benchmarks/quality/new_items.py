@@ -91,7 +91,7 @@ def _measure(options: argparse.Namespace) -> int:
     asked = test.groupby("user")["timestamp"].min().reset_index()
     item_ids = everything.items["item"].to_numpy(object)
     users, scores = asked["user"].tolist(), score(config, asked, item_ids)
-    table = curve(scores, users, item_ids, relevant, set(new), offset)
+    table = curve(scores, users, item_ids, relevant, set(new), offset, config.training.temperature)
     share = np.mean(test["item"].isin(new))
     print(f"{len(new)} new of {len(item_ids)} items, {share:.3f} of the test rows; offset {offset}\n")
     print("| exploration | all | known items | new items | share of new items in the top 10 |")
@@ -127,6 +127,7 @@ def curve(
     relevant: Mapping[str, set[str]],
     new: set[str],
     offset: float,
+    temperature: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """NDCG@10 in the whole catalogue by what is added to the scores of new items.
 
@@ -137,6 +138,7 @@ def curve(
         relevant: User → items that were held out. A user counts for new items if one of theirs is new, and so on.
         new: The new items.
         offset: Of the calibration, which the scores of the new items hold already.
+        temperature: `training.temperature`, by which log-odds become scores.
     """
     is_new = np.isin(item_ids, list(new))
     groups = {
@@ -145,7 +147,10 @@ def curve(
         "new": {user: items & new for user, items in relevant.items()},
     }
     table = {}
-    for name, bonus in {"0, not calibrated": -offset, **{f"{bonus:g}": bonus for bonus in BONUSES}}.items():
+    for name, bonus in {
+        "0, not calibrated": -offset,
+        **{f"{bonus:g}": temperature * bonus for bonus in BONUSES},
+    }.items():
         moved = scores + np.float32(bonus) * is_new
         top = np.argsort(-moved, axis=1, kind="stable")[:, :_DEPTH]
         table[name] = {

@@ -53,8 +53,9 @@ class Model(Settings):
     """Trades accuracy for less popular items: this times the logarithm of an item's frequency is taken off its score. 0
     ranks by what is likely, 1 takes the prior of popularity off whole."""
     exploration: float = Field(0.0, ge=0, le=20)
-    """Trades accuracy for new items: log-odds that are added to the score of an item without training interactions. At
-    1 they are e times as likely as the model believes (training/calibration.py). It takes no part in the fit."""
+    """Trades accuracy for new items: log-odds, times `training.temperature` added to the score of an item without
+    training interactions. At 1 they are e times as likely as the model believes (training/calibration.py). It takes no
+    part in the fit."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Model:

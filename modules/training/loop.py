@@ -119,12 +119,13 @@ def fit(
             tried = run(name, _with_encoder(specification, encoder), ~sequences.is_validation, queries, settings.epochs)
             # Workers know no figures, and must choose the same.
             encoders[encoder] = float(replicas.from_chief([tried.report.ndcg])[0])
-            if search is None or encoders[encoder] > max(list(encoders.values())[:-1]):
+            chosen = max(encoders, key=encoders.__getitem__)
+            if chosen == encoder:
                 search = tried
             del tried
             gc.collect()
         assert search is not None
-        specification = _with_encoder(specification, max(encoders, key=encoders.__getitem__))
+        specification = _with_encoder(specification, chosen)
         if len(encoders) > 1:
             seconds = round(time.monotonic() - started, 2)
             search = replace(search, report=replace(search.report, encoders=encoders, seconds=seconds))
