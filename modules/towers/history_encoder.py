@@ -38,19 +38,18 @@ class HistoryEncoder(tf_keras.layers.Layer):
     """Histories [B, S], newest first → vectors [B, width]; an empty history has a vector of zeros.
 
     Args:
-        width: Of the vectors.
-        item_width: Of the items' embeddings.
+        width: Of the vectors and of the items' embeddings.
         model: `encoder_blocks`, `encoder_width`, `encoder_heads` and `encoder_dropout`.
         places: S, at most.
         seed: Of the initial weights.
     """
 
-    def __init__(self, width: int, item_width: int, model: Model, places: int, seed: int) -> None:
+    def __init__(self, width: int, model: Model, places: int, seed: int) -> None:
         super().__init__(name="history_encoder")
         size = model.encoder_width
         self._dropout = model.encoder_dropout
         self._item_scale = math.sqrt(size)
-        self._into = _matrix(self, "into", item_width, size, seed)
+        self._into = _matrix(self, "into", width, size, seed)
         self._out = _matrix(self, "out", size, width, seed + 1)
         self._scale, self._shift = _constant(self, "scale", [size], 1.0), _constant(self, "shift", [size])
         self._blocks = [

@@ -109,7 +109,7 @@ class QueryTower(tf_keras.layers.Layer):
                 name="cold_start", shape=[self._width], initializer="zeros", trainable=False
             )
         if self._history is not None and model.history_encoder == "transformer":
-            self.encoder = HistoryEncoder(self._width, self._width, model, self._history.max_length, seed + 7)
+            self.encoder = HistoryEncoder(self._width, model, self._history.max_length, seed + 7)
         elif self._history is not None:
             self.history_scale = self.add_weight(
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)

@@ -22,7 +22,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def encoder():
-    built = HistoryEncoder(WIDTH, WIDTH, MODEL, PLACES, seed=3)
+    built = HistoryEncoder(WIDTH, MODEL, PLACES, seed=3)
     rng = np.random.default_rng(1)
     for variable in built.trainable_variables:
         variable.assign_add(rng.normal(0, 0.3, variable.shape).astype(np.float32))
