@@ -72,25 +72,32 @@ def _encode(
 ) -> dict[str, Any]:
     """A feature of queries, users or items, and the same of each interaction of a sequence."""
     outputs: dict[str, Any] = {}
-    each = None if sequence is None else _each(sequence, feature.is_list)
+    own = None if raw is None else feature.read(raw)
+    each = None if sequence is None else feature.read(_each(sequence, feature.is_list))
     # Learned from the training period: from each interaction, or else from each user or item once.
-    learned = feature.learn(raw if each is None else each, items)
+    learned = feature.learn(own if each is None else each, items)
     if raw is not None:
-        outputs |= zip(feature.keys, feature.encode(raw, learned, items), strict=True)
+        outputs |= zip(feature.keys, feature.encode(own, learned, items), strict=True)
     if sequence is not None:
         for key, values in zip(feature.keys, feature.encode(each, learned, items), strict=True):
-            width = feature.encoded[key].width
             # [N, …] of all users together, row by row → each user's own in one list.
-            rows = tf.repeat(sequence.indices[:, 0], width)
-            flat = tf.RaggedTensor.from_value_rowids(tf.reshape(values, [-1]), rows, nrows=sequence.dense_shape[0])
-            outputs[SEQUENCE_PREFIX + key] = flat.to_sparse()
+            outputs[SEQUENCE_PREFIX + key] = _widened(sequence, values, feature.encoded[key].width)
     return outputs
 
 
-def _each(sequence: tf.SparseTensor, is_list: bool) -> tf.SparseTensor:
-    """The interactions of all users [N, ?], as if each were a request: missing values left out."""
+def _widened(sequence: tf.SparseTensor, values: tf.Tensor, width: int) -> tf.SparseTensor:
+    """Lists [B, N] whose every element is a row of `values`: [B, N · width]."""
+    if width == 1:
+        return sequence.with_values(tf.reshape(values, [-1]))
+    places = tf.constant([[0, place] for place in range(width)], tf.int64)
+    indices = sequence.indices[:, tf.newaxis] * [1, width] + places
+    return tf.SparseTensor(tf.reshape(indices, [-1, 2]), tf.reshape(values, [-1]), sequence.dense_shape * [1, width])
+
+
+def _each(sequence: tf.SparseTensor, is_list: bool) -> tf.Tensor | tf.SparseTensor:
+    """The interactions of all users, as if each were a request: [N], or [N, ?] without missing values."""
     if not is_list:
-        return present(sequence.values[:, tf.newaxis])
+        return sequence.values
     parts = tf.strings.split(sequence.values, VALUE_SEPARATOR)
     return present(parts.to_tensor(default_value=""))
 

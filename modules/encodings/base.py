@@ -88,20 +88,29 @@ class Encoding(Settings):
         """A name for how values become ids: a warm start keeps a table only where it is the same before and after."""
         return self.encoding
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> Any:
+        """What `learn` and `encode` look at.
+
+        Args:
+            raw: Sparse [N, ?] values, each row's present ones at its front; or dense [N], of which a missing one is "",
+                NaN or negative.
+        """
+        return raw
+
+    def learn(self, values: Any, items: ItemIds) -> Any:
         """What `encode` needs of the training period, as TFT analyzers; None for nothing.
 
         Args:
-            raw: [N, ?] values, each row's present ones at its front.
+            values: What `read` returned.
             items: The item vocabulary.
         """
         return None
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: Any, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         """What `encoded` says, [N, ...] each, in the order of its keys.
 
         Args:
-            raw: As for `learn`.
+            values: What `read` returned.
             learned: What `learn` returned.
             items: The item vocabulary.
         """

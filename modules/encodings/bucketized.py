@@ -37,15 +37,20 @@ class Bucketized(Embedded):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded()}
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
-        from modules.encodings.values import numbers, quantiles
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        from modules.encodings.values import numbers
 
-        return self.boundaries if self.buckets is None else quantiles(numbers(raw), self.buckets)
+        return numbers(raw)
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
-        from modules.encodings.values import bucket, numbers
+    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
+        from modules.encodings.values import quantiles
 
-        return (bucket(numbers(raw), learned),)
+        return self.boundaries if self.buckets is None else quantiles(values, self.buckets)
+
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+        from modules.encodings.values import bucket
+
+        return (bucket(values, learned),)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         return 1 + (self.buckets if self.buckets is not None else len(self.boundaries or ()) + 1)

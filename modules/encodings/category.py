@@ -38,14 +38,14 @@ class Categorical(Embedded):
     def shape(self) -> tuple[int, ...]:
         return (self.max_values,) if self.is_multivalued else ()
 
-    def categories(self, raw: tf.SparseTensor) -> tf.Tensor:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
         """[N] or, for a list, [N, max_values] padded with ""."""
         import tensorflow as tf
 
-        from modules.encodings.values import lists, scalar
+        from modules.encodings.values import first, scalar
 
         if self.separator is not None:
             parts = tf.strings.split(tf.RaggedTensor.from_sparse(raw), self.separator).merge_dims(1, 2)
             parts = parts.with_flat_values(tf.strings.strip(parts.flat_values))
             return parts.to_tensor(default_value="", shape=[None, self.max_values])
-        return lists(raw, self.max_values) if self.multivalued else scalar(raw, "")
+        return first(raw, self.max_values, "") if self.multivalued else scalar(raw, "")

@@ -61,10 +61,9 @@ class Hash(Categorical):
     def rows_mean(self) -> str:
         return self.encoding if self.functions == 1 else f"{self.encoding}_of_{self.functions}"
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 
-        values = self.categories(raw)
         # The first function is the only one that there was before there were several.
         buckets = [tf.strings.to_hash_bucket_fast(values, self.buckets)]
         buckets += [

@@ -38,9 +38,9 @@ class History(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded((self.max_length,))}
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         """The whole list, sparse; `newest_first` makes of it what `encoded` says."""
-        return (raw.with_values(items.ids(raw.values)),)
+        return (values.with_values(items.ids(values.values)),)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         return items.rows(tft_output)

@@ -31,10 +31,13 @@ class HistoryAge(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(holds_ids=False)}
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        from modules.encodings.values import numbers
+
+        return numbers(raw)
+
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 
-        from modules.encodings.values import numbers, scalar
-
         # An infinite age would make a vector of NaN.
-        return (tf.clip_by_value(scalar(numbers(raw), 0.0), 0.0, tf.float32.max),)
+        return (tf.where(tf.math.is_nan(values), 0.0, tf.clip_by_value(values, 0.0, tf.float32.max)),)

@@ -23,11 +23,13 @@ class Log1p(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(holds_ids=False)}
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        from modules.encodings.values import numbers
+
+        return numbers(raw)
+
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 
-        from modules.encodings.values import numbers, scalar
-
-        amounts = numbers(raw)
-        doubles = tf.cast(tf.maximum(amounts.values, 0.0), tf.float64)
-        return (tf.cast(scalar(amounts.with_values(tf.math.log1p(doubles)), 0.0), tf.float32),)
+        doubles = tf.cast(tf.maximum(values, 0.0), tf.float64)
+        return (tf.where(tf.math.is_nan(values), 0.0, tf.cast(tf.math.log1p(doubles), tf.float32)),)

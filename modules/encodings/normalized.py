@@ -23,25 +23,27 @@ class Normalized(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(holds_ids=False)}
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        from modules.encodings.values import numbers
+
+        return numbers(raw)
+
+    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         """(mean, deviation); in double precision: Beam adds in an order of its own, and the last digit would reach
         every weight."""
         import tensorflow as tf
         import tensorflow_transform as tft
 
-        from modules.encodings.values import numbers
+        from modules.encodings.values import known
 
-        values = tf.cast(numbers(raw).values, tf.float64)
-        return tft.mean(values), tf.sqrt(tft.var(values))
+        doubles = tf.cast(known(values), tf.float64)
+        return tft.mean(doubles), tf.sqrt(tft.var(doubles))
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 
-        from modules.encodings.values import numbers, scalar
-
-        sparse = numbers(raw)
         mean, deviation = learned
-        centred = tf.cast(sparse.values, tf.float64) - mean
         # A number that is the same everywhere says nothing.
-        scaled = tf.where(deviation > 0, centred / tf.where(deviation > 0, deviation, 1.0), tf.zeros_like(centred))
-        return (tf.cast(scalar(sparse.with_values(scaled), 0.0), tf.float32),)
+        says = deviation > 0
+        scaled = (tf.cast(values, tf.float64) - mean) / tf.where(says, deviation, 1.0)
+        return (tf.where(says & ~tf.math.is_nan(values), tf.cast(scaled, tf.float32), 0.0),)

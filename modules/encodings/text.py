@@ -38,32 +38,34 @@ class Text(Embedded):
     def vocabulary(self) -> str:
         return f"vocabulary_{self.column}"
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        """Words [N, max_tokens], padded with ""."""
+        import tensorflow as tf
+
+        from modules.encodings.values import first, scalar
+
+        lowered = tf.strings.lower(scalar(raw, ""), encoding="utf-8")
+        words = tf.strings.regex_replace(lowered, r"[^\p{L}\p{N}]+", " ")
+        # Ragged tensors take ten times the operations.
+        parts = tf.raw_ops.StringSplitV2(input=words, sep="")
+        return first(tf.SparseTensor(parts.indices, parts.values, parts.shape), self.max_tokens, "")
+
+    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         import tensorflow_transform as tft
 
         from modules.encodings.values import threshold
 
         return tft.vocabulary(
-            self._tokens(raw),
+            values,
             vocab_filename=self.vocabulary,
             frequency_threshold=threshold(self.min_count),
             top_k=self.max_size,
         )
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         from modules.encodings.values import lookup
 
-        return (lookup(self._tokens(raw), learned, self.oov_buckets),)
+        return (lookup(values, learned, self.oov_buckets),)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         return 1 + tft_output.vocabulary_size_by_name(self.vocabulary) + self.oov_buckets
-
-    def _tokens(self, raw: tf.SparseTensor) -> tf.Tensor:
-        """[N, max_tokens], padded with ""."""
-        import tensorflow as tf
-
-        from modules.encodings.values import scalar
-
-        lowered = tf.strings.lower(scalar(raw, ""), encoding="utf-8")
-        words = tf.strings.regex_replace(lowered, r"[^\p{L}\p{N}]+", " ")
-        return tf.strings.split(words).to_tensor(default_value="", shape=[None, self.max_tokens])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from modules.encodings.base import Embedded, Encoded
+from modules.encodings.base import MISSING_TIMESTAMP, Embedded, Encoded
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,33 +37,33 @@ class Timestamp(Embedded):
     def encoded(self) -> Mapping[str, Encoded]:
         return {f"{self.column}_bucket": Encoded(), f"{self.column}_cyclic": Encoded((4,), holds_ids=False)}
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
-        import tensorflow as tf
+    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+        from modules.encodings.values import scalar
 
+        return scalar(raw, MISSING_TIMESTAMP)
+
+    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         from modules.encodings.values import quantiles
 
-        seconds = _there(raw)
-        return quantiles(seconds.with_values(tf.cast(seconds.values, tf.float32)), self.buckets)
+        return quantiles(_as_numbers(values), self.buckets)
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
-        import tensorflow as tf
-
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         from modules.encodings.values import bucket
 
-        seconds = _there(raw)
-        return bucket(seconds.with_values(tf.cast(seconds.values, tf.float32)), learned), _cyclic(seconds)
+        return bucket(_as_numbers(values), learned), _cyclic(values)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         return 1 + self.buckets
 
 
-def _there(raw: tf.SparseTensor) -> tf.SparseTensor:
+def _as_numbers(seconds: tf.Tensor) -> tf.Tensor:
+    """[N] float32, NaN for a missing time."""
     import tensorflow as tf
 
-    return tf.sparse.retain(raw, raw.values >= 0)
+    return tf.where(seconds >= 0, tf.cast(seconds, tf.float32), math.nan)
 
 
-def _cyclic(seconds: tf.SparseTensor) -> tf.Tensor:
+def _cyclic(seconds: tf.Tensor) -> tf.Tensor:
     """[N, 4]: sine and cosine of the time of day, then of the time of week; zeros when missing.
 
     In double precision, because the last digit depends on a value's place in the batch: other instructions compute the
@@ -71,10 +71,9 @@ def _cyclic(seconds: tf.SparseTensor) -> tf.Tensor:
     """
     import tensorflow as tf
 
-    from modules.encodings.values import scalar
-
-    parts = []
-    for offset, period in ((0, _DAY), (_EPOCH_WEEKDAY, _WEEK)):
-        angle = tf.cast((seconds.values + offset) % period, tf.float64) * (2 * math.pi / period)
-        parts += [scalar(seconds.with_values(wave(angle)), 0.0) for wave in (tf.sin, tf.cos)]
-    return tf.cast(tf.stack(parts, axis=1), tf.float32)
+    offsets = tf.constant([0, _EPOCH_WEEKDAY], tf.int64)
+    periods = tf.constant([_DAY, _WEEK], tf.int64)
+    each = seconds[:, tf.newaxis]
+    angles = tf.cast((each + offsets) % periods, tf.float64) * [2 * math.pi / period for period in (_DAY, _WEEK)]
+    waves = tf.reshape(tf.stack([tf.sin(angles), tf.cos(angles)], axis=2), [-1, 4])
+    return tf.where(each >= 0, tf.cast(waves, tf.float32), 0.0)

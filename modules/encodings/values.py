@@ -1,7 +1,12 @@
-"""Raw values in Transform's graph: sparse columns whose rows begin with the values that are there."""
+"""Raw values in Transform's graph: sparse columns whose rows begin with the values that are there, and what is read of
+them: dense, a missing value being "", NaN or negative.
+
+Transform traces its graph ten times and the servable runs it for each request, so each operation here is counted.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +14,8 @@ import tensorflow_transform as tft
 
 # Quantiles are this exact, as a share of the values.
 _QUANTILE_ERROR = 0.001
+# As many rows as there are.
+_ANY = tf.int64.max // 2
 
 
 def present(values: tf.Tensor | tf.SparseTensor) -> tf.SparseTensor:
@@ -18,7 +25,8 @@ def present(values: tf.Tensor | tf.SparseTensor) -> tf.SparseTensor:
     """
     if isinstance(values, tf.SparseTensor):
         return values
-    if values.shape.rank == 1:
+    single = values.shape.rank == 1
+    if single:
         values = values[:, tf.newaxis]
     if values.dtype == tf.string:
         keep = values != ""
@@ -26,31 +34,46 @@ def present(values: tf.Tensor | tf.SparseTensor) -> tf.SparseTensor:
         keep = ~tf.math.is_nan(values)
     else:
         keep = values >= 0
-    position = tf.cumsum(tf.cast(keep, tf.int64), axis=1, exclusive=True)
-    rows = tf.where(keep)[:, 0]
-    return tf.SparseTensor(tf.stack([rows, position[keep]], axis=1), values[keep], tf.shape(values, out_type=tf.int64))
+    indices = tf.where(keep)
+    there = tf.gather_nd(values, indices)
+    if not single:
+        position = tf.cumsum(tf.cast(keep, tf.int64), axis=1, exclusive=True)
+        indices = tf.stack([indices[:, 0], tf.gather_nd(position, indices)], axis=1)
+    return tf.SparseTensor(indices, there, tf.shape(values, out_type=tf.int64))
 
 
-def scalar(values: tf.SparseTensor, missing: Any) -> tf.Tensor:
-    """The first value of each row, [B]."""
-    size = tf.stack([values.dense_shape[0], tf.constant(1, tf.int64)])
-    first = tf.sparse.slice(values, [0, 0], size)
-    # A slice of an empty column is narrower than asked for; the shape is stated again.
-    first = tf.SparseTensor(first.indices, first.values, size)
-    return tf.sparse.to_dense(first, default_value=tf.cast(missing, values.dtype))[:, 0]
+def first(values: tf.SparseTensor, length: int, missing: Any) -> tf.Tensor:
+    """The first values of each row, [B, length]; what is not there is `missing`."""
+    some = tf.raw_ops.SparseSlice(
+        indices=values.indices, values=values.values, shape=values.dense_shape, start=[0, 0], size=[_ANY, length]
+    )
+    dense = tf.raw_ops.SparseToDense(
+        sparse_indices=some.output_indices,
+        # A column can be narrower than asked for.
+        output_shape=tf.maximum(some.output_shape, tf.constant([0, length], tf.int64)),
+        sparse_values=some.output_values,
+        default_value=tf.constant(missing, values.dtype),
+        validate_indices=False,
+    )
+    dense.set_shape([None, length])
+    return dense
 
 
-def numbers(values: tf.SparseTensor) -> tf.SparseTensor:
-    """The first value of each row as float32, without NaN."""
-    shape = tf.stack([values.dense_shape[0], tf.constant(1, tf.int64)])
-    first = tf.sparse.slice(values, [0, 0], shape)
-    floats = tf.cast(first.values, tf.float32)
-    return tf.sparse.retain(tf.SparseTensor(first.indices, floats, shape), ~tf.math.is_nan(floats))
+def scalar(values: tf.Tensor | tf.SparseTensor, missing: Any) -> tf.Tensor:
+    """The first value of each row, [B]. Dense [B] is taken as it is."""
+    return tf.reshape(first(values, 1, missing), [-1]) if isinstance(values, tf.SparseTensor) else values
 
 
-def lists(values: tf.SparseTensor, length: int) -> tf.Tensor:
-    """[B, length], the first values of each row, padded with ""."""
-    return tf.RaggedTensor.from_sparse(values).to_tensor(default_value="", shape=[None, length])
+def numbers(values: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
+    """The first value of each row as float32 [B]; NaN where there is none."""
+    if isinstance(values, tf.SparseTensor):
+        return scalar(values.with_values(tf.cast(values.values, tf.float32)), math.nan)
+    return tf.cast(values, tf.float32)
+
+
+def known(numbers: tf.Tensor) -> tf.Tensor:
+    """Those of [B] that are not NaN."""
+    return tf.dynamic_partition(numbers, tf.cast(~tf.math.is_nan(numbers), tf.int32), 2)[1]
 
 
 def lookup(values: tf.Tensor, vocabulary: Any, oov_buckets: int) -> tf.Tensor:
@@ -64,12 +87,12 @@ def threshold(min_count: int) -> int | None:
     return min_count if min_count > 1 else None
 
 
-def quantiles(sparse: tf.SparseTensor, buckets: int) -> tf.Tensor:
-    """[buckets − 1] boundaries learned from the training period."""
-    return tf.reshape(tft.quantiles(sparse.values, buckets, epsilon=_QUANTILE_ERROR), [-1])
+def quantiles(numbers: tf.Tensor, buckets: int) -> tf.Tensor:
+    """[buckets − 1] boundaries learned from the training period's numbers [B]."""
+    return tf.reshape(tft.quantiles(known(numbers), buckets, epsilon=_QUANTILE_ERROR), [-1])
 
 
-def bucket(sparse: tf.SparseTensor, boundaries: Any) -> tf.Tensor:
-    """[B] ids: 0 missing, then 1 + the number of boundaries that are not above the value."""
-    above = tf.searchsorted(tf.cast(boundaries, tf.float32), sparse.values, side="right", out_type=tf.int64)
-    return scalar(sparse.with_values(above + 1), 0)
+def bucket(numbers: tf.Tensor, boundaries: Any) -> tf.Tensor:
+    """Ids of numbers [B]: 0 for NaN, else 1 + the number of boundaries that are not above the value."""
+    above = tf.searchsorted(tf.cast(boundaries, tf.float32), numbers, side="right", out_type=tf.int64)
+    return tf.where(tf.math.is_nan(numbers), tf.zeros_like(above), above + 1)

@@ -38,7 +38,7 @@ class Vocabulary(Categorical):
     def vocabulary(self) -> str:
         return f"vocabulary_{self.column}"
 
-    def learn(self, raw: tf.SparseTensor, items: ItemIds) -> Any:
+    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         import tensorflow_transform as tft
 
         from modules.encodings.values import threshold
@@ -46,16 +46,16 @@ class Vocabulary(Categorical):
         if self.column == items.column:
             return items.asset
         return tft.vocabulary(
-            self.categories(raw),
+            values,
             vocab_filename=self.vocabulary,
             frequency_threshold=threshold(self.min_count),
             top_k=self.max_size,
         )
 
-    def encode(self, raw: tf.SparseTensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
+    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         from modules.encodings.values import lookup
 
-        return (lookup(self.categories(raw), learned, self.oov_buckets),)
+        return (lookup(values, learned, self.oov_buckets),)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         if self.column == items.column:

@@ -42,8 +42,10 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
         return {"embedding": model.candidate_tower(encoded), "popularity": popularity}
 
     signatures = {
-        QUERY_EMBEDDING: tf.function(query_embedding).get_concrete_function(**query.signature()),
-        CANDIDATE_EMBEDDING: tf.function(candidate_embedding).get_concrete_function(**candidate.signature()),
+        QUERY_EMBEDDING: tf.function(query_embedding, autograph=False).get_concrete_function(**query.signature()),
+        CANDIDATE_EMBEDDING: tf.function(candidate_embedding, autograph=False).get_concrete_function(
+            **candidate.signature()
+        ),
     }
     fitted = fitted_variables(features, columns, model)
     embedding.save(module, signatures, directory, features, model.layout, fitted)

@@ -15,7 +15,7 @@ USERS = [f"user {number}" for number in range(2000)]
 
 
 def encode(feature, values):
-    (ids,) = feature.encode(present(tf.constant(values)), None, ItemIds("item"))
+    (ids,) = feature.encode(feature.read(present(tf.constant(values))), None, ItemIds("item"))
     return ids.numpy()
 
 
