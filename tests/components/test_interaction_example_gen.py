@@ -511,6 +511,7 @@ def _at(times: np.ndarray) -> histories.Interactions:
     return histories.Interactions(times, times, np.full(len(times), b"i", object), np.ones(len(times)))
 
 
+@pytest.mark.slow
 def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     rows = [
@@ -917,6 +918,7 @@ def test_remote_tables_are_read_through_beams_file_systems(output: Output, tmp_p
 # The real data.
 
 
+@pytest.mark.slow
 def test_movielens_100k(tmp_path: Path) -> None:
     try:
         movielens_100k.prepare(str(tmp_path), sources=("recbole",))

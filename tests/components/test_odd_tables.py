@@ -619,6 +619,7 @@ def assert_refused(world: World, fault: Fault, at: int, generated: Callable[[Tab
 # Properties.
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(world=worlds())
 def test_any_writing_of_a_table_gives_the_examples_that_it_means(world: World) -> None:
@@ -671,6 +672,7 @@ def run_executor(tables_settings: Tables) -> dict[str, Counter[str]]:
     }
 
 
+@pytest.mark.slow
 @settings(
     max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate]
 )  # A run takes a second: no shrinking.

@@ -111,6 +111,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, types.Artifa
     return config, statistics, inferred(statistics, config, folder), folder
 
 
+@pytest.mark.slow
 def test_the_schema_has_every_feature_of_every_split_once(made: Any) -> None:
     config, _, schema, _ = made
     lists = {"item_id", "timestamp", "interaction_weight", "is_validation", "device", "paid", "tags"}
@@ -124,6 +125,7 @@ def test_the_schema_has_every_feature_of_every_split_once(made: Any) -> None:
     assert schemas.mismatches(schema, config.features, columns(config)) == []
 
 
+@pytest.mark.slow
 def test_each_split_is_expected_to_hold_what_the_contract_says(made: Any) -> None:
     config, _, schema, _ = made
     of = {
@@ -137,6 +139,7 @@ def test_each_split_is_expected_to_hold_what_the_contract_says(made: Any) -> Non
     assert of["catalogue"] == {"item_id", "title", "genres", "price"}
 
 
+@pytest.mark.slow
 def test_data_pass_the_schema_that_was_inferred_from_them(made: Any) -> None:
     config, statistics, schema, folder = made
     anomalies = validate(statistics, schema, config, folder)
@@ -145,6 +148,7 @@ def test_data_pass_the_schema_that_was_inferred_from_them(made: Any) -> None:
     assert blessed == dict.fromkeys(["train", "validation", "eval", "catalogue"], 1)
 
 
+@pytest.mark.slow
 def test_every_split_is_held_to_its_part_of_a_curated_schema(made: Any) -> None:
     """An item in the catalogue, an interaction in a sequence, a query."""
     config, statistics, schema, folder = made

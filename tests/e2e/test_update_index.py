@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,25 +71,6 @@ def test_a_mistake_is_one_line_and_nothing_is_pushed(pushed: list[str], tmp_path
         assert outcome.code == 2 and words in outcome.errors, outcome.errors
         assert outcome.errors.count("\n") == 1 and json.loads(json.dumps(outcome.answer))["error"] in outcome.errors
     assert sorted(p.name for p in served.iterdir()) == before
-
-
-def test_of_two_commands_at_once_none_is_lost(pushed: list[str], tmp_path: Path):
-    removed = ["17", "23"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "update-index", *pushed, "--remove", item, "--json"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for item in removed
-    ]
-    answers = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    first, second = sorted(answers, key=lambda answer: answer["version"])
-    assert second["updated_version"] == first["version"]
-    assert second["catalogue_size"] == world.ITEMS - 2
-    for item in removed:
-        assert "no such item" in twotower("similar", *pushed, "--item", item).errors
 
 
 def test_a_table_that_cannot_be_read_is_called_by_its_option(pushed: list[str], tmp_path: Path):

@@ -1,12 +1,10 @@
-"""The Trainer's `run_fn` on transformed examples: what it exports, and that it goes on after a kill."""
+"""The Trainer's `run_fn` on transformed examples: what it exports, and what it takes over."""
 
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -260,46 +258,6 @@ def test_sequences_and_queries_are_those_of_the_interactions(world):
     np.testing.assert_array_equal(queries.features["history_age"], 5000.0)
 
 
-KILLED = """
-import sys, pickle
-sys.path.insert(0, {tests!r})
-from transformed_world import *
-from modules import trainer
-world = World(Path({folder!r}), EVERYTHING)
-trainer.run_fn(world.fn_args(Path({output!r}), training=Training.model_validate_json({training!r})))
-"""
-
-
-def test_killed_fit_goes_on_and_ends_with_the_same_weights(world, tmp_path):
-    # Long enough to be killed in the middle; patience 1000 keeps early stopping out of it.
-    training = TRAINING.model_copy(update={"epochs": 14, "patience": 1000})
-    script = KILLED.format(
-        tests=str(Path(__file__).parents[1]), folder=str(world.folder), output=str(tmp_path / "killed"),
-        training=training.model_dump_json(),
-    )  # fmt: skip
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed/checkpoints").rglob("ckpt-[3-9].index")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed/serving").exists()
-    trainer.run_fn(world.fn_args(tmp_path / "killed", training=training))
-    trainer.run_fn(world.fn_args(tmp_path / "whole", training=training))
-    reports = [json.loads((tmp_path / name / "run/training.json").read_text()) for name in ("killed", "whole")]
-    assert reports[0]["resumed_from_epoch"] >= 3
-    assert reports[1]["resumed_from_epoch"] == 0
-    assert [e["loss"] for e in reports[0]["history"]] == [e["loss"] for e in reports[1]["history"]]
-    vectors = []
-    for name in ("killed", "whole"):
-        module = tf.saved_model.load(str(tmp_path / name / "serving"))
-        rows = split_rows()["validation"]
-        vectors.append(module.signatures["query_embedding"](**requests(module, "query_embedding", rows))["embedding"])
-    np.testing.assert_array_equal(*vectors)
-
-
 def test_two_workers_export_what_one_process_fits_and_only_the_chief_writes(small_world, tmp_path, monkeypatch):
     training = TRAINING.model_copy(update={"epochs": 2, "refit": False, "negatives": "sampled", "worker_wait": 60})
     configs, root = tf_configs(2), Path(__file__).parents[2]
@@ -354,7 +312,7 @@ def test_the_tuner_finds_the_learning_rate_that_learns(small_world, tmp_path):
 
 
 def test_items_that_are_added_to_a_servable_have_the_offset_and_what_is_explored(world, tmp_path):
-    training = TRAINING.model_copy(update={"epochs": 1})
+    training = TRAINING.model_copy(update={"epochs": 1, "refit": False})
     features, vectors, known = world.features, {}, {}
     for exploration in (0.0, 2.0):
         model = MODEL.model_copy(update={"exploration": exploration})
@@ -390,7 +348,7 @@ def test_items_that_are_added_to_a_servable_have_the_offset_and_what_is_explored
     np.testing.assert_allclose(vectors[2.0] - vectors[0.0], np.tile(2.0 * bias, (3, 1)), atol=1e-6)
     # The next fit finds an offset of its own.
     (Path(folder) / SERVABLE_PATH).write_text(contract(contract_, Serving(k=5), ITEMS).model_dump_json())
-    specification = world.specification(training=training.model_copy(update={"refit": False}))
+    specification = world.specification(training=training)
     start = WarmStart(folder, specification.features, specification.columns, world.tft_output)
     result = fit(specification, world.sequences(), world.queries(), warm_start=start)
     offset = result.report.calibration.new_item_offset
