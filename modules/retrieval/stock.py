@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.quantized import Quantized
 from modules.retrieval.top_k import Partitions, SearchParameters, Strategy, TopK
 from modules.retrieval.tree import Tree
+from modules.retrieval.vectors import Vectors
 
 
 def stock(
-    vectors: np.ndarray,
+    vectors: Vectors,
     strategy: Strategy,
     parameters: SearchParameters | None = None,
     partitions: Partitions | None = None,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+
+from modules.retrieval.vectors import Vectors, parts
 
 NO_ROW = -1
 """Pads rows where fewer than k candidates exist; the score beside it is −inf."""
@@ -28,6 +31,11 @@ _QUANTIZED_BELOW = 100_000
 # A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
 # partition tree finds among rare members is neither the best of them nor enough.
 _FEW = 1 / 16
+_CACHED_DISTANCES = 2**20
+# Scores of all items that are in memory at once: 64 MiB.
+_SCORES_AT_ONCE = 2**24
+# Batches are not cut into slices of as many queries or more.
+_LARGE_SLICE = 512
 
 
 def resolve_strategy(strategy: Literal["auto", "exact", "quantized", "tree"], size: int) -> Strategy:
@@ -67,12 +75,22 @@ class Partitions:
             kept: Rows that stay, in the order they will have.
             new: [N, D] vectors of the rows after them; each goes to the partition with the nearest centroid.
         """
-        norms = np.sum(self.centroids**2, axis=1)
-        nearest = [
-            np.argmin(norms - 2 * part @ self.centroids.T, axis=1).astype(np.int32)
-            for part in np.array_split(new, max(1, len(new) // 1000))
-        ]
-        return Partitions(self.centroids, np.concatenate([self.of_row[kept], *nearest]).astype(np.int32))
+        return Partitions(self.centroids, np.concatenate([self.of_row[kept], nearest(self.centroids, new)]))
+
+
+def nearest(centroids: np.ndarray, vectors: Vectors) -> np.ndarray:
+    """[N] int32: the nearest of the centroids [P, D] for each vector."""
+    norms = np.sum(centroids**2, axis=1)
+    # Distances of so many rows at a time stay in the processor's cache.
+    step = max(1, _CACHED_DISTANCES // len(centroids))
+    result = np.empty(len(vectors), np.int32)
+    for first, part in parts(vectors):
+        for start in range(0, len(part), step):
+            distances = part[start : start + step] @ centroids.T
+            distances *= -2
+            distances += norms
+            result[first + start : first + start + len(distances)] = np.argmin(distances, axis=1)
+    return result
 
 
 class TopK(tf.Module, abc.ABC):
@@ -163,7 +181,7 @@ class TopK(tf.Module, abc.ABC):
         def exact() -> tuple[tf.Tensor, tf.Tensor]:
             some, theirs = tf.gather(queries, chosen), tf.gather(excluded, chosen)
             if allowed is None:
-                best_scores, best_rows = self._exhaustive(some, k, theirs)
+                best_scores, best_rows = self._in_slices(lambda q, e: self._exhaustive(q, k, e), k, some, theirs)
             else:
                 best_scores, best_rows = self._among_allowed(some, chosen, k, theirs, allowed)
             where = chosen[:, tf.newaxis]
@@ -206,6 +224,36 @@ class TopK(tf.Module, abc.ABC):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """As `search`, but with fewer than k rows where the layer finds no more."""
 
+    def _in_slices(
+        self, search: Callable[..., Sequence[tf.Tensor]], k: int, *batch: tf.Tensor | None, rows: int = 1
+    ) -> tuple[tf.Tensor, ...]:
+        """Asks a search that scores every row for a few queries of a batch at a time, where the catalogue is large.
+
+        Args:
+            search: What `batch` has of N queries → scores [N, k] float32, and rows [N, k] int32.
+            k: Number of results.
+            batch: Tensors [B, ...], queries first; None is passed on.
+            rows: How many tensors of rows `search` answers.
+        """
+        at_once = max(1, _SCORES_AT_ONCE // self.size)
+        if at_once >= _LARGE_SLICE:
+            return tuple(search(*batch))
+        # An empty batch is a slice, too.
+        end = tf.maximum(tf.shape(batch[0])[0], 1)
+
+        def ask(start: tf.Tensor, *answers: tf.TensorArray) -> tuple[Any, ...]:
+            few = (None if each is None else each[start : start + at_once] for each in batch)
+            return start + at_once, *(a.write(a.size(), x) for a, x in zip(answers, search(*few), strict=True))
+
+        answers = [
+            tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None, k])
+            for dtype in (tf.float32, *rows * [tf.int32])
+        ]
+        _, *answers = tf.while_loop(
+            lambda start, *_: start < end, ask, (tf.constant(0), *answers), parallel_iterations=1
+        )
+        return tuple(tf.ensure_shape(answer.concat(), [None, k]) for answer in answers)
+
     def _depth(self, count: int | tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
         """How many candidates to look for: at most E of the best count + E are excluded, so that `count` are left."""
         return tf.minimum(count + tf.shape(excluded)[1], self.size)
@@ -219,7 +267,10 @@ class InOrder(TopK):
 
     @abc.abstractmethod
     def _all_vectors(self) -> tf.Tensor:
-        """[C, D] float32."""
+        """[C, D] float32: what is read of a variable, never the variable itself.
+
+        Rows gathered from a variable make TensorFlow copy it, whole, each time that it is read from then on.
+        """
 
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.gather(self._all_vectors(), rows)
@@ -294,8 +345,8 @@ def padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[
     )
 
 
-def variable(value: np.ndarray) -> tf.Variable:
-    """A fixed value that a SavedModel stores beside its graph."""
+def variable(value: np.ndarray | tf.Tensor) -> tf.Variable:
+    """A fixed value that a SavedModel stores beside its graph; a tensor's memory becomes the variable's."""
     return tf.Variable(value, trainable=False)
 
 

@@ -17,6 +17,7 @@ from modules.retrieval.top_k import (
     variable,
     without,
 )
+from modules.retrieval.vectors import Vectors, as_tensor, parts, zeros
 
 # Members of one partition lie in blocks of this many, so that a partition is read as a few long runs of memory. Larger
 # blocks pad more (half a block per partition on average), smaller ones make the gather slower.
@@ -36,7 +37,7 @@ class Tree(TopK):
         parameters: How much a search looks at.
     """
 
-    def __init__(self, vectors: np.ndarray, partitions: Partitions, parameters: SearchParameters | None = None) -> None:
+    def __init__(self, vectors: Vectors, partitions: Partitions, parameters: SearchParameters | None = None) -> None:
         super().__init__(len(vectors), parameters)
         self.partitions = partitions
         blocks, counts = _blocks(partitions.of_row, len(partitions.centroids))
@@ -46,19 +47,20 @@ class Tree(TopK):
         self._rows = variable(blocks)
         rows = blocks.ravel()
         places = np.flatnonzero(rows != NO_ROW)
-        members = np.zeros((len(rows), vectors.shape[1]), np.float32)
-        members[places] = vectors[rows[places]]
-        self._members = variable(members.reshape(len(blocks), -1))
         place_of = np.empty(len(vectors), np.int32)
         place_of[rows[places]] = places
         self._place_of = variable(place_of)
+        members = zeros(len(rows), vectors.shape[1])
+        for start, part in parts(vectors):
+            members[place_of[start : start + len(part)]] = part
+        self._members = variable(tf.reshape(as_tensor(members), [len(blocks), -1]))
 
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.gather(self._all_members(), tf.gather(self._place_of, rows))
 
     def _all_members(self) -> tf.Tensor:
         """[places, D]: vectors in the order of the blocks, 0 at padding."""
-        return tf.reshape(self._members, [-1, int(self._centroids.shape[1])])
+        return tf.reshape(self._members.read_value(), [-1, int(self._centroids.shape[1])])
 
     def _exhaustive(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         rows = tf.reshape(self._rows, [-1])
@@ -89,7 +91,9 @@ class Tree(TopK):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The `depth` best members of some partitions [P] for one query [D], by exact score; padded if fewer."""
         ranges = tf.ragged.range(tf.gather(self._first_block, partitions), tf.gather(self._end_block, partitions))
-        members = tf.reshape(tf.gather(self._members, ranges.values), [-1, int(self._centroids.shape[1])])
+        # From what is read of the variable: see `InOrder._all_vectors`.
+        members = tf.gather(self._members.read_value(), ranges.values)
+        members = tf.reshape(members, [-1, int(self._centroids.shape[1])])
         rows = tf.reshape(tf.gather(self._rows, ranges.values), [-1])
         scores = mask(tf.linalg.matvec(members, query), rows != NO_ROW)
         if allowed is not None:

@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from index_conformance import DIMENSION, clustered
 
+from modules.retrieval import top_k
+from modules.retrieval.brute_force import BruteForce
+from modules.retrieval.quantized import Quantized
 from modules.retrieval.stock import stock
-from modules.retrieval.top_k import NO_ROW, best, resolve_strategy
+from modules.retrieval.top_k import NO_ROW, Partitions, SearchParameters, best, resolve_strategy
+from modules.retrieval.tree import Tree
 
 
 def test_strategy_follows_the_size_of_the_catalogue():
@@ -32,3 +38,37 @@ def test_the_best_are_those_that_are_neither_excluded_nor_disallowed():
 def test_a_tree_without_partitions_is_a_mistake():
     with pytest.raises(ValueError, match="a tree needs partitions"):
         stock(np.zeros((200, 4), np.float32), "tree")
+
+
+@pytest.mark.parametrize("layer", ["brute_force", "quantized", "tree"])
+def test_a_large_catalogue_is_asked_for_few_queries_at_a_time_with_the_same_answers(layer, monkeypatch):
+    vectors, generator = clustered(300), np.random.default_rng(0)
+    partitions = Partitions(clustered(6), np.arange(300, dtype=np.int32) % 6)
+    # One partition, of which a filter leaves few: the tree falls back to looking at everything.
+    index = {
+        "brute_force": lambda: BruteForce(vectors),
+        "quantized": lambda: Quantized(vectors, SearchParameters(reorder=300)),
+        "tree": lambda: Tree(vectors, partitions, SearchParameters(partitions_to_search=1)),
+    }[layer]()
+    specs = [
+        tf.TensorSpec([None, DIMENSION]),
+        tf.TensorSpec([None, None], tf.int32),
+        tf.TensorSpec([None, 300], tf.bool),
+    ]
+
+    def traced(scores_at_once):
+        monkeypatch.setattr(top_k, "_SCORES_AT_ONCE", scores_at_once)
+        search = tf.function(
+            lambda q, e, a: (*index.search(q, 60, e, a), *index.search_both(q, 60, e)), autograph=False
+        )
+        return search.get_concrete_function(*specs)
+
+    whole, sliced = traced(2**24), traced(3 * 300)
+    for batch in (0, 1, 3, 7):
+        queries = generator.normal(size=(batch, DIMENSION)).astype(np.float32)
+        excluded = generator.integers(-1, 300, size=(batch, 4)).astype(np.int32)
+        allowed = generator.random((batch, 300)) < 0.3
+        request = tf.constant(queries), tf.constant(excluded), tf.constant(allowed)
+        for expected, answer in zip(whole(*request), sliced(*request), strict=True):
+            assert expected.shape == answer.shape == (batch, 60)
+            np.testing.assert_allclose(answer, expected, rtol=1e-5)
