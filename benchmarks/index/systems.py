@@ -96,12 +96,6 @@ class BruteForce(_TensorFlow):
         yield [(1, 1)]
 
 
-def _train_tree(vectors: np.ndarray, partitions: int, spherical: bool) -> Any:
-    from modules.retrieval.scann import train_scann
-
-    return train_scann(vectors, "tree", partitions=partitions, spherical=spherical)
-
-
 def _tree_efforts(leaves: int, k: int) -> Efforts:
     searched = max(2, leaves // 512)
     while searched < leaves:
@@ -112,9 +106,11 @@ def _tree_efforts(leaves: int, k: int) -> Efforts:
 
 class Stock(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
+        from modules.retrieval.scann import train_partitions
         from modules.retrieval.tree import Tree
 
-        self._trace(Tree(vectors, _train_tree(vectors, self.partitions, self.spherical).partitions))
+        trained = train_partitions(vectors, partitions=self.partitions, spherical=self.spherical)
+        self._trace(Tree(vectors, trained))
 
     def efforts(self) -> Efforts:
         # It scores exactly at once: there is nothing to reorder.
@@ -123,10 +119,11 @@ class Stock(_TensorFlow):
 
 class ScannOp(_TensorFlow):
     def build(self, vectors: np.ndarray) -> None:
-        from modules.retrieval.scann import Scann
+        from modules.retrieval.scann import Scann, train_scann
         from modules.retrieval.top_k import SearchParameters
 
-        self._trace(Scann(_train_tree(vectors, self.partitions, self.spherical), SearchParameters()))
+        trained = train_scann(vectors, "tree", partitions=self.partitions, spherical=self.spherical)
+        self._trace(Scann(trained, SearchParameters()))
 
     def efforts(self) -> Efforts:
         return _tree_efforts(self.partitions, self.k)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from modules.retrieval.top_k import NO_ROW, InOrder, Partitions, SearchParameters, Strategy, best
+from modules.retrieval.top_k import NO_ROW, InOrder, Partitions, SearchParameters, Strategy, best, nearest
+from modules.retrieval.vectors import Vectors
 
 # How far ScaNN's ops, which know no filters, look beyond k for a filtered query before it is answered exactly instead.
 _FILTER_OVERFETCH = 4
@@ -42,9 +43,14 @@ def default_partitions(size: int) -> int:
     return max(1, round(size**0.5))
 
 
+def _sample_size(size: int, partitions: int) -> int:
+    """How many of a catalogue's vectors so many partitions are learned from."""
+    return min(size, max(_LEAST_SAMPLE, _SAMPLE_PER_PARTITION * partitions))
+
+
 def tree_settings(size: int, partitions: int) -> dict[str, int]:
     """Arguments of ScaNN's `tree` for a catalogue: how many partitions, and what they are learned from."""
-    sample = min(size, max(_LEAST_SAMPLE, _SAMPLE_PER_PARTITION * partitions))
+    sample = _sample_size(size, partitions)
     return {
         "num_leaves": partitions,
         "num_leaves_to_search": 1,
@@ -66,12 +72,39 @@ def hashing_settings(dimensions_per_block: int) -> dict[str, float]:
     }
 
 
+def train_partitions(
+    vectors: Vectors, *, partitions: int | None = None, spherical: bool = False, seed: int = 42
+) -> Partitions:
+    """The partitions of `train_scann`, learned from a sample; the other vectors are only read, part by part.
+
+    Args:
+        vectors: As `train_scann`, as the other arguments.
+        partitions: Leaves of the tree.
+        spherical: Whether its k-means goes by direction alone.
+        seed: Of the k-means, and of the sample.
+    """
+    leaves = min(partitions or default_partitions(len(vectors)), len(vectors))
+    size = _sample_size(len(vectors), leaves)
+    if size == len(vectors):
+        return _partitions(vectors[:], leaves, spherical, seed)
+    sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
+    centroids = _partitions(vectors[sample], leaves, spherical, seed).centroids
+    return Partitions(centroids, nearest(centroids, vectors))
+
+
+def _partitions(vectors: np.ndarray, leaves: int, spherical: bool, seed: int) -> Partitions:
+    trained = train_scann(vectors, "tree", partitions=leaves, spherical=spherical, codes=False, seed=seed).partitions
+    assert trained is not None
+    return trained
+
+
 def train_scann(
-    vectors: np.ndarray,
+    vectors: Vectors,
     strategy: Strategy,
     *,
     partitions: int | None = None,
     spherical: bool = False,
+    codes: bool = True,
     dimensions_per_block: int = 2,
     seed: int = 42,
 ) -> TrainedScann:
@@ -82,6 +115,7 @@ def train_scann(
         strategy: What is trained.
         partitions: Leaves of the tree; by default the square root of C.
         spherical: Whether the tree's k-means goes by direction alone.
+        codes: False leaves the hashing out of a tree; its partitions are the same.
         dimensions_per_block: Dimensions that share one code.
         seed: Of the tree's k-means.
 
@@ -94,11 +128,13 @@ def train_scann(
 
     size, dimension = vectors.shape
     leaves = min(partitions or default_partitions(size), size)
+    # ScaNN takes all vectors at once, and copies them several times.
+    vectors = vectors[:]
     builder = scann_ops.builder(vectors, 1, "dot_product")
     if strategy == "tree":
         # ScaNN's random initialisation takes no seed; its k-means++ does.
         builder = builder.tree(**tree_settings(size, leaves), spherical=spherical, random_init=False)
-    if strategy == "exact":
+    if strategy == "exact" or not codes:
         builder = builder.score_brute_force()
     else:
         block = min(dimensions_per_block, dimension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
@@ -14,9 +15,18 @@ from absl import logging
 from pydantic import BaseModel
 
 from modules.retrieval.brute_force import BruteForce
-from modules.retrieval.scann import Scann, TrainedScann, default_partitions, train_scann
+from modules.retrieval.scann import Scann, TrainedScann, default_partitions, train_partitions, train_scann
 from modules.retrieval.stock import stock
-from modules.retrieval.top_k import SMALLEST_TRAINED, Layer, SearchParameters, Strategy, TopK, resolve_strategy
+from modules.retrieval.top_k import (
+    SMALLEST_TRAINED,
+    Layer,
+    Partitions,
+    SearchParameters,
+    Strategy,
+    TopK,
+    resolve_strategy,
+)
+from modules.retrieval.vectors import Vectors
 from modules.settings import Index
 
 REPORT_FILE = "report.json"
@@ -33,6 +43,8 @@ _PARTITION_FACTORS = (1, 4)
 _FIRST_SHARE = 1 / 512
 _FIRST_MEMBERS = 2
 _STEPS_AFTER_SUCCESS = 1
+# Catalogues of as many items or more are not built in layers that nobody asked for.
+_COMPARED_BELOW = 100_000
 # Candidates to rescore, as multiples of k.
 _REORDER_FACTORS = (1, 2, 4, 8, 16)
 SAMPLING_TOLERANCE = 0.01
@@ -98,7 +110,7 @@ class IndexTuningReport(BaseModel):
     """Split → number of its queries that were used: validation to choose settings, eval for the recall reported."""
     chosen: MeasuredLayer
     measured: list[MeasuredLayer]
-    """Every layer, for comparison."""
+    """The chosen one and exact search; in catalogues of less than 100,000 items also the other layers."""
     tried: list[Trial]
 
 
@@ -124,26 +136,63 @@ class QuerySample:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """An index of one layer and strategy, built, with a search whose parameters are inputs."""
+class _Kind:
+    """What an index is made of that takes time to find, and little memory where ScaNN's own layer is not asked for."""
 
     layer: Layer
     strategy: Strategy
-    partitions: int | None
-    spherical: bool | None
-    index: TopK
-    seconds: float
-    traced: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+    spherical: bool | None = None
+    """None without a tree."""
+    partitions: Partitions | None = None
+    scann: TrainedScann | None = None
+    seconds: float = 0.0
+    """Of its training."""
+
+    @property
+    def leaves(self) -> int | None:
+        return None if self.partitions is None else len(self.partitions.centroids)
+
+    def index(self, vectors: Vectors) -> TopK:
+        if self.layer == "brute_force":
+            return BruteForce(vectors)
+        if self.layer == "scann":
+            assert self.scann is not None
+            return Scann(self.scann, SearchParameters())
+        return stock(vectors, self.strategy, SearchParameters(), self.partitions)
+
+
+class _Candidate:
+    """An index, built, with a search whose parameters are inputs."""
+
+    def __init__(self, kind: _Kind, vectors: Vectors, k: int) -> None:
+        started = time.perf_counter()
+        self.kind = kind
+        self.index = kind.index(vectors)
+        self.seconds = round(kind.seconds + time.perf_counter() - started, 4)
+        self._traced = _traced(self.index, k, vectors.shape[1])
 
     def search(self, parameters: SearchParameters) -> _Search:
         numbers = tf.constant(parameters.partitions_to_search), tf.constant(parameters.reorder)
-        return lambda queries, excluded: self.traced(queries, excluded, *numbers)
+        return lambda queries, excluded: self._traced(queries, excluded, *numbers)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The best setting of a layer and strategy so far."""
+
+    kind: _Kind
+    parameters: SearchParameters
+    trial: Trial
+    measured: MeasuredLayer
 
 
 def build_index(
-    vectors: np.ndarray, validation: QuerySample, evaluation: QuerySample, settings: Index, k: int
+    vectors: Vectors, validation: QuerySample, evaluation: QuerySample, settings: Index, k: int
 ) -> tuple[TopK, SearchParameters, IndexTuningReport]:
-    """Builds the configured index, and the other layers beside it for comparison.
+    """Builds the configured index, and in small catalogues the other layers beside it for comparison.
+
+    One index is in memory at a time: what each was made of is kept, and the chosen one is made again. So this takes an
+    index's memory, and several times that for ScaNN's own layer.
 
     Args:
         vectors: [C, D] float32.
@@ -158,47 +207,62 @@ def build_index(
     """
     recall_k = min(settings.recall_k, len(vectors))
     k = max(k, recall_k)
-    brute_force = BruteForce(vectors)
-    exact = _traced(brute_force, recall_k, vectors.shape[1])
-    exact_validation, exact_evaluation = (
-        _scores(lambda q, e: exact(q, e, tf.constant(1), tf.constant(1)), queries)
-        for queries in (validation, evaluation)
-    )
+    exact_validation, exact_evaluation = _exact(vectors, recall_k, validation, evaluation)
+    # A traced function is a circle of references, and holds the memory of the variables that it reads.
+    gc.collect()
     strategy = "exact" if settings.layer == "brute_force" else resolve_strategy(settings.strategy, len(vectors))
 
     tried: list[Trial] = []
-    best: dict[tuple[Layer, Strategy], tuple[_Candidate, SearchParameters, Trial]] = {}
-    for candidate in _candidates(vectors, settings, strategy, k):
-        kind = candidate.layer, candidate.strategy
-        for parameters, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
-            tried.append(trial)
-            if kind not in best or _better(trial, best[kind][2], settings.recall_target):
-                best[kind] = candidate, parameters, trial
+    found: dict[tuple[Layer, Strategy], _Found] = {}
 
-    measured: dict[tuple[Layer, Strategy], MeasuredLayer] = {}
-    for kind, (candidate, parameters, trial) in best.items():
+    def tune(kind: _Kind) -> None:
+        """Tries settings of an index that is in memory no longer than this."""
+        candidate = _Candidate(kind, vectors, k)
+        best = found.get((kind.layer, kind.strategy))
+        beaten = None if best is None else best.trial
+        parameters: SearchParameters | None = None
+        for each, trial in _trials(candidate, settings, recall_k, k, validation, exact_validation):
+            tried.append(trial)
+            if beaten is None or _better(trial, beaten, settings.recall_target):
+                parameters, beaten = each, trial
+        if parameters is None or beaten is None:
+            return
         search = candidate.search(parameters)
         reached = recall(_scores(search, evaluation), exact_evaluation)
-        logging.info("%s/%s: recall@%d %.4f", *kind, recall_k, reached)
+        logging.info("%s/%s: recall@%d %.4f", kind.layer, kind.strategy, recall_k, reached)
         latency = _latency(search, evaluation, _REPORTED_CALLS)
-        measured[kind] = MeasuredLayer(**{**trial.model_dump(), "recall": reached, "latency_ms": latency})
-    chosen = measured[settings.layer, strategy]
-    candidate, parameters, trial = best[settings.layer, strategy]
-    candidate.index.parameters = parameters
+        measured = MeasuredLayer(**{**beaten.model_dump(), "recall": reached, "latency_ms": latency})
+        found[kind.layer, kind.strategy] = _Found(kind, parameters, beaten, measured)
+
+    for kind in _kinds(vectors, settings, strategy):
+        tune(kind)
+        gc.collect()
+
+    chosen = found[settings.layer, strategy]
+    index = chosen.kind.index(vectors)
+    index.parameters = chosen.parameters
     report = IndexTuningReport(
         catalogue_size=len(vectors),
         dimension=vectors.shape[1],
         k=k,
         recall_k=recall_k,
         recall_target=settings.recall_target,
-        target_met=trial.recall >= settings.recall_target
-        and chosen.recall >= settings.recall_target - SAMPLING_TOLERANCE,
+        target_met=chosen.trial.recall >= settings.recall_target
+        and chosen.measured.recall >= settings.recall_target - SAMPLING_TOLERANCE,
         queries={"validation": len(validation), "eval": len(evaluation)},
-        chosen=chosen,
-        measured=list(measured.values()),
+        chosen=chosen.measured,
+        measured=[each.measured for each in found.values()],
         tried=tried,
     )
-    return candidate.index, parameters, report
+    return index, chosen.parameters, report
+
+
+def _exact(vectors: Vectors, k: int, *samples: QuerySample) -> list[np.ndarray]:
+    """[Q, k] scores of an exact search, for each sample."""
+    index = BruteForce(vectors)
+    exact = _traced(index, k, vectors.shape[1])
+    one = tf.constant(1)
+    return [_scores(lambda q, e: exact(q, e, one, one), queries) for queries in samples]
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:
@@ -216,10 +280,13 @@ def _better(trial: Trial, than: Trial, target: float) -> bool:
     return trial.recall > than.recall
 
 
-def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int) -> Iterator[_Candidate]:
-    """Exact search, ScaNN's tree with both searches of it, and the configured layer when it is none of these."""
+def _kinds(vectors: Vectors, settings: Index, strategy: Strategy) -> Iterator[_Kind]:
+    """Exact search, ScaNN's tree with both searches of it, and the configured layer when it is none of these.
+
+    ScaNN's own layer holds several copies of the vectors, so that a large catalogue has it only where it is configured.
+    """
     wanted: list[tuple[Layer, Strategy]] = [("brute_force", "exact")]
-    if len(vectors) >= SMALLEST_TRAINED:
+    if SMALLEST_TRAINED <= len(vectors) < _COMPARED_BELOW:
         wanted += [("scann", "tree"), ("stock", "tree")]
     if (settings.layer, strategy) not in wanted:
         wanted.append((settings.layer, strategy))
@@ -230,53 +297,36 @@ def _candidates(vectors: np.ndarray, settings: Index, strategy: Strategy, k: int
     shapes = (False, True) if strategy == "tree" else (False,)
     if settings.spherical is not None:
         shapes = (settings.spherical,)
-    trees = dict.fromkeys(itertools.product((min(count, len(vectors)) for count in counts), shapes))
-    for number, (partitions, spherical) in enumerate(trees):
-        trained: dict[str, tuple[TrainedScann, float]] = {}
-        for layer, its_strategy in wanted:
-            if its_strategy != "tree" and number:
-                continue
-            state, seconds = None, 0.0
-            if layer == "scann" or (layer == "stock" and its_strategy == "tree"):
-                if its_strategy not in trained:
-                    trained[its_strategy] = _train(vectors, its_strategy, partitions, spherical, settings)
-                state, seconds = trained[its_strategy]
+    for layer, its_strategy in wanted:
+        if layer == "scann" and its_strategy != "tree":
             started = time.perf_counter()
-            index = _index(layer, its_strategy, vectors, state)
-            leaves = None if state is None or state.partitions is None else len(state.partitions.centroids)
-            yield _Candidate(
-                layer,
-                its_strategy,
-                leaves,
-                None if leaves is None else spherical,
-                index,
-                round(seconds + time.perf_counter() - started, 4),
-                _traced(index, k, vectors.shape[1]),
+            state = train_scann(
+                vectors, its_strategy, dimensions_per_block=settings.dimensions_per_block, seed=settings.seed
             )
-
-
-def _train(
-    vectors: np.ndarray, strategy: Strategy, partitions: int, spherical: bool, settings: Index
-) -> tuple[TrainedScann, float]:
-    started = time.perf_counter()
-    state = train_scann(
-        vectors,
-        strategy,
-        partitions=partitions,
-        spherical=spherical,
-        dimensions_per_block=settings.dimensions_per_block,
-        seed=settings.seed,
-    )
-    return state, time.perf_counter() - started
-
-
-def _index(layer: Layer, strategy: Strategy, vectors: np.ndarray, trained: TrainedScann | None) -> TopK:
-    if layer == "brute_force":
-        return BruteForce(vectors)
-    if layer == "scann":
-        assert trained is not None
-        return Scann(trained, SearchParameters())
-    return stock(vectors, strategy, SearchParameters(), None if trained is None else trained.partitions)
+            yield _Kind(layer, its_strategy, scann=state, seconds=time.perf_counter() - started)
+        elif its_strategy != "tree":
+            yield _Kind(layer, its_strategy)
+    layers = [layer for layer, its_strategy in wanted if its_strategy == "tree"]
+    if not layers:
+        return
+    for partitions, spherical in dict.fromkeys(itertools.product((min(c, len(vectors)) for c in counts), shapes)):
+        started = time.perf_counter()
+        trained: TrainedScann | None = None
+        if "scann" in layers:
+            trained = train_scann(
+                vectors,
+                "tree",
+                partitions=partitions,
+                spherical=spherical,
+                dimensions_per_block=settings.dimensions_per_block,
+                seed=settings.seed,
+            )
+            tree = trained.partitions
+        else:
+            tree = train_partitions(vectors, partitions=partitions, spherical=spherical, seed=settings.seed)
+        seconds = time.perf_counter() - started
+        for layer in layers:
+            yield _Kind(layer, "tree", spherical, tree, trained if layer == "scann" else None, seconds)
 
 
 def _trials(
@@ -294,11 +344,11 @@ def _trials(
             parameters = SearchParameters(partitions, reorder)
             search = candidate.search(parameters)
             trial = Trial(
-                layer=candidate.layer,
-                strategy=candidate.strategy,
-                partitions=candidate.partitions,
-                spherical=candidate.spherical,
-                partitions_to_search=partitions if candidate.strategy == "tree" else None,
+                layer=candidate.kind.layer,
+                strategy=candidate.kind.strategy,
+                partitions=candidate.kind.leaves,
+                spherical=candidate.kind.spherical,
+                partitions_to_search=partitions if candidate.kind.strategy == "tree" else None,
                 reorder=reorder if _rescores(candidate) else None,
                 recall=recall(_scores(search, validation), exact),
                 latency_ms=_latency(search, validation, _TRIED_CALLS),
@@ -316,8 +366,8 @@ def _trials(
 
 def _partitions(candidate: _Candidate, settings: Index, k: int, factor: float) -> Iterator[int]:
     """Numbers of partitions to search, each by a factor more than the one before, up to all of them."""
-    leaves = candidate.partitions or 1
-    if settings.partitions_to_search or candidate.strategy != "tree":
+    leaves = candidate.kind.leaves or 1
+    if settings.partitions_to_search or candidate.kind.strategy != "tree":
         yield min(settings.partitions_to_search or 1, leaves)
         return
     partitions = max(math.ceil(leaves * _FIRST_SHARE), math.ceil(leaves * _FIRST_MEMBERS * k / candidate.index.size))
@@ -329,7 +379,8 @@ def _partitions(candidate: _Candidate, settings: Index, k: int, factor: float) -
 
 def _rescores(candidate: _Candidate) -> bool:
     """Whether candidates are scored twice, which `reorder` bounds."""
-    return candidate.strategy == "quantized" or (candidate.strategy == "tree" and candidate.layer == "scann")
+    kind = candidate.kind
+    return kind.strategy == "quantized" or (kind.strategy == "tree" and kind.layer == "scann")
 
 
 def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
@@ -340,7 +391,7 @@ def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
     if settings.reorder:
         return [min(settings.reorder, size)]
     tried = [min(factor * k, size) for factor in _REORDER_FACTORS]
-    return list(dict.fromkeys([*tried, size] if candidate.strategy == "quantized" else tried))
+    return list(dict.fromkeys([*tried, size] if candidate.kind.strategy == "quantized" else tried))
 
 
 def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:

@@ -41,11 +41,11 @@ def test_the_same_seed_makes_the_same_data(kind):
 def test_a_tree_has_the_partitions_that_are_asked_for(given, expected, monkeypatch):
     asked = []
 
-    def train(vectors, strategy, **settings):
+    def train(vectors, **settings):
         asked.append(settings)
         raise InterruptedError
 
-    monkeypatch.setattr(scann, "train_scann", train)
+    monkeypatch.setattr(scann, "train_partitions", train)
     with pytest.raises(InterruptedError):
         SYSTEMS["stock"](np.zeros((400, data.DIMENSION), np.float32), 20, 1, **given)
     assert asked == [expected]

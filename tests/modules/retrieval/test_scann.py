@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from index_conformance import DIMENSION, IndexLayerConformance, clustered
 
-from modules.retrieval.scann import Scann, train_scann
+from modules.retrieval import scann
+from modules.retrieval.scann import Scann, train_partitions, train_scann
 
 
 class _Scann(IndexLayerConformance):
@@ -34,6 +35,29 @@ def test_training_twice_gives_the_same_partitions():
     first, second = (train_scann(vectors, "tree", seed=3).partitions for _ in range(2))
     np.testing.assert_array_equal(first.of_row, second.of_row)
     assert train_scann(vectors, "quantized").partitions is None
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_partitions_alone_are_those_of_the_tree_with_codes(spherical):
+    vectors = clustered(3000)
+    trained = train_scann(vectors, "tree", partitions=40, spherical=spherical).partitions
+    alone = train_partitions(vectors, partitions=40, spherical=spherical)
+    np.testing.assert_array_equal(alone.centroids, trained.centroids)
+    np.testing.assert_array_equal(alone.of_row, trained.of_row)
+
+
+def test_partitions_learned_from_a_sample_take_all_vectors_by_nearest_centre(monkeypatch):
+    monkeypatch.setattr(scann, "_LEAST_SAMPLE", 500)
+    monkeypatch.setattr(scann, "_SAMPLE_PER_PARTITION", 8)
+    vectors = clustered(4000)
+    partitions, again = (train_partitions(vectors, partitions=50) for _ in range(2))
+    assert len(partitions.centroids) == 50
+    distances = ((vectors[:, None] - partitions.centroids[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(partitions.of_row, distances.argmin(axis=1))
+    np.testing.assert_array_equal(partitions.of_row, again.of_row)
+    every = train_scann(vectors, "tree", partitions=50).partitions
+    error = np.sum((vectors - every.centroids[every.of_row]) ** 2)
+    assert distances.min(axis=1).sum() < 1.2 * error, "about as near as the centres that all vectors were assigned by"
 
 
 def test_spherical_partitions_are_of_directions():

@@ -6,6 +6,7 @@ from known_towers import World
 
 from modules.retrieval import tuning
 from modules.retrieval.tuning import QuerySample
+from modules.retrieval.vectors import VectorFile
 from modules.settings import Index
 
 
@@ -46,3 +47,19 @@ def test_quantized_search_reaches_the_target_by_reordering():
         _, parameters, report = tuning.build_index(world.item_vectors, queries, queries, settings, k=10)
         assert report.chosen.strategy == "quantized" and report.chosen.partitions is None
         assert report.target_met and report.chosen.reorder == parameters.reorder
+
+
+@pytest.mark.slow
+def test_a_large_catalogue_is_built_from_its_file_in_the_configured_layer_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "_COMPARED_BELOW", 1000)
+    world = World(2000)
+    vectors = world.item_vectors
+    file = VectorFile(str(tmp_path / "vectors"), *vectors.shape)
+    file.write(np.arange(len(vectors)), vectors)
+    queries = QuerySample(world.user_vectors, np.full((len(world.users), 1), -1, np.int32))
+    index, parameters, report = tuning.build_index(file, queries, queries, Index(strategy="tree"), k=10)
+    assert {(m.layer, m.strategy) for m in report.measured} == {("brute_force", "exact"), ("stock", "tree")}
+    assert report.target_met and index.parameters == parameters
+    scores, _ = index.search(queries.vectors, 10, queries.excluded)
+    exact = -np.sort(-(queries.vectors @ vectors.T), axis=1)[:, :10]
+    assert tuning.recall(scores.numpy(), exact) == pytest.approx(report.chosen.recall), "the chosen one, made again"
