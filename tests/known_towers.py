@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from modules.encodings.features import Columns, Features
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.top_k import TopK
 from modules.servable import embedding, signatures, warmup
-from modules.servable.catalogue import EmbeddedCatalogue
+from modules.servable.catalogue import EmbeddedCatalogue, by_popularity
 from modules.servable.contract import SERVABLE_PATH, EmbeddingContract, ServableContract, read_embedding
 from modules.servable.embedding import Embedding
 from modules.servable.signatures import ServableModule
@@ -74,7 +75,7 @@ class World:
             self.popularity,
             {"title": self.titles, "genres": ["|".join(values) for values in self.genres]},
             {"genres": self.genres},
-        ).by_popularity()
+        ).only(by_popularity(pa.array(self.items), pa.array(self.popularity)))
 
     def query_example(self, user: int) -> bytes:
         values = {"user_id": [self.users[user]], "history": self.histories[user], "relevant_items": [self.items[0]]}

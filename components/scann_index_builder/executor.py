@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 from absl import logging
+from apache_beam.io.filesystems import FileSystems
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.dsl.io import fileio
@@ -28,8 +31,9 @@ from modules.errors import UserError
 from modules.preprocessing import requests_from_examples
 from modules.retrieval import plot, tuning
 from modules.retrieval.tuning import QuerySample
+from modules.retrieval.vectors import VectorFile
 from modules.servable import signatures, warmup
-from modules.servable.catalogue import EmbeddedCatalogue, check, joined, values
+from modules.servable.catalogue import EmbeddedCatalogue, by_popularity, check, joined, values
 from modules.servable.contract import ServableContract, read_embedding
 from modules.servable.embedding import Embedding, candidate_requests
 from modules.servable.signatures import ServableModule
@@ -41,10 +45,12 @@ FEATURES_KEY, COLUMNS_KEY, INDEX_KEY = "features", "columns", "index"
 SERVING_KEY, EVALUATION_KEY, NAME_KEY, CODE_KEY = "serving", "evaluation", "name", "code"
 
 _BATCH = 512
+# Vectors that are read at once.
+_ROWS = 8192
 _MAX_QUERIES = 1000
 # Queries are taken evenly from this many records of each file, so that a large split is not read whole.
 _RECORDS_PER_FILE = 20_000
-_RETURN, _FILTER = "return:", "filter:"
+_VECTOR, _RETURN, _FILTER = "vector", "return:", "filter:"
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         settings = _Settings.of(exec_properties)
         model_path = path_utils.serving_model_path(artifact_utils.get_single_uri(input_dict[MODEL_KEY]))
         examples = input_dict[EXAMPLES_KEY]
+        local = tempfile.TemporaryDirectory()
         try:
-            catalogue = self.EmbedCatalogue(examples, model_path, settings)
+            catalogue = self.EmbedCatalogue(examples, model_path, settings, os.path.join(local.name, "vectors"))
             check(catalogue, settings.features, settings.serving)
             embedding = _load(model_path)
             records = {split: _sample(examples, split) for split in (VALIDATION, EVAL)}
@@ -115,12 +122,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 catalogue, settings.features, settings.serving, settings.columns.item, records[EVAL], items
             )
             path = path_utils.serving_model_dir(artifact_utils.get_single_uri(output_dict[SERVABLE_KEY]))
-            with tempfile.TemporaryDirectory() as assets:
-                servable = ServableModule(
-                    embedding, catalogue, index, settings.features, settings.serving, max(settings.evaluation.k), assets
-                )
-                signatures.save(servable, path, contract, requests)
+            evaluation_k = max(settings.evaluation.k)
+            servable = ServableModule(
+                embedding, catalogue, index, settings.features, settings.serving, evaluation_k, local.name
+            )
+            signatures.save(servable, path, contract, requests)
         finally:
+            local.cleanup()
             # Runs of a whole pipeline share one process.
             _load.cache_clear()
         report_artifact = artifact_utils.get_single_instance(output_dict[REPORT_KEY])
@@ -132,8 +140,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         report_artifact.set_int_custom_property("target_met", int(report.target_met))
         logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
 
-    def EmbedCatalogue(self, examples: list[types.Artifact], model_path: str, settings: _Settings) -> EmbeddedCatalogue:
-        """Every item of the catalogue split with its vector, in the order of popularity."""
+    def EmbedCatalogue(
+        self, examples: list[types.Artifact], model_path: str, settings: _Settings, vectors_path: str
+    ) -> EmbeddedCatalogue:
+        """Every item of the catalogue split, in the order of popularity, with its vector in a local file."""
         folder = os.path.join(self._get_tmp_dir(), "embedded_catalogue")
         embed = _Embed(model_path, settings.features, settings.columns.item, settings.serving)
         [uri] = artifact_utils.get_split_uris(examples, CATALOGUE)
@@ -146,7 +156,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 | "Write" >> beam.io.WriteToParquetBatched(os.path.join(folder, "items"), schema=embed.schema())
             )
         try:
-            return _read_catalogue(folder, settings.serving)
+            return _read_catalogue(folder, settings.serving, vectors_path)
         finally:
             if fileio.exists(folder):
                 fileio.rmtree(folder)
@@ -166,7 +176,7 @@ class _Embed(beam.DoFn):
 
     def schema(self) -> pa.Schema:
         return pa.schema(
-            [("item_id", pa.string()), ("vector", pa.binary()), ("popularity", pa.float32())]
+            [("item_id", pa.string()), (_VECTOR, pa.list_(pa.float32())), ("popularity", pa.float32())]
             + [(_RETURN + column, pa.string()) for column in self._serving.return_columns]
             + [(_FILTER + column, pa.list_(pa.string())) for column in self._serving.filter_columns]
         )
@@ -174,16 +184,21 @@ class _Embed(beam.DoFn):
     def process(self, batch: list[bytes]) -> Iterator[pa.Table]:
         requests = candidate_requests(tf.constant(batch, tf.string), self._features, self._item_column)
         embedded = self._embedding.candidate(**requests)
+        vectors = embedded["embedding"].numpy()
+        ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
         examples = [tf.train.Example.FromString(record) for record in batch]
         columns: list[Any] = [
             [joined(values(example, self._item_column)) for example in examples],
-            [vector.tobytes() for vector in embedded["embedding"].numpy()],
+            pa.ListArray.from_arrays(ends, vectors.ravel()),
             embedded["popularity"].numpy(),
         ]
         columns += [[joined(values(e, c)) for e in examples] for c in self._serving.return_columns]
         columns += [[values(e, c) for e in examples] for c in self._serving.filter_columns]
         schema = self.schema()
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        arrays = [
+            column if isinstance(column, pa.Array) else pa.array(column, field.type)
+            for column, field in zip(columns, schema, strict=True)
+        ]
         yield pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -194,22 +209,36 @@ def _load(model_path: str) -> Embedding:
     return Embedding(tf.saved_model.load(model_path), contract)
 
 
-def _read_catalogue(folder: str, serving: Serving) -> EmbeddedCatalogue:
-    tables = []
-    for path in sorted(fileio.glob(os.path.join(folder, "items*"))):
-        with fileio.open(path, "rb") as file:
-            tables.append(pq.read_table(pa.BufferReader(file.read())))
-    table = pa.concat_tables(tables) if tables else None
-    if table is None or not len(table):
-        return EmbeddedCatalogue([], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), {}, {})
-    vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(len(table), -1)
+def _read_catalogue(folder: str, serving: Serving, vectors_path: str) -> EmbeddedCatalogue:
+    """What `_Embed` wrote, in the order of popularity; the vectors go from file to file, some at a time."""
+    paths = sorted(fileio.glob(os.path.join(folder, "items*")))
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context(pq.ParquetFile(FileSystems.open(path))) for path in paths]
+        if not sum(file.metadata.num_rows for file in files):
+            return EmbeddedCatalogue([], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), {}, {})
+        others = [name for name in files[0].schema_arrow.names if name != _VECTOR]
+        table = pa.concat_tables([file.read(others) for file in files])
+        order = by_popularity(table["item_id"], table["popularity"])
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        start = 0
+        for batch in itertools.chain.from_iterable(file.iter_batches(_ROWS, columns=[_VECTOR]) for file in files):
+            some = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
+            vectors = VectorFile(vectors_path, len(order), some.shape[1])
+            vectors.write(place[start : start + len(some)], some)
+            start += len(some)
+
+    def ordered(column: str) -> list[Any]:
+        values = table[column].to_pylist()
+        return [values[row] for row in order]
+
     return EmbeddedCatalogue(
-        table["item_id"].to_pylist(),
+        ordered("item_id"),
         vectors,
-        table["popularity"].to_numpy(),
-        {column: table[_RETURN + column].to_pylist() for column in serving.return_columns},
-        {column: table[_FILTER + column].to_pylist() for column in serving.filter_columns},
-    ).by_popularity()
+        table["popularity"].to_numpy()[order],
+        {column: ordered(_RETURN + column) for column in serving.return_columns},
+        {column: ordered(_FILTER + column) for column in serving.filter_columns},
+    )
 
 
 def _sample(examples: list[types.Artifact], split: str, at_most: int = _MAX_QUERIES) -> list[bytes]:
@@ -220,33 +249,38 @@ def _sample(examples: list[types.Artifact], split: str, at_most: int = _MAX_QUER
     """
     [uri] = artifact_utils.get_split_uris(examples, split)
     files = sorted(fileio.glob(io_utils.all_files_pattern(uri)))
-    records: list[bytes] = []
-    for file in files:
-        dataset = tf.data.TFRecordDataset(file, compression_type="GZIP" if file.endswith(".gz") else "")
-        records += dataset.take(max(at_most, _RECORDS_PER_FILE)).as_numpy_iterator()
-    if not records:
+
+    def records() -> Iterator[bytes]:
+        for file in files:
+            dataset = tf.data.TFRecordDataset(file, compression_type="GZIP" if file.endswith(".gz") else "")
+            yield from dataset.take(max(at_most, _RECORDS_PER_FILE)).as_numpy_iterator()
+
+    # Read twice and not kept: they are many more than are chosen.
+    count = sum(1 for _ in records())
+    if not count:
         raise UserError(f"split {split!r} has no examples; choose another split or add interactions")
-    chosen = np.linspace(0, len(records) - 1, min(at_most, len(records))).round().astype(int)
-    return [records[number] for number in chosen]
+    chosen = set(np.linspace(0, count - 1, min(at_most, count)).round().astype(int).tolist())
+    return [record for number, record in enumerate(records()) if number in chosen]
 
 
 def _queries(
     embedding: Embedding, records: Sequence[bytes], catalogue: EmbeddedCatalogue, settings: _Settings
 ) -> QuerySample:
     """Query vectors of examples, and the rows of what each has seen."""
-    rows = {item_id.encode(): row for row, item_id in enumerate(catalogue.item_ids)}
     history = settings.features.history
     vectors: list[np.ndarray] = []
-    seen: list[list[int]] = []
+    seen_items: list[set[bytes]] = []
     for start in range(0, len(records), _BATCH):
         examples = tf.constant(list(records[start : start + _BATCH]), tf.string)
         requests = requests_from_examples(examples, settings.features.query)
         vectors.append(embedding.query(**requests).numpy())
         if history is not None and settings.serving.exclude_history:
-            items = requests[history.column].numpy()
-            seen += [list({rows[item] for item in of_query if item in rows}) for of_query in items]
+            seen_items += map(set, requests[history.column].numpy())
         else:
-            seen += [[]] * len(vectors[-1])
+            seen_items += [set()] * len(vectors[-1])
+    known = set().union(*seen_items)
+    rows = {key: row for row, item_id in enumerate(catalogue.item_ids) if (key := item_id.encode()) in known}
+    seen = [list({rows[item] for item in of_query if item in rows}) for of_query in seen_items]
     excluded = np.full((len(seen), max(map(len, seen))), -1, np.int32)
     for number, of_query in enumerate(seen):
         excluded[number, : len(of_query)] = of_query

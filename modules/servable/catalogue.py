@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 
 from modules.encodings.features import Features
 from modules.errors import UserError
 from modules.retrieval.top_k import Partitions
+from modules.retrieval.vectors import Vectors, parts
 from modules.servable.contract import EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
 from modules.settings import Serving
 
@@ -27,15 +29,15 @@ PARTITIONS_PATH = os.path.join("assets.extra", "partitions.parquet")
 
 _LIST_SEPARATOR = "|"
 # Vectors do not repeat, so a dictionary of them only costs; their bytes compress a little when sorted by place.
-_WRITTEN = {"compression": "zstd", "use_dictionary": ["item_id"], "row_group_size": 2**16}
+_WRITTEN = {"compression": "zstd", "use_dictionary": ["item_id"]}
 
 
 @dataclass(frozen=True)
 class EmbeddedCatalogue:
-    """What can be recommended, one row per item, with vectors. Build it with `by_popularity`."""
+    """What can be recommended, one row per item, with vectors, in the order of `by_popularity`."""
 
     item_ids: Sequence[str]
-    vectors: np.ndarray
+    vectors: Vectors
     """[C, D] float32 candidate embeddings."""
     popularity: np.ndarray
     """[C] float32 training interactions."""
@@ -44,15 +46,11 @@ class EmbeddedCatalogue:
     filterable: Mapping[str, Sequence[Sequence[str]]]
     """Column → the values of each row, for `serving.filter_columns`."""
 
-    def by_popularity(self) -> EmbeddedCatalogue:
-        """The same items, the most popular first, equally popular ones by id: the order that rows must have."""
-        return self.only(sorted(range(len(self.item_ids)), key=lambda row: (-self.popularity[row], self.item_ids[row])))
-
     def only(self, rows: Sequence[int] | np.ndarray) -> EmbeddedCatalogue:
         """Some of the rows, in this order."""
         return EmbeddedCatalogue(
             [self.item_ids[row] for row in rows],
-            self.vectors[rows],
+            self.vectors[np.asarray(rows, np.int64)],
             self.popularity[rows],
             {column: [values[row] for row in rows] for column, values in self.returned.items()},
             {column: [values[row] for row in rows] for column, values in self.filterable.items()},
@@ -62,11 +60,26 @@ class EmbeddedCatalogue:
         """These rows, then others with the same columns."""
         return EmbeddedCatalogue(
             [*self.item_ids, *less_popular.item_ids],
-            np.concatenate([self.vectors, less_popular.vectors]),
+            np.concatenate([self.vectors[:], less_popular.vectors[:]]),
             np.concatenate([self.popularity, less_popular.popularity]),
             {column: [*values, *less_popular.returned[column]] for column, values in self.returned.items()},
             {column: [*values, *less_popular.filterable[column]] for column, values in self.filterable.items()},
         )
+
+
+def by_popularity(item_ids: pa.Array | pa.ChunkedArray, popularity: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The order that rows must have: the most popular item first, equally popular ones by id.
+
+    Args:
+        item_ids: [C] strings.
+        popularity: [C] numbers.
+
+    Returns:
+        [C] int64 numbers of the items.
+    """
+    table = pa.table({"item_id": item_ids, "popularity": popularity})
+    order = pc.sort_indices(table, sort_keys=[("popularity", "descending"), ("item_id", "ascending")])
+    return order.to_numpy().astype(np.int64)
 
 
 def check(catalogue: EmbeddedCatalogue, features: Features, serving: Serving) -> None:
@@ -88,7 +101,7 @@ def check(catalogue: EmbeddedCatalogue, features: Features, serving: Serving) ->
         if not item_id or "\n" in item_id or "\r" in item_id:
             raise UserError(f"item id {item_id!r} is empty or has a line break; correct it in tables.items")
         seen.add(item_id)
-    broken = np.flatnonzero(~np.isfinite(catalogue.vectors).all(axis=1))
+    broken = np.concatenate([~np.isfinite(part).all(axis=1) for _, part in parts(catalogue.vectors)]).nonzero()[0]
     if len(broken):
         raise UserError(
             f"the embedding of item {catalogue.item_ids[broken[0]]!r} is not finite ({len(broken)} of {size} items): "
@@ -117,21 +130,13 @@ def write(folder: str, catalogue: EmbeddedCatalogue, partitions: Partitions | No
         catalogue: In the order of the index.
         partitions: Of the index, if it has some.
     """
-    columns: dict[str, pa.Array] = {
-        "row": pa.array(np.arange(len(catalogue.item_ids), dtype=np.int32)),
-        "item_id": pa.array(catalogue.item_ids, pa.string()),
-        "vector": _vectors(catalogue.vectors),
-        "popularity": pa.array(catalogue.popularity, pa.float32()),
-    }
-    if catalogue.returned:
-        columns["returned"] = _struct(catalogue.returned, pa.string())
-    if catalogue.filterable:
-        columns["filterable"] = _struct(catalogue.filterable, pa.list_(pa.string()))
     if partitions is not None:
-        columns["partition"] = pa.array(partitions.of_row, pa.int32())
         numbers = pa.array(np.arange(len(partitions.centroids), dtype=np.int32))
-        _write(folder, PARTITIONS_PATH, {"partition": numbers, "centroid": _vectors(partitions.centroids)})
-    _write(folder, CATALOGUE_PATH, columns)
+        table = pa.table({"partition": numbers, "centroid": _vectors(partitions.centroids)})
+        _write(folder, PARTITIONS_PATH, table.schema, [table])
+    schema = _rows(catalogue, partitions, 0, catalogue.vectors[:0]).schema
+    groups = (_rows(catalogue, partitions, start, part) for start, part in parts(catalogue.vectors))
+    _write(folder, CATALOGUE_PATH, schema, groups)
 
 
 def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
@@ -181,6 +186,25 @@ def joined(values: Sequence[str]) -> str:
     return _LIST_SEPARATOR.join(values)
 
 
+def _rows(catalogue: EmbeddedCatalogue, partitions: Partitions | None, start: int, vectors: np.ndarray) -> pa.Table:
+    """Rows of the catalogue's file: those from `start` on that have these vectors."""
+    rows = slice(start, start + len(vectors))
+    columns: dict[str, pa.Array] = {
+        "row": pa.array(np.arange(rows.start, rows.stop, dtype=np.int32)),
+        "item_id": pa.array(catalogue.item_ids[rows], pa.string()),
+        "vector": _vectors(vectors),
+        "popularity": pa.array(catalogue.popularity[rows], pa.float32()),
+    }
+    if catalogue.returned:
+        columns["returned"] = _struct({c: values[rows] for c, values in catalogue.returned.items()}, pa.string())
+    if catalogue.filterable:
+        kind = pa.list_(pa.string())
+        columns["filterable"] = _struct({c: values[rows] for c, values in catalogue.filterable.items()}, kind)
+    if partitions is not None:
+        columns["partition"] = pa.array(partitions.of_row[rows], pa.int32())
+    return pa.table(columns)
+
+
 def _struct(columns: Mapping[str, Sequence[object]], kind: pa.DataType) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(values, kind) for values in columns.values()], list(columns))
 
@@ -202,13 +226,15 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, column.type.list_size), np.float32)
 
 
-def _write(folder: str, name: str, columns: Mapping[str, pa.Array]) -> None:
+def _write(folder: str, name: str, schema: pa.Schema, row_groups: Iterable[pa.Table]) -> None:
     path = os.path.join(folder, name)
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tempfile.TemporaryDirectory() as local:
         # Parquet seeks; an object store takes whole files.
         file = os.path.join(local, "table.parquet")
-        pq.write_table(pa.table(dict(columns)), file, **_WRITTEN)
+        with pq.ParquetWriter(file, schema, **_WRITTEN) as writer:
+            for group in row_groups:
+                writer.write_table(group)
         tf.io.gfile.copy(file, path, overwrite=True)
 
 

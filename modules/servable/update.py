@@ -131,12 +131,13 @@ def update(
         added = _embedded(embedding, new, features, serving, item_column, contract.dimension)
         updated = catalogue.only(kept).followed_by(added)
         catalogues.check(updated, features, serving)
-        built = _index(contract, partitions, updated.vectors, kept)
+        vectors = updated.vectors[:]
+        built = _index(contract, partitions, vectors, kept)
         requests = warmup.read(path)
         # The query vectors of the warm-up requests, which are real ones.
         queries = np.concatenate([embedding.query(**request).numpy() for request in requests[QUERY_EMBEDDING]])
         recall_k = min(index.recall_k, len(updated.item_ids))
-        reached = _recall(built, updated.vectors, queries, recall_k)
+        reached = _recall(built, vectors, queries, recall_k)
         if reached < index.recall_target - SAMPLING_TOLERANCE:
             raise UserError(
                 f"the updated index would have recall@{recall_k} {reached:.4f} on warm-up requests, below "

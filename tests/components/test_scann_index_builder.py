@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from known_towers import COLUMNS, FEATURES, SERVING, World
@@ -146,6 +148,29 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
     dots = [c for c in plot.iter(f"{_SVG}circle") if c.find(f"{_SVG}title") is not None]
     assert len(dots) == len(result.report["tried"]) + len(result.report["measured"]), "every trial, and the legend"
     assert all(0 < float(dot.get("cx")) < 820 and 0 < float(dot.get("cy")) < 480 for dot in dots)
+
+
+def test_the_catalogue_is_read_some_rows_at_a_time_into_the_order_of_popularity(tmp_path, monkeypatch):
+    """As many files as Beam wrote, in no order; the oracle sorts what was written."""
+    monkeypatch.setattr(executor, "_ROWS", 7)
+    generator = np.random.default_rng(0)
+    serving = Serving(k=5, return_columns=("title",), filter_columns=("genres",))
+    rows = [
+        {"item_id": f"i{number}", "vector": generator.normal(size=5).astype(np.float32).tolist(),
+         "popularity": float(generator.integers(4)), "return:title": f"é{number}",
+         "filter:genres": ["a"] * (number % 3)}
+        for number in range(40)
+    ]  # fmt: skip
+    schema = executor._Embed("", FEATURES, "item_id", serving).schema()
+    for number, part in enumerate((rows[:13], [], rows[13:])):
+        pq.write_table(pa.Table.from_pylist(part, schema), tmp_path / f"items-{number}-of-3")
+    catalogue = executor._read_catalogue(str(tmp_path), serving, str(tmp_path / "vectors"))
+    expected = sorted(rows, key=lambda row: (-row["popularity"], row["item_id"]))
+    assert catalogue.item_ids == [row["item_id"] for row in expected]
+    np.testing.assert_array_equal(catalogue.vectors[:], np.array([row["vector"] for row in expected], np.float32))
+    np.testing.assert_array_equal(catalogue.popularity, [row["popularity"] for row in expected])
+    assert catalogue.returned == {"title": [row["return:title"] for row in expected]}
+    assert catalogue.filterable == {"genres": [row["filter:genres"] for row in expected]}
 
 
 def test_an_unreachable_target_builds_the_best_found_and_says_so(tmp_path):

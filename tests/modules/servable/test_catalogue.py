@@ -8,6 +8,7 @@ import pytest
 from known_towers import DIMENSION, FEATURES, World
 
 from modules.errors import UserError
+from modules.retrieval import vectors
 from modules.retrieval.top_k import Partitions
 from modules.servable import catalogue as catalogues
 from modules.servable.catalogue import CATALOGUE_PATH, PARTITIONS_PATH, EmbeddedCatalogue, check
@@ -63,6 +64,20 @@ def test_the_files_hold_the_catalogue_and_its_partitions_to_the_last_bit(world, 
     else:
         np.testing.assert_array_equal(their_partitions.centroids, partitions.centroids)
         np.testing.assert_array_equal(their_partitions.of_row, partitions.of_row)
+
+
+def test_a_catalogue_whose_vectors_are_in_a_file_is_written_part_by_part(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(vectors, "_PART_BYTES", 64 * DIMENSION * 4)
+    catalogue = world.catalogue()
+    file = vectors.VectorFile(str(tmp_path / "vectors"), *catalogue.vectors.shape)
+    file.write(np.arange(_ITEMS), catalogue.vectors)
+    catalogues.write(str(tmp_path), replace(catalogue, vectors=file), None)
+    _assert_equal(catalogues.read(str(tmp_path))[0], catalogue)
+    groups = pq.ParquetFile(tmp_path / CATALOGUE_PATH).metadata
+    assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [64, 64, 64, 64, 44]
+    broken = catalogue.vectors[200:201] * np.nan
+    file.write(np.array([200]), broken)
+    assert catalogue.item_ids[200] in _refusal(world, vectors=file)
 
 
 def test_anybody_can_read_the_catalogue_with_parquet_alone(world, tmp_path):
