@@ -40,6 +40,7 @@ from modules.data.examples import (
 )
 from modules.data.histories import SPLITS, Cutoffs, Interactions
 from modules.data.tables import Column, Part, Plan, Wanted, shown
+from modules.data.time_histogram import TimeHistogram
 from modules.errors import UserError
 from modules.settings import ColumnSplit, LeaveLastOutSplit, Slice, Split, Tables, TemporalSplit
 
@@ -50,8 +51,6 @@ WANTED_KEY = "wanted"
 FINGERPRINT_KEY = "fingerprint"
 CODE_KEY = "code"
 
-# Above this many different times, the temporal split counts in steps of 2, 4, 8 … seconds.
-_TIMES = 2**20
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
 # Of tables for each file that is written: a file is one worker's to read, in this and in the next stages.
@@ -592,40 +591,29 @@ def _written(split: str, serialized: Iterable[bytes]) -> Iterator[Any]:
     yield _count(f"examples_{split}", count)
 
 
-class _TimeHistogram(beam.CombineFn):
-    """Counts interactions by time: exact up to `_TIMES` different seconds, then in steps of 2, 4, 8 … seconds."""
+class _CountTimes(beam.CombineFn):
+    """Counts interactions by time."""
 
-    def create_accumulator(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    def create_accumulator(self) -> list[TimeHistogram]:
         return []
 
-    def add_input(self, accumulator: list[Any], element: tuple[bytes, bytes, Interactions]) -> list[Any]:
+    def add_input(self, accumulator: list[TimeHistogram], element: tuple[bytes, bytes, Interactions]) -> Any:
         times = element[2].timestamp
-        accumulator.append((0, times, np.ones(len(times), np.int64)))
+        accumulator.append(TimeHistogram(0, times, np.ones(len(times), np.int64)))
         return accumulator if len(accumulator) < _PIECES else self.compact(accumulator)
 
-    def merge_accumulators(self, accumulators: Iterable[list[Any]]) -> list[Any]:
+    def merge_accumulators(self, accumulators: Iterable[list[TimeHistogram]]) -> list[TimeHistogram]:
         return self.compact([histogram for accumulator in accumulators for histogram in accumulator])
 
-    def compact(self, accumulator: list[Any]) -> list[Any]:
-        """All histograms as one, whose times are in units of 2 to the power of its first element seconds."""
-        if not accumulator:
-            return []
-        shift = max(histogram[0] for histogram in accumulator)
-        steps = np.concatenate([times >> (shift - finer) for finer, times, _ in accumulator])
-        counts = np.concatenate([counts for _, _, counts in accumulator])
-        while True:
-            steps, inverse = np.unique(steps, return_inverse=True)
-            counts = np.bincount(inverse, weights=counts, minlength=len(steps)).astype(np.int64)
-            if len(steps) <= _TIMES:
-                return [(shift, steps, counts)]
-            shift, steps = shift + 1, steps >> 1
+    def compact(self, accumulator: list[TimeHistogram]) -> list[TimeHistogram]:
+        return [TimeHistogram.total(accumulator)] if accumulator else []
 
-    def extract_output(self, accumulator: list[Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    def extract_output(self, accumulator: list[TimeHistogram]) -> tuple[np.ndarray, np.ndarray] | None:
         """(Times in seconds, rising; interactions at each); None without interactions."""
         if not accumulator:
             return None
-        ((shift, steps, counts),) = self.compact(accumulator)
-        return steps << shift, counts
+        whole = TimeHistogram.total(accumulator)
+        return whole.steps << whole.shift, whole.counts
 
 
 def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) -> Any:
@@ -635,9 +623,7 @@ def _cutoffs(pipeline: beam.Pipeline, joined: beam.PCollection, split: Split) ->
     if split.validation_from is not None and split.eval_from is not None:
         return split.validation_from, split.eval_from
     return beam.pvalue.AsSingleton(
-        joined
-        | "CountTimes" >> beam.CombineGlobally(_TimeHistogram())
-        | "Cutoffs" >> beam.Map(_fraction_cutoffs, split)
+        joined | "CountTimes" >> beam.CombineGlobally(_CountTimes()) | "Cutoffs" >> beam.Map(_fraction_cutoffs, split)
     )
 
 

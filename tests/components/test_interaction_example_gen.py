@@ -31,7 +31,7 @@ from tfx.components.util import examples_utils
 from tfx.types import artifact_utils
 
 from components.interaction_example_gen import executor
-from modules.data import columns, histories, tables
+from modules.data import columns, histories, tables, time_histogram
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
@@ -485,10 +485,10 @@ def test_no_query_sees_its_future_in_any_small_table(rows: Rows, split: Split) -
 
 
 def test_time_histogram_beyond_its_limit_stays_within_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_TIMES", 64)
+    monkeypatch.setattr(time_histogram, "_MOST_STEPS", 64)
     rng = np.random.default_rng(0)
     times = rng.integers(0, 10_000, 5_000)
-    combine = executor._TimeHistogram()
+    combine = executor._CountTimes()
     accumulators = []
     for chunk in np.split(times, 10):
         accumulator = combine.create_accumulator()
