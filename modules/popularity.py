@@ -19,25 +19,21 @@ def log_popularity(frequency: np.ndarray) -> np.ndarray:
     return popularity.astype(np.float32)
 
 
-def recent_lift(
-    labels: np.ndarray, times: np.ndarray, window: float, prior: float, is_candidate: np.ndarray
-) -> np.ndarray:
+def recent_lift(frequency: np.ndarray, recent: np.ndarray, prior: float, is_candidate: np.ndarray) -> np.ndarray:
     """[V + 1] float32: log of an item's share of the recent interactions over its share of all of them.
 
     The recent share is smoothed towards the long-run one as by a Dirichlet prior, so that an item of which little is
     known has a lift near 0.
 
     Args:
-        labels: [N] items of the interactions.
-        times: [N] seconds.
-        window: Share of the interactions, the latest ones, that are recent.
+        frequency: [V + 1] interactions by label.
+        recent: [V + 1] those of them that are recent, the latest ones.
         prior: Weight of the long-run shares, as a share of the recent interactions.
         is_candidate: [V + 1] bool; other items have no lift.
     """
-    size = len(is_candidate)
-    share = np.bincount(labels, minlength=size) + 0.5
+    share = frequency + 0.5
     share /= share.sum()
-    latest = labels[np.argsort(times, kind="stable")[-max(1, round(window * len(labels))) :]]
-    weight = prior * len(latest)
-    recent = (np.bincount(latest, minlength=size) + weight * share) / (len(latest) + weight)
-    return np.where(is_candidate, np.log(recent / share), 0.0).astype(np.float32)
+    total = recent.sum()
+    weight = prior * total
+    lately = (recent + weight * share) / (total + weight)
+    return np.where(is_candidate, np.log(lately / share), 0.0).astype(np.float32)

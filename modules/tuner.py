@@ -9,8 +9,9 @@ from tfx.components.tuner.component import TunerFnResult
 
 from modules import settings
 from modules.errors import UserError
-from modules.training.dataset import queries_of, read_sequences, read_specification
-from modules.training.search import latest_held_out, search
+from modules.training.dataset import read_specification
+from modules.training.search import search
+from modules.training.stream import held_out_queries, latest_held_out, read_train
 
 
 # Called by the stock Tuner.
@@ -31,16 +32,13 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
     tuner = settings.Tuner.model_validate_json(config["tuner"])
     tft_output = tft.TFTransformOutput(fn_args.transform_graph_path)
     specification = read_specification(config, fn_args.train_files, tft_output)
-    sequences = latest_held_out(
-        read_sequences(fn_args.train_files, specification.features, specification.columns, tft_output),
-        tuner.validation,
-    )
-    queries = queries_of(specification, sequences, config["history"])
-    if queries is None or sequences.is_validation.all():
+    train = latest_held_out(read_train(fn_args.train_files, specification, tft_output), tuner.validation)
+    queries = held_out_queries(specification, train, config["history"])
+    if queries is None or all(chunk.is_validation.all() for chunk in train.chunks()):
         raise UserError(
-            f"tuner.validation: {tuner.validation:g} of {len(sequences.items)} interactions leaves nothing to train on "
+            f"tuner.validation: {tuner.validation:g} of {train.counts.sum()} interactions leaves nothing to train on "
             "or judge by"
         )
     tried = search(specification, tuner, fn_args.working_dir)
-    fit_kwargs = {"specification": specification, "sequences": sequences, "queries": queries}
+    fit_kwargs = {"specification": specification, "train": train, "queries": queries}
     return TunerFnResult(tuner=tried, fit_kwargs=fit_kwargs)

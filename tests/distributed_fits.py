@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ sys.path.append(str(Path(__file__).parent))
 import numpy as np
 import tensorflow as tf
 from checkerboard import ITEMS, TASTES, changed, queries, sequences, specification
+from transformed_files import on_disk
 
 from modules.encodings.features import Features
 from modules.settings import Training
@@ -29,6 +31,7 @@ from modules.training.cluster import Cluster
 from modules.training.dataset import CandidateTable, Specification
 from modules.training.distribution import Distribution
 from modules.training.loop import fit
+from modules.training.stream import Stream, Train
 
 FEATURES = Features.model_validate(
     {
@@ -45,7 +48,7 @@ FEATURES = Features.model_validate(
 )
 # Eight interactions of each in an epoch: five whole batches and one row, so that a replica has none.
 USERS, BATCH = 57, 91
-CASES = ("catalogue", "in_batch", "sampled by row", "catalogue with a transformer")
+CASES = ("catalogue", "in_batch", "sampled by row", "catalogue with a transformer", "catalogue from a stream")
 
 
 def world(negatives: str, encoder: str = "mean") -> Specification:
@@ -69,7 +72,11 @@ def run(case: str, distribution: Distribution, folder: Path, how: str) -> None:
     two_tower.ROWS_OF_LARGE = 10 if how_else == "by row" else 10_000
     encoder = "transformer" if how_else == "with a transformer" else "mean"
     spec, of = world(negatives, encoder), sequences(FEATURES, USERS)
-    fitted = fit(spec, of, queries(spec, of), distribution=distribution)
+    train: Train = of
+    if how_else == "from a stream":
+        train = on_disk(Path(tempfile.mkdtemp()), of, spec, limit=len(of.items) // 2)
+        assert isinstance(train, Stream)
+    fitted = fit(spec, train, queries(spec, of), distribution=distribution)
     weights = {variable.name: variable.numpy() for variable in fitted.model.trainable_variables}
     report = {
         "loss": np.array([epoch.loss for epoch in fitted.report.history]),

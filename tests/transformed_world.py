@@ -20,7 +20,7 @@ from modules import preprocessing
 from modules.data.examples import HELD_OUT, RELEVANT, SEQUENCE_PREFIX, WEIGHT
 from modules.encodings.features import Columns, Features
 from modules.settings import Model, Training
-from modules.training import dataset
+from modules.training import dataset, stream
 
 COLUMNS = Columns(user="user", item="item", timestamp="time")
 # Every encoding once in each tower where it can be.
@@ -170,7 +170,7 @@ class World:
 
     def sequences(self) -> dataset.Sequences:
         files = [str(self.folder / "examples/Split-train/*")]
-        return dataset.read_sequences(files, self.features, COLUMNS, self.tft_output)
+        return stream.read_sequences(files, self.features, COLUMNS, self.tft_output)
 
     def queries(self) -> dataset.Queries | None:
         files = [str(self.folder / "examples/Split-validation/*")]

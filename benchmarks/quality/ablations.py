@@ -96,7 +96,8 @@ def _read(options: argparse.Namespace, protocol: str) -> Any:
     import tensorflow_transform as tft
 
     from modules.encodings.features import Columns
-    from modules.training.dataset import read_queries, read_sequences, read_specification
+    from modules.training.dataset import read_queries, read_specification
+    from modules.training.stream import read_sequences
     from pipeline import runs
 
     root = options.results.resolve() / protocol / "ours" / "runs"

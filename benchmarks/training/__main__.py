@@ -147,7 +147,8 @@ def _tfrs(specification: Any, sequences: Any) -> float:
 
     from modules.towers.two_tower import Batch, TwoTower
     from modules.training import sampling
-    from modules.training.windows import Windows
+    from modules.training.sampling import Draw
+    from modules.training.windows import SequenceTensors, Windows
 
     class Tutorial(TwoTower):
         def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
@@ -161,15 +162,17 @@ def _tfrs(specification: Any, sequences: Any) -> float:
         specification.item_rows, specification.catalogue.features, specification.catalogue.is_candidate, frequency,
     )  # fmt: skip
     model.compile(optimizer=tf_keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay))
-    windows = Windows(sequences, features, specification.model, training, sequences.weights)
+    windows = Windows(features, specification.model, training)
+    tensors = SequenceTensors.of(sequences, features, sequences.weights)
     counts = np.full(len(sequences.items), _LENGTH)
-    seconds, tensors = [], Batch._fields.index("share")
+    seconds, of_one_device = [], Batch._fields.index("share")
     for epoch in range(3):
         # The rows that ours is trained on.
-        drawn = sampling.draw_places(np.arange(len(counts)), counts, training.user_exponent, training.seed, epoch)
+        drawn = sampling.draw_places(np.arange(len(counts)), counts, training.user_exponent, Draw(training.seed, epoch))
         places = tf.data.Dataset.from_tensor_slices(drawn.astype(np.int32)).batch(training.batch_size)
         # Without what only several devices or a transformer need, which are no tensors.
-        batches = places.map(lambda some: windows.cut(some, tf.constant([1, 2]))[:tensors]).prefetch(tf.data.AUTOTUNE)
+        cut = places.map(lambda ends: windows.cut(tensors, ends, tf.constant([1, 2]))[:of_one_device])
+        batches = cut.prefetch(tf.data.AUTOTUNE)
         started = time.monotonic()
         model.fit(batches, epochs=1, verbose=0)
         seconds.append(time.monotonic() - started)

@@ -24,6 +24,9 @@ class Training(Settings):
     epoch_steps: int = Field(500, ge=1, le=1_000_000_000)
     """Steps after which an epoch ends at the latest: validation looks at what large data give before all of it was
     read."""
+    cache_interactions: int = Field(10_000_000, ge=1, le=1_000_000_000)
+    """Interactions of the train split that are kept in memory, at most. A larger split is streamed from its files in
+    every epoch, in chunks of whole users: half of the limit is trained on while the other half is read."""
     batch_size: int = Field(256, ge=2, le=1_000_000)
     learning_rate: float = Field(1.5e-3, gt=0, le=1_000)
     weight_decay: float = Field(5.0, ge=0, le=1e6)

@@ -7,26 +7,25 @@ part of it hidden, is cut in the input pipeline (training/windows.py) and never 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules.data import histories
-from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, TRAIN, USER, VALIDATION, WEIGHT
+from modules.data.examples import LABEL, RELEVANT, TRAIN, USER, VALIDATION
 from modules.encodings import items as item_ids
 from modules.encodings.features import Columns, Features
 from modules.encodings.history import newest_first
 from modules.settings import Model, Training
 from modules.towers.terms import encoded_keys
+from modules.training.transformed import Lists, compact, dense, lists, ranges, read_whole
 
 # After an epoch a fixed draw of the validation queries is ranked: at most so many, and with a large catalogue as many
 # as make this number of scores, but some hundreds in any case: fewer would say nothing.
 _MAX_QUERIES, _MAX_SCORES, _MIN_QUERIES = 10_000, 2**24, 250
-_READ_BATCH = 4096
 # Items out of vocabulary, at most, whose scores are looked at: what all of them score together they say well enough.
 _NEW_ITEMS = 20_000
 
@@ -128,14 +127,55 @@ class Sequences:
         """[T] where the sequence of each place begins."""
         return np.repeat(self.offsets[:-1], self.counts)
 
+    @classmethod
+    def joined(
+        cls, pieces: list[Sequences], order: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    ) -> Sequences:
+        """Several one after the other; the list is emptied, so that no more than one array is held twice.
+
+        Args:
+            pieces: At least one.
+            order: Hashes [U] and counts [U] of the users → their order; None: as they come.
+        """
+        parts = [{f.name: getattr(piece, f.name) for f in fields(piece)} | {"counts": piece.counts} for piece in pieces]
+        pieces.clear()
+
+        def taken(values: Sequence[dict[str, np.ndarray]], key: str) -> np.ndarray:
+            return np.concatenate([part.pop(key) for part in values])
+
+        user, counts = taken(parts, "user"), taken(parts, "counts")
+        users: np.ndarray | slice = slice(None)
+        places: np.ndarray | slice = slice(None)
+        if order is not None:
+            users = order(user, counts)
+            places = ranges((np.cumsum(counts) - counts)[users], counts[users])
+        nested = {name: [part.pop(name) for part in parts] for name in ("features", "context")}
+        return cls(
+            offsets=np.append(0, np.cumsum(counts[users])),
+            user=user[users],
+            features={key: taken(nested["features"], key)[users] for key in list(nested["features"][0])},
+            context={key: taken(nested["context"], key)[places] for key in list(nested["context"][0])},
+            **{name: taken(parts, name)[places] for name in ("items", "times", "weights", "is_validation")},
+        )
+
+    def chunks(self) -> Iterator[Sequences]:
+        """Itself, the only chunk: what a `Stream` (training/stream.py) has several of."""
+        yield self
+
+    def without_validation(self) -> Sequences:
+        """The places that do not belong to validation."""
+        return self.take(~self.is_validation)
+
     def take(self, kept: np.ndarray) -> Sequences:
         """The places where `kept` [T] bool is true, of the users that have one left."""
+        if kept.all() and self.counts.all():
+            return self
         counts = np.bincount(self.owner[kept], minlength=len(self))
         return self._of_users(np.flatnonzero(counts), np.flatnonzero(kept), counts)
 
     def users(self, chosen: np.ndarray) -> Sequences:
         """Some users whole, in the order of their numbers [C]."""
-        return self._of_users(chosen, _ranges(self.offsets[:-1][chosen], self.counts[chosen]), self.counts)
+        return self._of_users(chosen, ranges(self.offsets[:-1][chosen], self.counts[chosen]), self.counts)
 
     def _of_users(self, users: np.ndarray, places: np.ndarray, counts: np.ndarray) -> Sequences:
         return Sequences(
@@ -175,32 +215,6 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.relevant)
-
-
-class Lists(NamedTuple):
-    """Lists of different lengths: their values one after the other, and how many each has."""
-
-    values: np.ndarray
-    lengths: np.ndarray
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The list that each value belongs to."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
-
-    def take(self, chosen: np.ndarray) -> Lists:
-        """Some of the lists."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return Lists(self.values[_ranges(starts[chosen], self.lengths[chosen])], self.lengths[chosen])
-
-    def padded(self) -> np.ndarray:
-        """[N, longest, at least 1], 0 behind the values."""
-        padded = np.zeros([len(self.lengths), max(1, int(self.lengths.max(initial=0)))], self.values.dtype)
-        padded[np.arange(padded.shape[1]) < self.lengths[:, np.newaxis]] = self.values
-        return padded
-
-    def ragged(self) -> tf.RaggedTensor:
-        return tf.RaggedTensor.from_row_lengths(self.values, self.lengths)
 
 
 def read_specification(
@@ -243,15 +257,15 @@ def read_catalogue(
         is_whole: Whether the vocabulary has all items with interactions, so that those outside of it have none; else
             these are left out, and new items are not told from rare ones.
     """
-    arrays = _read(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
-    labels = _dense(arrays, LABEL)
+    arrays = read_whole(patterns, [*encoded_keys(features.candidate), LABEL], tft_output)
+    labels = dense(arrays, LABEL)
     items = len(item_ids.frequency(tft_output))
     is_candidate = np.zeros(items + 1, bool)
     is_candidate[labels] = True
     is_candidate[0] = False
     by_label, new = {}, {}
     for key in encoded_keys(features.candidate):
-        values = _compact(_dense(arrays, key))
+        values = compact(dense(arrays, key))
         by_label[key] = np.zeros((items + 1, *values.shape[1:]), values.dtype)
         by_label[key][labels] = values
         new[key] = values[labels == 0]
@@ -269,54 +283,22 @@ def read_catalogue(
     )
 
 
-def read_sequences(
-    patterns: Sequence[str], features: Features, columns: Columns, tft_output: tft.TFTransformOutput
-) -> Sequences:
-    """The train split: one sequence for each user."""
-    keys = _keys_beside_history(features)
-    of_interactions = [key for key in keys if SEQUENCE_PREFIX + key in tft_output.transformed_feature_spec()]
-    of_users = [key for key in keys if key not in of_interactions]
-    items, times, weights, held_out = (SEQUENCE_PREFIX + name for name in (columns.item, TIME, WEIGHT, HELD_OUT))
-    read = _read(
-        patterns,
-        [*of_users, USER, items, times, weights, held_out, *(SEQUENCE_PREFIX + key for key in of_interactions)],
-        tft_output,
-    )
-
-    def flat(key: str) -> np.ndarray:
-        return _lists(read, key).values
-
-    encoded = encoded_keys(features.query)
-    lengths = _lists(read, items).lengths
-    sequences = Sequences(
-        offsets=np.append(0, np.cumsum(lengths)),
-        user=_dense(read, USER),
-        features={key: _compact(_dense(read, key)) for key in of_users},
-        items=flat(items).astype(np.int32),
-        times=flat(times),
-        weights=flat(weights),
-        is_validation=flat(held_out) > 0,
-        context={k: _compact(flat(SEQUENCE_PREFIX + k).reshape(-1, *encoded[k].shape)) for k in of_interactions},
-    )
-    return sequences.users(np.lexsort((lengths, sequences.user)))
-
-
 def read_queries(
     patterns: Sequence[str], specification: Specification, tft_output: tft.TFTransformOutput
 ) -> Queries | None:
     """The queries of the validation split; None if none of them can be answered."""
     features = specification.features
-    keys = _keys_beside_history(features)
+    keys = keys_beside_history(features)
     history, age = features.history, features.history_age
     known = [key for key in (history and history.column, age and age.column) if key]
-    read = _read(patterns, [*keys, *known, USER, RELEVANT], tft_output)
-    relevant, user = _lists(read, RELEVANT), _dense(read, USER)
+    read = read_whole(patterns, [*keys, *known, USER, RELEVANT], tft_output)
+    relevant, user = lists(read, RELEVANT), dense(read, USER)
     seen = Lists(np.zeros(0, np.int64), np.zeros(len(user), np.int64))
     if history is not None:
-        seen = _lists(read, history.column)
-    arrays = {key: _compact(_dense(read, key)) for key in keys}
+        seen = lists(read, history.column)
+    arrays = {key: compact(dense(read, key)) for key in keys}
     if age is not None:
-        arrays[age.column] = _dense(read, age.column)
+        arrays[age.column] = dense(read, age.column)
     # Beam writes examples in an order of its own; a fit must not depend on it. Queries of one user differ in their
     # history, or else in what they ask for.
     first = np.append(relevant.values, 0)[np.cumsum(relevant.lengths) - relevant.lengths]
@@ -392,65 +374,10 @@ def queries_of(specification: Specification, sequences: Sequences, mode: Literal
     return answerable(specification, features, _as_lists(relevant), _as_lists(seen))
 
 
-def _keys_beside_history(features: Features) -> list[str]:
+def keys_beside_history(features: Features) -> list[str]:
     of_history = {f.column for f in (features.history, features.history_age) if f is not None}
     return [key for key in encoded_keys(features.query) if key not in of_history]
 
 
-def _read(
-    patterns: Sequence[str], keys: Sequence[str], tft_output: tft.TFTransformOutput
-) -> dict[str, np.ndarray | Lists]:
-    """Some keys of transformed examples, in the order of the files: arrays [N, ...], or lists where lengths vary."""
-    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
-    transformed = tft_output.transformed_feature_spec()
-    spec = {
-        key: tf.io.RaggedFeature(transformed[key].dtype, row_splits_dtype=tf.int64)
-        if isinstance(transformed[key], tf.io.VarLenFeature)
-        else transformed[key]
-        for key in keys
-    }
-    parts: dict[str, list[Any]] = {key: [] for key in keys}
-    for compression in ("GZIP", ""):
-        chosen = [file for file in files if file.endswith(".gz") == (compression == "GZIP")]
-        records = tf.data.TFRecordDataset(chosen, compression_type=compression).batch(_READ_BATCH)
-        for batch in records.map(lambda serialized: tf.io.parse_example(serialized, spec)).prefetch(1):
-            for key, values in batch.items():
-                parts[key].append(values)
-    return {key: _joined(parts[key], transformed[key]) for key in keys}
-
-
-def _joined(parts: Sequence[Any], feature: Any) -> np.ndarray | Lists:
-    dtype = feature.dtype.as_numpy_dtype
-    if not isinstance(feature, tf.io.VarLenFeature):
-        empty = np.zeros((0, *feature.shape), dtype)
-        return np.concatenate([empty, *(part.numpy() for part in parts)])
-    values = [np.zeros(0, dtype), *(part.values.numpy() for part in parts)]
-    lengths = [np.zeros(0, np.int64), *(part.row_lengths().numpy() for part in parts)]
-    return Lists(np.concatenate(values), np.concatenate(lengths))
-
-
-def _dense(arrays: Mapping[str, np.ndarray | Lists], key: str) -> np.ndarray:
-    values = arrays[key]
-    assert isinstance(values, np.ndarray), f"{key} is a list in the transformed examples"
-    return values
-
-
-def _lists(arrays: Mapping[str, np.ndarray | Lists], key: str) -> Lists:
-    values = arrays[key]
-    assert isinstance(values, Lists), f"{key} is no list in the transformed examples"
-    return values
-
-
 def _as_lists(parts: Sequence[np.ndarray]) -> Lists:
     return Lists(np.concatenate([np.zeros(0, np.int64), *parts]), np.array([len(part) for part in parts], np.int64))
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, …, start + length − 1 of each, one range after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
-
-
-def _compact(values: np.ndarray) -> np.ndarray:
-    """Ids as int32: half the memory, and vocabularies are far below 2³¹."""
-    return values.astype(np.int32) if values.dtype == np.int64 else values

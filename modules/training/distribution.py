@@ -91,7 +91,7 @@ class Distribution:
         """Within it variables are made for every replica, and steps are run."""
         return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
 
-    def run(self, step: Callable[..., tf.Tensor], *arguments: tf.Tensor) -> tf.Tensor:
+    def run(self, step: Callable[..., tf.Tensor], *arguments: Any) -> tf.Tensor:
         """Σ over replicas of what `step`, which each of them runs, returns; to be called in graph, within `scope`."""
         if self._strategy is None:
             return step(*arguments)

@@ -15,10 +15,11 @@ import tensorflow_transform as tft
 
 from modules import lock
 from modules.settings import Training
-from modules.training.dataset import read_queries, read_sequences, read_specification
+from modules.training.dataset import read_queries, read_specification
 from modules.training.distribution import Distribution
 from modules.training.export import export
 from modules.training.loop import fit
+from modules.training.stream import read_train
 from modules.training.warm_start import WarmStart
 
 
@@ -75,16 +76,16 @@ class Job:
         """
         tft_output = tft.TFTransformOutput(self.transform_graph_path)
         specification = read_specification(self.custom_config, self.train_files, tft_output).with_settings(self.tuned)
-        sequences = read_sequences(self.train_files, specification.features, specification.columns, tft_output)
+        train = read_train(self.train_files, specification, tft_output)
         queries = read_queries(self.eval_files, specification, tft_output)
         if not distribution.is_chief:
-            fit(specification, sequences, queries, distribution=distribution)
+            fit(specification, train, queries, distribution=distribution)
             return
         warm_start = None
         if specification.training.warm_start and self.base_model and tf.io.gfile.exists(self.base_model):
             warm_start = WarmStart(self.base_model, specification.features, specification.columns, tft_output)
         with _unshared(self._checkpoint()) as checkpoint:
-            fitted = fit(specification, sequences, queries, checkpoint, self.model_run_dir, warm_start, distribution)
+            fitted = fit(specification, train, queries, checkpoint, self.model_run_dir, warm_start, distribution)
             export(fitted.model, specification, tft_output, self.serving_model_dir)
             if self.model_run_dir:
                 with tf.io.gfile.GFile(os.path.join(self.model_run_dir, "training.json"), "w") as file:

@@ -34,17 +34,15 @@ from modules.training.calibration import (
     new_item_log_odds,
     new_item_offset,
 )
-from modules.training.dataset import Queries, Sequences, Specification
+from modules.training.dataset import Queries, Specification
 from modules.training.distribution import Distribution
 from modules.training.lazy_adamw import LazyAdamW
 from modules.training.report import Epoch, Fit, Report
-from modules.training.training_data import TrainingData
+from modules.training.stream import Train
+from modules.training.training_data import Step, TrainingData
 from modules.training.warm_start import WarmStart
 
 _PROGRESS = logging.getLogger("twotower.progress")
-# Interactions that the item-item model's moments are taken over, at most, of random users: the matrices of more would
-# say the same.
-_ITEM_ITEM_INTERACTIONS = 500_000
 # Blend weights are chosen anew in every third epoch: each time takes as long as an epoch's steps on MovieLens-100K.
 _CALIBRATE_EVERY = 3
 # Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
@@ -57,7 +55,7 @@ NO_DECAY = ("item_bias", "history_scale", "constant")
 
 def fit(
     specification: Specification,
-    sequences: Sequences,
+    train: Train,
     queries: Queries | None,
     checkpoint: str | None = None,
     log_dir: str | None = None,
@@ -71,13 +69,13 @@ def fit(
 
     Args:
         specification: Settings and catalogue.
-        sequences: Of all users.
+        train: The sequences of all users.
         queries: What validation asks; None fits on everything, all epochs.
         checkpoint: A folder for the state after each epoch.
         log_dir: A folder for TensorBoard.
         warm_start: A pushed model to start from.
         distribution: The replicas that share the steps; None: this process alone, on one device. Where other processes
-            take part, each calls this with the same specification, sequences and queries; `checkpoint`, `log_dir` and
+            take part, each calls this with the same specification, train and queries; `checkpoint`, `log_dir` and
             `warm_start` are looked at on the chief only, and only there the model is whole in the end.
 
     Raises:
@@ -91,32 +89,28 @@ def fit(
     def run(
         name: str,
         specification: Specification,
-        kept: np.ndarray | None,
+        train: Train,
         asked: Queries | None,
         epochs: int,
         chosen: Calibration | None = None,
         start: Sequence[np.ndarray] | None = None,
     ) -> Fit:
-        some = sequences if kept is None else sequences.take(kept)
-        if not some.trainable(specification.catalogue).any():
-            raise UserError(
-                "training: nothing in the train split has an item of the items table; check the split and the ids"
-            )
         logs = log_dir and (log_dir if name in ("fit", "search") else os.path.join(log_dir, name))
         where = checkpoint and os.path.join(checkpoint, name)
-        return _Run(specification, some, asked, epochs, where, logs, chosen, warm_start, start, replicas).run(started)
+        return _Run(specification, train, asked, epochs, where, logs, chosen, warm_start, start, replicas).run(started)
 
     settings = specification.training
     with _deterministic() if settings.deterministic else contextlib.nullcontext():
         if queries is None:
-            return run("fit", _with_encoder(specification, _encoders(specification)[0]), None, None, settings.epochs)
+            return run("fit", _with_encoder(specification, _encoders(specification)[0]), train, None, settings.epochs)
         search: Fit | None = None
         encoders: dict[str, float] = {}
         for encoder in _encoders(specification):
             name = f"search-{encoder}" if encoders else "search"
             if specification.model.history_encoder == "auto":
                 _PROGRESS.info("history encoder: fitting the %s", encoder)
-            tried = run(name, _with_encoder(specification, encoder), ~sequences.is_validation, queries, settings.epochs)
+            of_encoder = _with_encoder(specification, encoder)
+            tried = run(name, of_encoder, train.without_validation(), queries, settings.epochs)
             # Workers know no figures, and must choose the same.
             encoders[encoder] = float(replicas.from_chief([tried.report.ndcg])[0])
             chosen = max(encoders, key=encoders.__getitem__)
@@ -133,12 +127,12 @@ def fit(
         if not settings.refit:
             return search
         report, epochs, start = search.report, search.report.epochs, None
-        steps = sampling.expected_steps(sequences.counts, settings.user_exponent, settings.batch_size)
+        steps = sampling.expected_steps(train.counts, settings.user_exponent, settings.batch_size)
         if not settings.refits_anew(epochs, steps):
             epochs, start = math.ceil(_GO_ON * epochs), [v.numpy() for v in search.model.trainable_variables]
         del search
         gc.collect()  # The search's tables and their moments would stand beside the refit's.
-        final = run("refit", specification, None, None, epochs, report.calibration, start)
+        final = run("refit", specification, train, None, epochs, report.calibration, start)
         return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2)))
 
 
@@ -161,7 +155,7 @@ class _Run:
     def __init__(
         self,
         specification: Specification,
-        sequences: Sequences,
+        train: Train,
         queries: Queries | None,
         epochs: int,
         checkpoint: str | None,
@@ -175,7 +169,7 @@ class _Run:
         settings, catalogue = specification.training, specification.catalogue
         self._ranker = Ranker(queries, catalogue.labels, settings.metric_k) if queries is not None else None
         calibration = chosen or Calibration.default(specification.model, settings)
-        self._data = TrainingData.of(specification, sequences)
+        self._data = TrainingData(specification, train)
         factors = None
         if specification.features.history is not None and specification.model.item_item_rank:
             solved = self._solve(specification.model.item_item_ridges if self._ranker else (calibration.ridge,))
@@ -193,7 +187,7 @@ class _Run:
         self._start = calibration
         self._set(calibration)
         self._blend: Blend | None = None
-        steps = sampling.expected_steps(self._data.counts, settings.user_exponent, settings.batch_size)
+        steps = self._data.steps
         weight_decay = settings.weight_decay_of(steps, asks_all_places(specification.features, specification.model))
         self._patience = settings.patience_of(steps)
         with distribution.scope():
@@ -221,7 +215,7 @@ class _Run:
         # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
         self._step = tf.function(
             self._train_step,
-            input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)],
+            input_signature=[self._data.signature],
             autograph=self.model.negatives == "in_batch",
         )
 
@@ -262,7 +256,7 @@ class _Run:
         catalogue, seed = self._specification.catalogue, self._specification.training.seed
         self.model.candidate_tower.fit_content(catalogue.features, catalogue.is_candidate, seed)
         if self._specification.features.history is not None:
-            self.model.fit_cold_start_query(*self._data.cold_start(seed))
+            self.model.fit_cold_start_query(*self._data.cold_start())
         calibrated = self._calibrate()
         # What is explored is nothing that validation could judge, so that it changes no choice.
         # In log-odds, as the offset is: the temperature divides the logits.
@@ -315,7 +309,7 @@ class _Run:
         started = time.monotonic()
         settings = self._specification.training
         with self._distribution.scope():
-            losses = [self._step(places, seed) for places, seed in self._data.epoch(number)]
+            losses = [self._step(step) for step in self._data.epoch(number)]
         loss = float(np.mean([value.numpy() for value in losses])) if losses else 0.0
         if not math.isfinite(loss):
             raise UserError(
@@ -335,14 +329,14 @@ class _Run:
         _assign(self.model.trainable_variables, last)
         return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
 
-    def _train_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        loss = self._distribution.run(self._replica_step, places, seed)
+    def _train_step(self, step: Step) -> tf.Tensor:
+        loss = self._distribution.run(self._replica_step, step)
         self._average.apply(self._dense)
         return loss
 
-    def _replica_step(self, places: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _replica_step(self, step: Step) -> tf.Tensor:
         """One replica's part of a step, and of its loss; the optimizer adds up what all replicas' gradients are."""
-        batch = self._data.windows.cut(places, seed)._replace(share=self._distribution.share())
+        batch = self._data.windows.cut(*step)._replace(share=self._distribution.share())
         return self.model.train_step(batch)["loss"]
 
     def _validate(self) -> tuple[float, float, float]:
@@ -425,11 +419,11 @@ class _Run:
 
     def _solve(self, ridges: Sequence[float]) -> ItemItem:
         """The item-item model of these users."""
-        specification, sets = self._specification, self._data.sets
+        specification, some = self._specification, self._data.totals.item_item
         assert specification.features.history is not None
-        some = sets.users(sampling.some_users(sets.counts, _ITEM_ITEM_INTERACTIONS, specification.training.seed))
         items = min(len(specification.catalogue.is_candidate) - 1, specification.model.item_item_items)
-        moments = item_item.moments(some.offsets, some.items, items, specification.model.item_item_decay)
+        offsets = np.append(0, np.cumsum(some.lengths))
+        moments = item_item.moments(offsets, some.values, items, specification.model.item_item_decay)
         return choose_item_item(
             moments, specification.model.item_item_rank, ridges, specification.item_rows, specification.catalogue,
             self._ranker, specification.features.history.column,

@@ -1,10 +1,13 @@
 """What an epoch trains on: which users, or which places of their sequences, and how much each counts.
 
 A user with n interactions counts n ** user_exponent (`training.user_exponent`), under either objective. Every draw
-depends on the seed and the epoch alone, so that a resumed fit draws what the killed one would have drawn.
+depends on the seed, the epoch and the number of the chunk within it, so that a resumed fit draws what the killed one
+would have drawn.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,41 +15,54 @@ import numpy as np
 _BATCHES_AT_ONCE = 32
 
 
-def draw_users(counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np.ndarray:
+class Draw(NamedTuple):
+    """What a draw depends on."""
+
+    seed: int
+    """`training.seed`."""
+    epoch: int
+    """Its number, from 0."""
+    chunk: int = 0
+    """Number of the chunk of users within the epoch, from 0."""
+
+    def generator(self, purpose: int = 0) -> np.random.Generator:
+        """Another one for each purpose."""
+        return np.random.default_rng([self.seed, self.epoch, purpose, self.chunk])
+
+
+def draw_users(users: int, times: float, draw: Draw) -> np.ndarray:
     """Users of an epoch in the order of training, each about as often as any other.
 
-    `user_weights` makes the difference between them: drawn by weight, light users would be seen too rarely. Together
-    they are as many as `draw_places` would draw.
+    `user_weights` makes the difference between them: drawn by weight, light users would be seen too rarely.
 
     Args:
-        counts: [U] interactions of each user.
-        exponent: `training.user_exponent`.
-        seed: `training.seed`.
-        epoch: Its number, from 0.
+        users: How many there are.
+        times: How often each is drawn, on average: with the mean of n ** user_exponent they are together as many as
+            `draw_places` would draw.
+        draw: What it depends on.
 
     Returns:
         [C] user numbers.
     """
-    rng = np.random.default_rng([seed, epoch])
-    times = np.floor(np.mean(counts**exponent) + rng.random(len(counts))).astype(np.int64)
-    return rng.permutation(np.repeat(np.arange(len(counts)), times))
+    rng = draw.generator()
+    of_each = np.floor(times + rng.random(users)).astype(np.int64)
+    return rng.permutation(np.repeat(np.arange(users), of_each))
 
 
-def draw_ends(offsets: np.ndarray, users: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+def draw_ends(offsets: np.ndarray, users: np.ndarray, size: int, draw: Draw) -> np.ndarray:
     """[C] the newest place of a window of each of some users: the newest of all, or a random one of a longer sequence.
 
     Args:
         offsets: [U + 1] where each user's sequence begins and the last one ends.
         users: [C] user numbers.
         size: Places of a window.
-        seed: `training.seed`.
-        epoch: Its number, from 0.
+        draw: What it depends on.
     """
     longer = np.maximum(np.diff(offsets)[users] - size, 0)
-    return offsets[1:][users] - 1 - np.random.default_rng([seed, epoch, 1]).integers(0, longer + 1)
+    return offsets[1:][users] - 1 - draw.generator(1).integers(0, longer + 1)
 
 
-def by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def by_length(lengths: np.ndarray, batch_size: int, draw: Draw) -> np.ndarray:
     """An order [C] in which the rows of a batch are about as long as each other: padding is work for nothing.
 
     Of so many batches at a time the rows are sorted, and then the batches are shuffled.
@@ -54,20 +70,19 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np
     Args:
         lengths: [C] of the rows, which are in a random order.
         batch_size: Rows of a step.
-        seed: `training.seed`.
-        epoch: Its number, from 0.
+        draw: What it depends on.
     """
     pool = batch_size * _BATCHES_AT_ONCE
     parts = [start + np.argsort(lengths[start : start + pool], kind="stable") for start in range(0, len(lengths), pool)]
     order = np.concatenate([np.zeros(0, np.int64), *parts])
     starts = np.arange(0, len(order), batch_size)
     # The last batch, which may be short, stays the last.
-    shuffled = np.append(np.random.default_rng([seed, epoch, 2]).permutation(starts[:-1]), starts[-1:])
+    shuffled = np.append(draw.generator(2).permutation(starts[:-1]), starts[-1:])
     return np.concatenate([order[:0], *(order[start : start + batch_size] for start in shuffled)])
 
 
 def expected_steps(counts: np.ndarray, exponent: float, batch_size: int) -> float:
-    """Steps of an epoch, on average, under either objective: Σ n ** exponent rows in batches.
+    """Steps through all data, on average, under either objective: Σ n ** exponent rows in batches.
 
     Args:
         counts: [U] interactions n of each user.
@@ -83,21 +98,21 @@ def user_weights(counts: np.ndarray, exponent: float) -> np.ndarray:
     return (weights / weights.mean()).astype(np.float32)
 
 
-def draw_places(places: np.ndarray, counts: np.ndarray, exponent: float, seed: int, epoch: int) -> np.ndarray:
-    """Places of an epoch in the order of training, each with probability n ** (exponent − 1).
+def draw_places(places: np.ndarray, counts: np.ndarray, exponent: float, draw: Draw, share: float = 1.0) -> np.ndarray:
+    """Places of an epoch in the order of training, each with probability share · n ** (exponent − 1).
 
     Args:
         places: [P] places to draw from.
         counts: [P] interactions n of the user of each.
         exponent: `training.user_exponent`.
-        seed: `training.seed`.
-        epoch: Its number, from 0.
+        draw: What it depends on.
+        share: At most 1.
 
     Returns:
         [C] of the places.
     """
-    rng = np.random.default_rng([seed, epoch])
-    return rng.permutation(places[rng.random(len(places)) < counts ** (exponent - 1.0)])
+    rng = draw.generator()
+    return rng.permutation(places[rng.random(len(places)) < share * counts ** (exponent - 1.0)])
 
 
 def some_users(counts: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import keras_tuner
-import numpy as np
 from keras_tuner import errors, oracles
 from pydantic import ValidationError
 
 from modules import settings
 from modules.errors import UserError
-from modules.training.dataset import Queries, Sequences, Specification
+from modules.training.dataset import Queries, Specification
 from modules.training.distribution import Distribution
 from modules.training.loop import fit
+from modules.training.stream import Train
 
 _PROGRESS = logging.getLogger("twotower.progress")
 _OBJECTIVE = keras_tuner.Objective("ndcg", "max")
@@ -44,13 +44,6 @@ def search_space(search: Mapping[str, Sequence[float]], configured: Mapping[str,
     return space
 
 
-def latest_held_out(sequences: Sequences, share: float) -> Sequences:
-    """The same with the latest `share` of the interactions as validation, cut between two different times."""
-    times = np.sort(sequences.times)
-    cut = times[max(0, len(times) - max(1, round(share * len(times))))] if len(times) else 0
-    return replace(sequences, is_validation=sequences.times >= cut)
-
-
 class ConfiguredFirst(oracles.RandomSearchOracle):
     """Random search whose first trial is the configuration as it stands: what wins is not worse there."""
 
@@ -71,9 +64,7 @@ class Search(keras_tuner.engine.base_tuner.BaseTuner):
     def results_summary(self, num_trials: int = 10) -> None:
         """Nothing: the summary of the run says it, from the stage's `tuner_results`."""
 
-    def run_trial(
-        self, trial: Any, specification: Specification, sequences: Sequences, queries: Queries
-    ) -> dict[str, float]:
+    def run_trial(self, trial: Any, specification: Specification, train: Train, queries: Queries) -> dict[str, float]:
         values = trial.hyperparameters.values
         _PROGRESS.info("trial %s · %s", trial.trial_id, ", ".join(f"{k} {v:g}" for k, v in values.items()))
         try:
@@ -81,7 +72,7 @@ class Search(keras_tuner.engine.base_tuner.BaseTuner):
             tried = replace(tried, training=tried.training.model_copy(update={"refit": False}))
             # A trial stays within this process: its own devices share it.
             replicas = Distribution.within_process(tried.training)
-            return {"ndcg": fit(tried, sequences, queries, distribution=replicas).report.ndcg}
+            return {"ndcg": fit(tried, train, queries, distribution=replicas).report.ndcg}
         except (UserError, ValidationError) as error:
             # Such as a loss that is not a number any more under too large a learning rate, or values that do not fit
             # each other.

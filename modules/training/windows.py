@@ -6,7 +6,8 @@ the step, an epoch of MovieLens-100K took 1.25 s instead of 1.0 s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,28 +21,65 @@ from modules.towers.two_tower import Batch, asks_all_places
 from modules.training.dataset import Sequences
 
 
+class SequenceTensors(NamedTuple):
+    """What windows are cut from: the sequences of some users, place by place."""
+
+    items: tf.Tensor
+    """[T] int32 item ids."""
+    weights: tf.Tensor
+    """[T] float32, how much the window up to each place counts."""
+    is_target: tf.Tensor
+    """[T] bool, whether its item can be asked for."""
+    starts: tf.Tensor
+    """[T] int32, where the sequence of each place begins."""
+    owner: tf.Tensor
+    """[T] int32, the user of each place."""
+    of_users: Mapping[str, tf.Tensor]
+    """Encoded key → [U, ...], of the user's columns."""
+    of_places: Mapping[str, tf.Tensor]
+    """Encoded key → [T, ...], of the interaction's own columns."""
+
+    @classmethod
+    def of(
+        cls, sequences: Sequences, features: Features, weights: np.ndarray, is_target: np.ndarray | None = None
+    ) -> SequenceTensors:
+        """The places of some sequences.
+
+        Args:
+            sequences: What is trained on.
+            features: What the query tower reads.
+            weights: [T] how much the window up to each place counts.
+            is_target: [T] bool, places whose item can be asked for; None: all.
+        """
+        context = dict(sequences.context)
+        if features.history_age is not None:
+            context[features.history_age.column] = ages(sequences)
+        return cls(
+            items=tf.constant(sequences.items),
+            weights=tf.constant(weights),
+            is_target=tf.constant(np.ones(len(weights), bool) if is_target is None else is_target),
+            starts=tf.constant(sequences.starts.astype(np.int32)),
+            owner=tf.constant(sequences.owner.astype(np.int32)),
+            of_users={key: tf.constant(values) for key, values in sequences.features.items()},
+            of_places={key: tf.constant(values) for key, values in context.items()},
+        )
+
+    @property
+    def signature(self) -> SequenceTensors:
+        """Types and shapes, whatever users they are of."""
+        return tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), self)
+
+
 class Windows:
     """Batches of windows up to some places, a part of each hidden, or some of their places asked for.
 
     Args:
-        sequences: What is trained on.
         features: What the query tower reads.
         model: `mask_rate` of it.
         training: Batch size, objective and locality.
-        weights: [T] how much the window up to each place counts.
-        is_target: [T] bool, places whose item can be asked for; None: all.
     """
 
-    def __init__(
-        self,
-        sequences: Sequences,
-        features: Features,
-        model: Model,
-        training: Training,
-        weights: np.ndarray,
-        is_target: np.ndarray | None = None,
-    ) -> None:
-        self._is_target = tf.constant(np.ones(len(weights), bool) if is_target is None else is_target)
+    def __init__(self, features: Features, model: Model, training: Training) -> None:
         self._batch_size = training.batch_size
         self._rate, self._locality = model.mask_rate, training.locality
         self._history = features.history
@@ -49,37 +87,28 @@ class Windows:
         self._all_places = asks_all_places(features, model)
         self._targets = 1 if training.negatives == "in_batch" else training.sampled_targets
         self._size = 1 + (self._history.max_length if self._history else 0)
-        self._items, self._weights = tf.constant(sequences.items), tf.constant(weights)
-        self._starts = tf.constant(sequences.starts.astype(np.int32))
-        self._owner = tf.constant(sequences.owner.astype(np.int32))
-        self._of_users = {key: tf.constant(values) for key, values in sequences.features.items()}
-        context = dict(sequences.context)
-        if features.history_age is not None:
-            context[features.history_age.column] = ages(sequences)
-        self._of_places = {key: tf.constant(values) for key, values in context.items()}
 
-    def steps(self, places: np.ndarray, seed: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """What `cut` is given in each step of an epoch: places [B] int32 in this order, and a seed [2].
+    def steps(self, ends: np.ndarray, seed: int, first: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """What `cut` is given in each step: the newest places of windows [B] int32 in this order, and a seed [2].
 
         Args:
-            places: Places of the sequences, [C].
-            seed: Of what is drawn in each step.
+            ends: Places of the sequences, [C].
+            seed: Of what is drawn in each step of an epoch.
+            first: Number of the first step within the epoch.
         """
-        for step, start in enumerate(range(0, len(places), self._batch_size)):
-            some = places[start : start + self._batch_size]
+        for step, start in enumerate(range(0, len(ends), self._batch_size), first):
+            some = ends[start : start + self._batch_size]
             yield tf.constant(some, tf.int32), tf.constant([seed, 100 * step], tf.int32)
 
-    def cut(self, places: tf.Tensor, seed: tf.Tensor) -> Batch:
+    def cut(self, tensors: SequenceTensors, ends: tf.Tensor, seed: tf.Tensor) -> Batch:
         """The windows up to places [B], in graph: within the training step, a window need not be copied to it."""
-        index = places[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
-        inside = index >= tf.gather(self._starts, places)[:, tf.newaxis]
+        index = ends[:, tf.newaxis] - tf.range(self._size)[tf.newaxis]
+        inside = index >= tf.gather(tensors.starts, ends)[:, tf.newaxis]
         index = tf.maximum(index, 0)
-        window = tf.where(inside, tf.gather(self._items, index), 0)
+        window = tf.where(inside, tf.gather(tensors.items, index), 0)
         if self._all_places:
-            return self._cut_all(window, index, inside & tf.gather(self._is_target, index), seed)
-        owner = tf.gather(self._owner, places)
-        query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
-        query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
+            return self._cut_all(tensors, window, index, inside & tf.gather(tensors.is_target, index), seed)
+        query = _features_of(tensors, ends)
         if self._masks_items:
             hidden, visible = mask_items(window, self._rate, seed)
             near = closeness(window, self._locality, seed + 5)
@@ -89,12 +118,15 @@ class Windows:
         if self._history is not None:
             query[self._history.column] = visible
         targets = near * tf.cast(hidden, tf.float32)
-        return Batch(query, window, targets, near, tf.gather(self._weights, places), seed)
+        return Batch(query, window, targets, near, tf.gather(tensors.weights, ends), seed)
 
-    def _cut_all(self, window: tf.Tensor, index: tf.Tensor, can_be: tf.Tensor, seed: tf.Tensor) -> Batch:
+    def _cut_all(
+        self, tensors: SequenceTensors, window: tf.Tensor, index: tf.Tensor, can_be: tf.Tensor, seed: tf.Tensor
+    ) -> Batch:
         """The rows that ask for some places of each window, everything before a place being its history.
 
         Args:
+            tensors: What the windows are of.
             window: [B, S].
             index: [B, S] places of the sequences.
             can_be: [B, S] bool, what can be asked for.
@@ -111,19 +143,24 @@ class Windows:
         of_row = tf.range(tf.shape(window)[1])[tf.newaxis] - place[:, tf.newaxis]
         known = tf.where(of_row >= 0, tf.gather(window, row), 0)
         targets = tf.cast(of_row == 0, tf.float32)
-        places = tf.gather_nd(index, tf.stack([row, place], axis=1))
-        owner = tf.gather(self._owner, places)
-        query = {key: tf.gather(values, owner) for key, values in self._of_users.items()}
-        query |= {key: tf.gather(values, places) for key, values in self._of_places.items()}
+        ends = tf.gather_nd(index, tf.stack([row, place], axis=1))
+        query = _features_of(tensors, ends)
         assert self._history is not None
         query[self._history.column] = tf.where(of_row > 0, known, 0)
         # A user's places share what the user counts.
-        count = tf.math.unsorted_segment_sum(tf.ones_like(places), row, tf.shape(window)[0])
-        weight = tf.gather(self._weights, places) / tf.cast(tf.gather(count, row), tf.float32)
+        count = tf.math.unsorted_segment_sum(tf.ones_like(ends), row, tf.shape(window)[0])
+        weight = tf.gather(tensors.weights, ends) / tf.cast(tf.gather(count, row), tf.float32)
         weight *= 1.0 - tf.cast(is_empty, tf.float32)
         return Batch(
             query, known, targets, tf.ones_like(targets), weight, seed, places=Places(window[:, 1:], row, place)
         )
+
+
+def _features_of(tensors: SequenceTensors, ends: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Query features but the history, of the user and of the interaction at each of some places [B]."""
+    owner = tf.gather(tensors.owner, ends)
+    query = {key: tf.gather(values, owner) for key, values in tensors.of_users.items()}
+    return query | {key: tf.gather(values, ends) for key, values in tensors.of_places.items()}
 
 
 def masks_items(features: Features, model: Model, training: Training) -> bool:

@@ -6,13 +6,10 @@ from modules.popularity import log_popularity, recent_lift
 
 
 def test_lift_is_the_share_now_over_the_share_in_the_long_run():
-    labels = np.array([1, 1, 1, 2, 2, 3, 3, 3, 3, 3])
-    # Not in the order of time: the two latest are an item 2 and an item 1.
-    times = np.array([1, 2, 10, 3, 11, 4, 5, 6, 7, 8])
-    actual = recent_lift(labels, times, 0.2, 0.2, np.array([False, True, True, True, True, False]))
+    frequency, recent = np.array([0, 3, 2, 5, 0, 0]), np.array([0, 1, 1, 0, 0, 0])
+    actual = recent_lift(frequency, recent, 0.2, np.array([False, True, True, True, True, False]))
     share = np.array([0.5, 3.5, 2.5, 5.5, 0.5, 0.5]) / 13
-    recent = (np.array([0, 1, 1, 0, 0, 0]) + 0.4 * share) / 2.4
-    expected = np.log(recent / share)
+    expected = np.log((recent + 0.4 * share) / 2.4 / share)
     expected[[0, 5]] = 0
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert actual[2] > actual[1] > 0 > actual[3]

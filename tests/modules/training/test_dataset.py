@@ -3,79 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import checkerboard
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_transform as tft
 from checkerboard import random_sequences
-from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorflow_transform.tf_metadata import schema_utils
+from transformed_files import write, write_graph
 
 from modules.data.examples import CATALOGUE, TRAIN, VALIDATION
-from modules.training import dataset
-from modules.training.dataset import Lists
+from modules.training import dataset, stream
+from modules.training.transformed import Lists
 
 SPEC = checkerboard.specification()
-# As Transform describes it: what is a list for one user, and what is one value.
-TRANSFORMED = {
-    "user": tf.io.FixedLenFeature([], tf.int64),
-    "age": tf.io.FixedLenFeature([], tf.float32),
-    "time_bucket": tf.io.FixedLenFeature([], tf.int64),
-    "time_cyclic": tf.io.FixedLenFeature([4], tf.float32),
-    "history": tf.io.VarLenFeature(tf.int64),
-    "history_age": tf.io.FixedLenFeature([], tf.float32),
-    "relevant_items": tf.io.VarLenFeature(tf.int64),
-    "user_hash": tf.io.FixedLenFeature([], tf.int64),
-    "item": tf.io.FixedLenFeature([], tf.int64),
-    "genres": tf.io.FixedLenFeature([2], tf.int64),
-    "label": tf.io.FixedLenFeature([], tf.int64),
-    "sequence_item": tf.io.VarLenFeature(tf.int64),
-    "sequence_interaction_time": tf.io.VarLenFeature(tf.int64),
-    "sequence_interaction_weight": tf.io.VarLenFeature(tf.float32),
-    "sequence_is_validation": tf.io.VarLenFeature(tf.int64),
-    "sequence_time_bucket": tf.io.VarLenFeature(tf.int64),
-    "sequence_time_cyclic": tf.io.VarLenFeature(tf.float32),
-}
-MISSING = {"user": 0, "age": 0.0, "time_bucket": 0, "time_cyclic": [0.0] * 4, "history_age": 0.0, "user_hash": 0,
-           "item": 0, "genres": [0, 0], "label": 0}  # fmt: skip
-
-
-def write(folder: Path, split: str, examples: list[dict], shards: int = 2) -> str:
-    path = folder / "examples" / f"Split-{split}"
-    path.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        name = f"transformed_examples-{shard:05d}-of-{shards:05d}.gz"
-        with tf.io.TFRecordWriter(str(path / name), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
-            for example in examples[shard::shards]:
-                features = tf.train.Features()
-                for key, value in (MISSING | example).items():
-                    values = np.ravel(value).tolist()
-                    if np.asarray(value).dtype.kind == "f" and np.size(value):
-                        features.feature[key].float_list.value.extend(values)
-                    else:
-                        features.feature[key].int64_list.value.extend(map(int, values))
-                writer.write(tf.train.Example(features=features).SerializeToString())
-    return str(path / "*")
 
 
 @pytest.fixture
 def output(tmp_path):
-    """What Transform leaves: the description of the examples, and the vocabulary of two items with their counts."""
-    metadata = tmp_path / "graph/transformed_metadata"
-    metadata.mkdir(parents=True)
-    schema = schema_utils.schema_from_feature_spec(TRANSFORMED)
-    (metadata / "schema.pbtxt").write_text(text_format.MessageToString(schema))
-    (metadata / "asset_map").write_text('{"items": "items", "items_frequency": "items_frequency"}')
-    assets = tmp_path / "graph/transform_fn/assets"
-    assets.mkdir(parents=True)
-    (assets / "items").write_text("b\na\n")
-    (assets / "items_frequency").write_text("5 b\n3 a\n")
-    return tft.TFTransformOutput(str(tmp_path / "graph"))
+    return write_graph(tmp_path)
 
 
 def train_example(user: int, items: list[int], held_out: int = 0) -> dict:
@@ -94,7 +40,7 @@ def train_example(user: int, items: list[int], held_out: int = 0) -> dict:
 def test_sequences_are_read_in_the_order_of_the_users_hashes(order, tmp_path, output):
     examples = [train_example(1, [2, 1, 3], 1), train_example(2, [1]), train_example(3, [3, 2])]
     files = write(tmp_path, TRAIN, [examples[number] for number in order])
-    read = dataset.read_sequences([files], SPEC.features, SPEC.columns, output)
+    read = stream.read_sequences([files], SPEC.features, SPEC.columns, output)
     np.testing.assert_array_equal(read.user, np.array([997, 998, 999]) * 2**40)
     np.testing.assert_array_equal(read.offsets, [0, 2, 3, 6])
     np.testing.assert_array_equal(read.items, [3, 2, 1, 2, 1, 3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modules import settings
-from modules.training import search
+from modules.training import search, stream
 from modules.training.dataset import Sequences
 
 
@@ -19,12 +19,12 @@ def sequences(times):
 
 
 def test_trials_are_judged_by_the_latest_interactions():
-    split = search.latest_held_out(sequences([5, 1, 9, 3, 7, 2, 8, 4, 6, 0]), 0.3)
+    split = stream.latest_held_out(sequences([5, 1, 9, 3, 7, 2, 8, 4, 6, 0]), 0.3)
     assert sorted(split.times[split.is_validation]) == [7, 8, 9]
 
 
 def test_interactions_of_one_time_stay_together():
-    split = search.latest_held_out(sequences([1, 1, 2, 2, 2, 2]), 0.2)
+    split = stream.latest_held_out(sequences([1, 1, 2, 2, 2, 2]), 0.2)
     np.testing.assert_array_equal(split.is_validation, [False, False, True, True, True, True])
 
 
@@ -51,10 +51,10 @@ def test_a_search_finds_the_learning_rate_that_learns(tmp_path):
     spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
     spec = checkerboard.changed(spec, learning_rate=1e-7, epochs=8)
     spec = spec.with_settings({"model.item_item_rank": 0, "model.popularity_lift": False})
-    split = search.latest_held_out(checkerboard.sequences(spec.features), 0.1)
+    split = stream.latest_held_out(checkerboard.sequences(spec.features), 0.1)
     tuner = settings.Tuner(trials=2, search={"training.learning_rate": (0.02,)})
     tried = search.search(spec, tuner, str(tmp_path))
-    tried.search(specification=spec, sequences=split, queries=checkerboard.queries(spec, split))
+    tried.search(specification=spec, train=split, queries=checkerboard.queries(spec, split))
     (best,) = tried.get_best_hyperparameters(1)
     assert best.values == {"training.learning_rate": 0.02}
 

@@ -8,25 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.settings import Model, Training
-from modules.training.windows import Windows
+from modules.training.windows import SequenceTensors, Windows
 
 SPEC = checkerboard.specification()
 
 
-def cut(windows, places, seed):
+def cut(sequences, features, model, training, weights, places, seed, is_target=None):
     """The batches of an epoch, in numpy."""
-    return [tf.nest.map_structure(np.array, windows.cut(*step)) for step in windows.steps(places, seed)]
+    windows = Windows(features, model, training)
+    tensors = SequenceTensors.of(sequences, features, weights, is_target)
+    return [tf.nest.map_structure(np.array, windows.cut(tensors, *step)) for step in windows.steps(places, seed)]
 
 
 @settings(deadline=None, derandomize=True, max_examples=12)
 @given(st.integers(0, 10_000))
 def test_a_window_holds_what_came_before_its_place_and_nothing_else(seed):
     sequences = random_sequences(seed)
-    windows = Windows(
-        sequences, SPEC.features, Model(mask_rate=0.0), Training(objective="next_item", batch_size=4), sequences.weights
-    )
+    model, training = Model(mask_rate=0.0), Training(objective="next_item", batch_size=4)
     places = np.random.default_rng(seed).permutation(len(sequences.items))
-    batches = cut(windows, places, seed=3)
+    batches = cut(sequences, SPEC.features, model, training, sequences.weights, places, seed=3)
     window = np.concatenate([b.window for b in batches])
     visible = np.concatenate([b.query["history"] for b in batches])
     ages = np.concatenate([b.query["history_age"] for b in batches])
@@ -56,9 +56,8 @@ def test_each_place_of_a_sequence_is_asked_for_with_what_came_before_it(seed):
     is_target = rng.random(len(sequences.items)) < 0.8
     model, training = Model(history_encoder="transformer"), Training(batch_size=3)
     weights = rng.uniform(1, 2, len(sequences.items)).astype(np.float32)
-    windows = Windows(sequences, SPEC.features, model, training, weights, is_target)
     ends = sequences.offsets[1:] - 1
-    batches = cut(windows, ends, seed=3)
+    batches = cut(sequences, SPEC.features, model, training, weights, ends, 3, is_target)
     row = 0
     for start, batch in zip(range(0, len(ends), 3), batches, strict=True):
         row = 0
@@ -89,9 +88,8 @@ def test_where_nothing_can_be_asked_for_a_row_counts_nothing():
     sequences = random_sequences(1)
     nothing = np.zeros(len(sequences.items), bool)
     model, training = Model(history_encoder="transformer"), Training(batch_size=5)
-    (batch,) = cut(
-        Windows(sequences, SPEC.features, model, training, sequences.weights, nothing), sequences.offsets[1:] - 1, 3
-    )
+    ends = sequences.offsets[1:] - 1
+    (batch,) = cut(sequences, SPEC.features, model, training, sequences.weights, ends, 3, nothing)
     assert batch.weight.shape == (1,) and batch.weight[0] == 0.0
     assert not batch.query["history"].any() or batch.targets[0, 0] == 1.0
 
@@ -99,8 +97,8 @@ def test_where_nothing_can_be_asked_for_a_row_counts_nothing():
 def test_masked_windows_weigh_what_is_hidden_by_its_closeness():
     sequences = checkerboard.sequences()
     training = Training(batch_size=500, locality=0.5)
-    windows = Windows(sequences, SPEC.features, Model(mask_rate=0.4), training, sequences.weights)
-    (batch,) = cut(windows, np.tile(sequences.offsets[1:] - 1, 8), seed=1)
+    ends = np.tile(sequences.offsets[1:] - 1, 8)
+    (batch,) = cut(sequences, SPEC.features, Model(mask_rate=0.4), training, sequences.weights, ends, seed=1)
     hidden = batch.targets > 0
     np.testing.assert_array_equal(batch.targets[hidden], batch.closeness[hidden])
     np.testing.assert_array_equal(batch.query["history"], np.where(hidden, 0, batch.window))
@@ -109,8 +107,10 @@ def test_masked_windows_weigh_what_is_hidden_by_its_closeness():
 
 def test_an_epoch_is_cut_the_same_way_again():
     sequences = checkerboard.sequences()
-    windows = Windows(sequences, SPEC.features, Model(), Training(batch_size=16), sequences.weights)
-    one, again, other = (cut(windows, np.arange(8, 400, 9), seed) for seed in (1, 1, 2))
+    ends, training = np.arange(8, 400, 9), Training(batch_size=16)
+    one, again, other = (
+        cut(sequences, SPEC.features, Model(), training, sequences.weights, ends, seed) for seed in (1, 1, 2)
+    )
     for a, b in zip(one, again, strict=True):
         np.testing.assert_array_equal(a.targets, b.targets)
     assert any((a.targets != b.targets).any() for a, b in zip(one, other, strict=True))
