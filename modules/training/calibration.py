@@ -40,6 +40,8 @@ WORTH = 0.005
 _SURE = 2.0
 # Scores that are looked at at once: 64 MB, and no more than so many queries.
 _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
+# Sums of so many at once: SciPy makes several copies of them, in 64 bits.
+_SUMMED_AT_ONCE = 2**20
 # The ridge is chosen with the item-item model of so many items, the most frequent ones: its cost grows with their cube.
 _ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
@@ -170,14 +172,14 @@ class Blend:
     """Names of the blend weights that make a difference to these queries."""
 
     @classmethod
-    def of(cls, ranker: Ranker, tower: QueryTower, candidates: np.ndarray, before: Blend | None = None) -> Blend:
+    def of(cls, ranker: Ranker, tower: QueryTower, candidates: np.ndarray, before: PartScores | None = None) -> Blend:
         """The queries' vectors under the tower as it is now, beside these candidates [C, D].
 
         Args:
             ranker: With the queries.
             tower: Of the queries; it must not change while this is used.
             candidates: Their whole vectors.
-            before: An earlier one, whose item-item scores hold on where the candidates' part is still the same.
+            before: Item-item scores of an earlier one, which hold on where the candidates' part is still the same.
         """
         layout, features = tower.layout, ranker.queries.features
         batches = [
@@ -190,7 +192,8 @@ class Blend:
             kept,
             ranker.exclude_seen,
         )
-        factors, scores = layout.item_item.of(candidates), before.item_item if before else None
+        # A copy: what is kept for the next one shall not keep the candidates' whole vectors.
+        factors, scores = layout.item_item.of(candidates).copy(), before
         if scores is None or not np.array_equal(scores.candidates, factors):
             scores = PartScores(lambda recency, batch: tower.item_item(batches[batch], recency).numpy(), factors, kept)
         history, age = history_of(tower.features), history_age_of(tower.features)
@@ -350,8 +353,10 @@ def _log_sum(scores: np.ndarray) -> np.ndarray:
     """[B, C] → [B] log Σ exp; −∞ of nothing."""
     if not scores.shape[1]:
         return np.full(len(scores), -np.inf)
+    rows = max(1, _SUMMED_AT_ONCE // scores.shape[1])
+    parts = (scores[start : start + rows].astype(np.float64) for start in range(0, len(scores), rows))
     with np.errstate(divide="ignore"):
-        return scipy.special.logsumexp(scores.astype(np.float64), axis=1)
+        return np.concatenate([np.zeros(0), *(scipy.special.logsumexp(part, axis=1) for part in parts)])
 
 
 def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:

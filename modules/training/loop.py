@@ -27,6 +27,7 @@ from modules.training.calibration import (
     Blend,
     Calibration,
     ItemItem,
+    PartScores,
     Ranker,
     choose_item_item,
     choose_window,
@@ -186,7 +187,7 @@ class _Run:
             calibration = replace(calibration, weights=weights)
         self._start = calibration
         self._set(calibration)
-        self._blend: Blend | None = None
+        self._item_item_scores: PartScores | None = None
         steps = self._data.steps
         weight_decay = settings.weight_decay_of(steps, asks_all_places(specification.features, specification.model))
         self._patience = settings.patience_of(steps)
@@ -347,13 +348,14 @@ class _Run:
         """
         assert self._ranker is not None
         tower, candidates = self.model.query_tower, self._candidate_vectors()
-        self._blend = Blend.of(self._ranker, tower, candidates, self._blend)
+        blend = Blend.of(self._ranker, tower, candidates, self._item_item_scores)
+        self._item_item_scores = blend.item_item
         if len(self._epochs) % _CALIBRATE_EVERY == 0:
             assert self._start.weights is not None
-            ascent = coordinate_ascent(self._blend.measure, self._start.weights, self._blend.weights_in_use, rounds=1)
+            ascent = coordinate_ascent(blend.measure, self._start.weights, blend.weights_in_use, rounds=1)
             tower.blend, measured = ascent.weights, ascent.measured
         else:
-            measured = self._blend.measure(tower.blend)
+            measured = blend.measure(tower.blend)
         return float(measured.ndcg.mean()), float(measured.recall.mean()), self._factorized_top_k(candidates)
 
     def _calibrate(self) -> tuple[Calibration, float, float]:
@@ -362,7 +364,7 @@ class _Run:
             return self._start, math.nan, math.nan
         tower, ascents = self.model.query_tower, {}
         start = tower.blend
-        blend = Blend.of(self._ranker, tower, self._candidate_vectors(), self._blend)
+        blend = Blend.of(self._ranker, tower, self._candidate_vectors(), self._item_item_scores)
         for window in self._specification.training.recent_windows:
             self._set_recent_window(window)
             with_window = blend.with_lift(tower.layout.lift.of(self._candidate_vectors()))

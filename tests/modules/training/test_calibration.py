@@ -105,7 +105,7 @@ def test_sums_of_parts_score_as_whole_vectors_do(features, rank, changes, kept, 
         if step == 1:
             blend = blend.with_lift(model.layout.lift.of(candidates))
         else:
-            blend = Blend.of(ranker, tower, candidates, blend)
+            blend = Blend.of(ranker, tower, candidates, blend.item_item if blend else None)
         for _ in range(4):
             weights = BlendWeights(**{name: float(rng.choice([0.0, 0.5, 2.0])) for name in tower.weights_in_use})
             tower.blend = weights
