@@ -120,14 +120,17 @@ def render(summary: dict[str, Any], console: Console) -> None:
     if summary["tuner"]:
         best, *_ = sorted(summary["tuner"], key=lambda trial: -trial["score"])
         values = ", ".join(f"{key} {value:g}" for key, value in best.items() if key not in ("trial_id", "score"))
-        table.add_row("tuner", f"best of {len(summary['tuner'])} trials (ndcg {best['score']:.4f}): {values}")
+        table.add_row("tuner", f"best of {len(summary['tuner'])} trials ({best['score']:.4f} on validation): {values}")
     training = summary["training"]
     if training.get("epochs"):
         start = ", from the last pushed weights" if training.get("warm_started") else ""
-        table.add_row("training", f"{training['epochs']} epochs, {training.get('seconds', 0):.0f} s{start}")
+        # What a run before there was a choice has written does not say it.
+        criterion = training.get("criterion", "NDCG").replace("ndcg", "NDCG")
+        words = f"{training['epochs']} epochs by {criterion} on validation, {training.get('seconds', 0):.0f} s{start}"
+        table.add_row("training", words)
         if encoders := training.get("encoders"):
-            tried = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in encoders.items())
-            table.add_row("history encoder", f"{max(encoders, key=encoders.get)}, by NDCG on validation: {tried}")
+            tried = ", ".join(f"{name} {value:.4f}" for name, value in encoders.items())
+            table.add_row("history encoder", f"{max(encoders, key=encoders.get)}, by {criterion}: {tried}")
     index = summary["index"]
     if index:
         table.add_row("index", _index(index))

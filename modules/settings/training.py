@@ -84,8 +84,17 @@ class Training(Settings):
     names do (docs/scale.md). The update is that of one device, up to the order of sums."""
     worker_wait: int = Field(300, ge=1, le=604_800)
     """Seconds that the Trainer waits under multi_worker for the other workers to be there."""
+    metric: Literal["ndcg", "recall"] = "ndcg"
+    """What validation chooses by, over the full catalogue, items of the history excluded: the number of epochs, the
+    blend weights, the recent window, the item-item model, the history's encoder, and the Tuner's trial. ndcg is for
+    answers that are shown in their order, recall for candidates that a ranking stage orders anew."""
     metric_k: Answers = 10
-    """Early stopping watches NDCG at this k over the full catalogue, items of the history excluded."""
+    """The same at so many answers. For candidates as many as the ranking stage takes."""
+
+    @property
+    def criterion(self) -> str:
+        """`metric` and `metric_k` in one word, such as ndcg@10."""
+        return f"{self.metric}@{self.metric_k}"
 
     def weight_decay_of(self, steps: float, all_places: bool = False) -> float:
         """The weight decay at each step where so many go through all data.

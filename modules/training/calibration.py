@@ -77,6 +77,10 @@ class Measured(NamedTuple):
     ndcg: np.ndarray
     recall: np.ndarray
 
+    def of(self, metric: str) -> np.ndarray:
+        """One of them by its name, `training.metric`."""
+        return getattr(self, metric)
+
 
 class Ranker:
     """NDCG@k and recall@k (modules/metrics.py) of queries over the whole catalogue, seen items excluded.
@@ -244,12 +248,13 @@ class Ascent:
 
 
 def coordinate_ascent(
-    measure: Callable[[BlendWeights], Measured], start: BlendWeights, names: Sequence[str], rounds: int
+    measure: Callable[[BlendWeights], Measured], metric: str, start: BlendWeights, names: Sequence[str], rounds: int
 ) -> Ascent:
-    """Moves one weight after the other to where NDCG is best, while that is worth the steps from where it was.
+    """Moves one weight after the other to where a metric is best, while that is worth the steps from where it was.
 
     Args:
         measure: The metrics under some weights; asked once for each.
+        metric: The one to choose by.
         start: Where it begins.
         names: The weights that are moved, in this order.
         rounds: At most so many times each; it ends when a round moves nothing.
@@ -261,6 +266,9 @@ def coordinate_ascent(
             looked_at[weights] = measure(weights)
         return looked_at[weights]
 
+    def mean(measured: Measured) -> float:
+        return float(measured.of(metric).mean())
+
     weights, best = start, look(start)
     for _ in range(rounds):
         before = weights
@@ -271,25 +279,26 @@ def coordinate_ascent(
             for other, choice in enumerate(choices.tolist()):
                 moved = replace(weights, **{name: choice})
                 result = look(moved)
-                worth = result.ndcg.mean() - best.ndcg.mean() * WORTH * abs(other - place)
+                worth = mean(result) - mean(best) * WORTH * abs(other - place)
                 tried.append((worth, result, moved))
             worth, result, moved = max(tried, key=lambda trial: trial[0])
-            if worth > best.ndcg.mean():
+            if worth > mean(best):
                 weights, best = moved, result
         if weights == before:
             break
     return Ascent(weights, best)
 
 
-def choose_window(ascents: Mapping[float, Ascent]) -> float:
+def choose_window(ascents: Mapping[float, Ascent], metric: str) -> float:
     """The recent window: the first, unless another is surely better.
 
     Args:
         ascents: Window → where coordinate ascent ended under it.
+        metric: To choose by.
     """
     chosen = next(iter(ascents))
     for window, ascent in ascents.items():
-        if surely_better(ascent.measured.ndcg, ascents[chosen].measured.ndcg):
+        if surely_better(ascent.measured.of(metric), ascents[chosen].measured.of(metric)):
             chosen = window
     return chosen
 
@@ -359,9 +368,9 @@ def _log_sum(scores: np.ndarray) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(scipy.special.logsumexp(part, axis=1) for part in parts)])
 
 
-def surely_better(ndcg: np.ndarray, other: np.ndarray) -> bool:
+def surely_better(values: np.ndarray, other: np.ndarray) -> bool:
     """Whether the mean of [Q] values is above that of others for the same queries by two standard errors."""
-    gained = ndcg - other
+    gained = values - other
     return len(gained) > 1 and bool(gained.mean() > _SURE * gained.std(ddof=1) / math.sqrt(len(gained)))
 
 
@@ -383,9 +392,10 @@ def choose_item_item(
     item_rows: int,
     catalogue: CandidateTable,
     ranker: Ranker | None,
+    metric: str,
     history: str,
 ) -> ItemItem:
-    """The item-item model under the ridge whose scores alone have the best NDCG.
+    """The item-item model under the ridge whose scores alone are best.
 
     Args:
         moments: Of the users' sequences.
@@ -394,6 +404,7 @@ def choose_item_item(
         item_rows: Rows of the item table.
         catalogue: The candidates.
         ranker: The validation queries.
+        metric: To choose by.
         history: Encoded key of their histories.
     """
 
@@ -410,8 +421,8 @@ def choose_item_item(
             of_ridge = factors(most_frequent, ridge)
             for recency in CHOICES["item_item_recency"]:
                 vectors = item_item.query_factors(ranker.queries.features[history], recency, of_ridge.history)
-                ndcg = ranker.rank(vectors, of_ridge.items[ranker.labels]).ndcg.mean()
-                yield ndcg, ItemItem(of_ridge, ridge, recency)
+                measured = ranker.rank(vectors, of_ridge.items[ranker.labels])
+                yield measured.of(metric).mean(), ItemItem(of_ridge, ridge, recency)
 
     best = max(trials(ranker), key=lambda trial: trial[0])[1]
     if len(most_frequent.gram) < len(moments.gram):

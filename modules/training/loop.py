@@ -113,7 +113,7 @@ def fit(
             of_encoder = _with_encoder(specification, encoder)
             tried = run(name, of_encoder, train.without_validation(), queries, settings.epochs)
             # Workers know no figures, and must choose the same.
-            encoders[encoder] = float(replicas.from_chief([tried.report.ndcg])[0])
+            encoders[encoder] = float(replicas.from_chief([tried.report.of(settings.metric)])[0])
             chosen = max(encoders, key=encoders.__getitem__)
             if chosen == encoder:
                 search = tried
@@ -124,7 +124,9 @@ def fit(
         if len(encoders) > 1:
             seconds = round(time.monotonic() - started, 2)
             search = replace(search, report=replace(search.report, encoders=encoders, seconds=seconds))
-            _PROGRESS.info("history encoder: %s", ", ".join(f"{e} ndcg {v:.4f}" for e, v in encoders.items()))
+            _PROGRESS.info(
+                "history encoder: %s", ", ".join(f"{e} {settings.criterion} {v:.4f}" for e, v in encoders.items())
+            )
         if not settings.refit:
             return search
         report, epochs, start = search.report, search.report.epochs, None
@@ -168,6 +170,7 @@ class _Run:
     ) -> None:
         self._specification, self._limit, self._distribution = specification, epochs, distribution
         settings, catalogue = specification.training, specification.catalogue
+        self._metric = settings.metric
         self._ranker = Ranker(queries, catalogue.labels, settings.metric_k) if queries is not None else None
         calibration = chosen or Calibration.default(specification.model, settings)
         self._data = TrainingData(specification, train)
@@ -249,6 +252,7 @@ class _Run:
             warm_started=self._warm_started,
             ndcg=ndcg,
             recall=recall,
+            criterion=self._specification.training.criterion,
         )
         return Fit(self.model, report)
 
@@ -268,8 +272,8 @@ class _Run:
     @property
     def _best(self) -> int:
         """Number of the best epoch so far, from 0; the first of equals."""
-        ndcg = [epoch.ndcg for epoch in self._epochs]
-        return len(ndcg) - 1 if self._ranker is None else int(np.argmax(ndcg))
+        values = [epoch.of(self._metric) for epoch in self._epochs]
+        return len(values) - 1 if self._ranker is None else int(np.argmax(values))
 
     @property
     def _chosen(self) -> list[tf.Variable]:
@@ -325,10 +329,12 @@ class _Run:
         # Workers that stopped after different epochs would wait for each other for ever.
         measured = self._distribution.from_chief(self._validate() if asks else [math.nan] * 3)
         ndcg, recall, factorized_top_k = measured.tolist()
-        if self._ranker is None or ndcg > max((e.ndcg for e in self._epochs), default=-1.0):
+        epoch = Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
+        before = max((e.of(self._metric) for e in self._epochs), default=-1.0)
+        if self._ranker is None or epoch.of(self._metric) > before:
             _assign(self._best_weights, self._chosen)
         _assign(self.model.trainable_variables, last)
-        return Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
+        return replace(epoch, seconds=time.monotonic() - started)
 
     def _train_step(self, step: Step) -> tf.Tensor:
         loss = self._distribution.run(self._replica_step, step)
@@ -352,7 +358,8 @@ class _Run:
         self._item_item_scores = blend.item_item
         if len(self._epochs) % _CALIBRATE_EVERY == 0:
             assert self._start.weights is not None
-            ascent = coordinate_ascent(blend.measure, self._start.weights, blend.weights_in_use, rounds=1)
+            names = blend.weights_in_use
+            ascent = coordinate_ascent(blend.measure, self._metric, self._start.weights, names, rounds=1)
             tower.blend, measured = ascent.weights, ascent.measured
         else:
             measured = blend.measure(tower.blend)
@@ -368,8 +375,8 @@ class _Run:
         for window in self._specification.training.recent_windows:
             self._set_recent_window(window)
             with_window = blend.with_lift(tower.layout.lift.of(self._candidate_vectors()))
-            ascents[window] = coordinate_ascent(with_window.measure, start, blend.weights_in_use, _ROUNDS)
-        window = choose_window(ascents)
+            ascents[window] = coordinate_ascent(with_window.measure, self._metric, start, blend.weights_in_use, _ROUNDS)
+        window = choose_window(ascents, self._metric)
         ascent = ascents[window]
         calibration = replace(self._start, recent_window=window, weights=ascent.weights)
         self._set(calibration)
@@ -428,7 +435,7 @@ class _Run:
         moments = item_item.moments(offsets, some.values, items, specification.model.item_item_decay)
         return choose_item_item(
             moments, specification.model.item_item_rank, ridges, specification.item_rows, specification.catalogue,
-            self._ranker, specification.features.history.column,
+            self._ranker, self._metric, specification.features.history.column,
         )  # fmt: skip
 
     def _factorized_top_k(self, candidates: np.ndarray) -> float:

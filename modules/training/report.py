@@ -20,6 +20,10 @@ class Epoch:
     factorized_top_k: float
     seconds: float
 
+    def of(self, metric: str) -> float:
+        """NDCG or recall by its name, `training.metric`."""
+        return getattr(self, metric)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -36,8 +40,14 @@ class Report:
     ndcg: float
     """On the validation queries, in the end; NaN without them."""
     recall: float
+    criterion: str
+    """The metric that validation chose by, such as ndcg@10."""
     encoders: Mapping[str, float] = field(default_factory=dict)
-    """NDCG by history encoder, where validation chose between several; the best is that of the fit."""
+    """The same metric by history encoder, where validation chose between several; the best is that of the fit."""
+
+    def of(self, metric: str) -> float:
+        """NDCG or recall by its name, `training.metric`."""
+        return getattr(self, metric)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,15 +20,15 @@ from modules.training.loop import fit
 from modules.training.stream import Train
 
 _PROGRESS = logging.getLogger("twotower.progress")
-_OBJECTIVE = keras_tuner.Objective("ndcg", "max")
 
 
 def search(specification: Specification, tuner: settings.Tuner, folder: str) -> Search:
     """The search that `tuner` describes, keeping its state in a folder."""
     space = search_space(tuner.search, {name: specification.setting(name) for name in tuner.search})
     oracle = ConfiguredFirst(
-        objective=_OBJECTIVE, max_trials=tuner.trials, seed=specification.training.seed, hyperparameters=space
-    )
+        objective=keras_tuner.Objective(specification.training.metric, "max"), max_trials=tuner.trials,
+        seed=specification.training.seed, hyperparameters=space,
+    )  # fmt: skip
     # Keras Tuner prints; a command's standard output belongs to its answer.
     oracle.verbose = 0
     return Search(oracle=oracle, directory=folder, project_name="search")
@@ -72,7 +72,8 @@ class Search(keras_tuner.engine.base_tuner.BaseTuner):
             tried = replace(tried, training=tried.training.model_copy(update={"refit": False}))
             # A trial stays within this process: its own devices share it.
             replicas = Distribution.within_process(tried.training)
-            return {"ndcg": fit(tried, train, queries, distribution=replicas).report.ndcg}
+            report = fit(tried, train, queries, distribution=replicas).report
+            return {"ndcg": report.ndcg, "recall": report.recall}
         except (UserError, ValidationError) as error:
             # Such as a loss that is not a number any more under too large a learning rate, or values that do not fit
             # each other.

@@ -73,6 +73,18 @@ def row(lines, label):
     return line.removeprefix(label).strip()
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [({"criterion": "recall@100"}, "recall@100"), ({"criterion": "ndcg@10"}, "NDCG@10"), ({}, "NDCG")],
+)
+def test_the_metric_that_validation_chose_by_is_said(summarized, written, words):
+    outcome = summarized(**INTERVALS)
+    outcome["training"] = {"epochs": 18, "seconds": 70.2, "encoders": {"mean": 0.25, "transformer": 0.5}} | written
+    lines = printed(outcome)
+    assert row(lines, "training ") == f"18 epochs by {words} on validation, 70 s"
+    assert row(lines, "history encoder ") == f"transformer, by {words}: mean 0.2500, transformer 0.5000"
+
+
 def test_every_figure_of_a_mean_has_its_half_width_beside_it(summarized):
     lines = printed(summarized(**INTERVALS))
     assert "quality on eval, 943 queries; ± at 95% confidence" in [line.strip() for line in lines]

@@ -125,23 +125,24 @@ def test_where_nobody_asks_without_a_history_the_cold_start_weight_is_not_search
     assert "cold_start_lift" in Blend.of(ranker, model.query_tower, candidates).weights_in_use
 
 
-def measuring(best: BlendWeights, slope: float = 0.1):
-    """A measure whose NDCG falls with the distance from some weights; remembers what it was asked."""
+def measuring(best: BlendWeights, slope: float = 0.1, metric: str = "ndcg"):
+    """A measure of which one metric falls with the distance from some weights; remembers what it was asked."""
     asked = []
 
     def measure(weights):
         asked.append(weights)
         away = sum(abs(getattr(weights, name) - getattr(best, name)) for name in NAMES)
-        return Measured(np.full(50, 1.0 - slope * away), np.zeros(50))
+        return Measured(np.zeros(50), np.zeros(50))._replace(**{metric: np.full(50, 1.0 - slope * away)})
 
     return measure, asked
 
 
-def test_coordinate_ascent_finds_the_top_of_a_hill_and_asks_nothing_twice():
+@pytest.mark.parametrize("metric", ["ndcg", "recall"])
+def test_coordinate_ascent_finds_the_top_of_a_hill_and_asks_nothing_twice(metric):
     best = BlendWeights(recency=1.0, item_item_recency=0.4, item_item=2.0, lift=0.75, cold_start_lift=1.0)
-    measure, asked = measuring(best, slope=0.05)
-    ascent = coordinate_ascent(measure, BlendWeights(), NAMES, rounds=5)
-    assert ascent.weights == best and ascent.measured.ndcg.mean() == 1.0
+    measure, asked = measuring(best, 0.05, metric)
+    ascent = coordinate_ascent(measure, metric, BlendWeights(), NAMES, rounds=5)
+    assert ascent.weights == best and ascent.measured.of(metric).mean() == 1.0
     assert len(asked) == len(set(asked))
 
 
@@ -149,14 +150,14 @@ def test_a_step_that_gains_too_little_is_not_taken():
     best = BlendWeights(recency=0.25)
     start = BlendWeights()
     measure, _ = measuring(best, slope=WORTH / 0.25 * 0.9)
-    assert coordinate_ascent(measure, start, ("recency",), 3).weights == start
+    assert coordinate_ascent(measure, "ndcg", start, ("recency",), 3).weights == start
     measure, _ = measuring(best, slope=WORTH / 0.25 * 1.1)
-    assert coordinate_ascent(measure, start, ("recency",), 3).weights == best
+    assert coordinate_ascent(measure, "ndcg", start, ("recency",), 3).weights == best
 
 
 def test_weights_that_are_not_named_stay():
     measure, _ = measuring(BlendWeights(recency=1.0, lift=1.0), slope=0.1)
-    ascent = coordinate_ascent(measure, BlendWeights(lift=3.0), ("recency",), 3)
+    ascent = coordinate_ascent(measure, "ndcg", BlendWeights(lift=3.0), ("recency",), 3)
     assert ascent.weights == BlendWeights(recency=1.0, lift=3.0)
 
 
@@ -169,30 +170,33 @@ def test_another_window_must_be_better_beyond_chance():
     assert not surely_better(here, here)
     assert not surely_better(np.array([1.0]), np.array([0.0])), "one query says nothing"
 
-    def ascents(**ndcg):
-        return {float(w[1:]) / 100: Ascent(BlendWeights(), Measured(values, values)) for w, values in ndcg.items()}
+    def ascents(**values):
+        """NDCG like this; recall is the same under every window."""
+        return {float(w[1:]) / 100: Ascent(BlendWeights(), Measured(ndcg, here)) for w, ndcg in values.items()}
 
-    assert choose_window(ascents(w20=here, w10=here, w5=there - there.mean() + here.mean())) == 0.2
-    assert choose_window(ascents(w20=here, w10=better, w5=here)) == 0.1
+    assert choose_window(ascents(w20=here, w10=here, w5=there - there.mean() + here.mean()), "ndcg") == 0.2
+    assert choose_window(ascents(w20=here, w10=better, w5=here), "ndcg") == 0.1
+    assert choose_window(ascents(w20=here, w10=better, w5=here), "recall") == 0.2
 
 
-def test_the_ridge_is_the_one_whose_scores_are_best():
+@pytest.mark.parametrize("metric", ["ndcg", "recall"])
+def test_the_ridge_is_the_one_whose_scores_are_best(metric):
     spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
     sequences = checkerboard.sequences(spec.features)
     train = sequences.take(~sequences.is_validation)
     moments = item_item.moments(train.offsets, train.items, ITEMS, 0.85)
     ranker = Ranker(checkerboard.queries(spec, sequences), spec.catalogue.labels, 10)
     ridges = (1e-3, 10.0, 1e9)
-    chosen = choose_item_item(moments, 16, ridges, spec.item_rows, spec.catalogue, ranker, "history")
+    chosen = choose_item_item(moments, 16, ridges, spec.item_rows, spec.catalogue, ranker, metric, "history")
     history = ranker.queries.features["history"]
-    ndcg = {}
+    values = {}
     for ridge in ridges:
         factors = item_item.factors(moments, item_item.solve(moments, ridge), 16).covering(ITEMS + 3, ITEMS + 2)
         for recency in CHOICES["item_item_recency"]:
             vectors = item_item.query_factors(history, recency, factors.history)
-            ndcg[ridge, recency] = ranker.rank(vectors, factors.items[ranker.labels]).ndcg.mean()
-    assert (chosen.ridge, chosen.recency) == max(ndcg, key=ndcg.get)
-    alone = choose_item_item(moments, 16, (10.0,), spec.item_rows, spec.catalogue, None, "history")
+            values[ridge, recency] = ranker.rank(vectors, factors.items[ranker.labels]).of(metric).mean()
+    assert (chosen.ridge, chosen.recency) == max(values, key=values.get)
+    alone = choose_item_item(moments, 16, (10.0,), spec.item_rows, spec.catalogue, None, metric, "history")
     assert alone.ridge == 10.0 and alone.recency is None
 
 

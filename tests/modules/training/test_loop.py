@@ -115,7 +115,7 @@ def test_auto_takes_the_encoder_that_is_better_on_validation(caplog):
     with caplog.at_level(logging.INFO, "twotower.progress"):
         chosen = fit(spec.with_settings({"model.history_encoder": "auto"}), of, asked)
     assert chosen.report.encoders == ndcg
-    assert any(record.message.startswith("history encoder: mean ndcg 0.") for record in caplog.records)
+    assert any(record.message.startswith("history encoder: mean ndcg@10 0.") for record in caplog.records)
     for a, b in zip(weights(chosen.model), weights(alone["transformer"].model), strict=True):
         np.testing.assert_array_equal(a, b)
     # A refit is of the same encoder; without queries nothing can be chosen.
@@ -242,17 +242,19 @@ def test_nothing_to_train_on(small):
         fit(spec, replace(of, items=np.full_like(of.items, spec.item_rows - 1)), None)
 
 
-def test_early_stopping_keeps_the_best_epoch(small):
+@pytest.mark.parametrize("metric", ["ndcg", "recall"])
+def test_early_stopping_keeps_the_best_epoch(small, metric):
     spec, of, asked = small
     # A learning rate that overshoots: the last epochs are worse than an earlier one. The lift and the item-item model
     # would cover it up.
-    spec = changed(spec, learning_rate=0.5, patience=3, epochs=30, refit=False)
+    spec = changed(spec, learning_rate=0.5, patience=3, epochs=30, refit=False, metric=metric)
     spec = spec.with_settings({"model.item_item_rank": 0, "model.popularity_lift": False})
     result = fit(spec, of, asked)
-    ndcg = [epoch.ndcg for epoch in result.report.history]
-    assert result.report.epochs == 1 + int(np.argmax(ndcg))
-    assert len(ndcg) in (30, result.report.epochs + 3)
-    assert result.report.ndcg >= max(ndcg) - 1e-6
+    values = [epoch.of(metric) for epoch in result.report.history]
+    assert result.report.epochs == 1 + int(np.argmax(values))
+    assert len(values) in (30, result.report.epochs + 3)
+    assert result.report.of(metric) >= max(values) - 1e-6
+    assert result.report.criterion == f"{metric}@10"
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_the_configuration_is_the_first_trial_and_is_not_tried_again(tmp_path):
 @pytest.mark.slow
 def test_a_search_finds_the_learning_rate_that_learns(tmp_path):
     spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
-    spec = checkerboard.changed(spec, learning_rate=1e-7, epochs=8)
+    spec = checkerboard.changed(spec, learning_rate=1e-7, epochs=8, metric="recall")
     spec = spec.with_settings({"model.item_item_rank": 0, "model.popularity_lift": False})
     split = stream.latest_held_out(checkerboard.sequences(spec.features), 0.1)
     tuner = settings.Tuner(trials=2, search={"training.learning_rate": (0.02,)})
