@@ -158,14 +158,14 @@ Train = Union[Sequences, Stream]
 
 def read_train(patterns: Sequence[str], specification: Specification, tft_output: tft.TFTransformOutput) -> Train:
     """The train split, one sequence for each user: in memory up to `training.cache_interactions`, else a stream."""
-    reader, limit = Reader(specification.features, specification.columns, tft_output), specification.training
-    files = files_of(patterns)
-    read = _up_to(reader.pieces(records_of(files)), limit.cache_interactions)
+    reader = Reader(specification.features, specification.columns, tft_output)
+    files, limit = files_of(patterns), specification.training.cache_interactions
+    read = _up_to(reader.pieces(records_of(files)), limit)
     if read is not None:
         return _in_order(read)
     counts = [reader.counts(file) for file in files]
     users = np.array([len(of_file) for of_file in counts])
-    return Stream(reader, tuple(files), users, np.concatenate(counts), limit.cache_interactions)
+    return Stream(reader, tuple(files), users, np.concatenate(counts), limit)
 
 
 def read_sequences(
