@@ -32,7 +32,8 @@ LONGEST = (SMALL, "tests/benchmarks/test_leaks.py", "tests/e2e/test_movielens.py
 def group(file: str) -> str:
     """What one process tests: a file, or all that look at the same trained pipeline, so that it is trained once."""
     source = (ROOT / file).read_text(encoding="utf-8")
-    return SMALL if re.search(r"^from e2e_runs import .*\bSmall\b", source, re.MULTILINE) else file
+    takes_it = re.search(r"^from e2e_runs import .*\bSmall\b", source, re.MULTILINE)
+    return SMALL if takes_it or file.startswith("tests/serving/conformance/") else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,7 +14,6 @@ from pipeline import cli, config, runs
 
 FROM_TRAINER = {"Trainer", "ScannIndexBuilder", "BaselineResolver", "Evaluator", "ServableValidator", "Pusher"}
 FROM_TRANSFORM = FROM_TRAINER | {"Transform"}
-FROM_TABLES = FROM_TRANSFORM | {"InteractionExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator"}
 
 
 @dataclass(frozen=True)

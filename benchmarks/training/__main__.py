@@ -187,9 +187,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         "items", "system", "rows a second", "a step, ms", "end of an epoch, ms", "peak, GB", "rows beside TFRS"
     )
     of_tfrs = {row["items"]: row.get("rows_per_second") for row in rows if row["system"] == "tfrs"}
+    console = Console(width=int(os.environ.get("COLUMNS", 100)))
     for row in rows:
         if "error" in row:
-            table.add_row(f"{row['items']:,}", row["system"], row["error"])
+            console.print(f"{row['system']} with {row['items']:,} items: {row['error']}", soft_wrap=True)
             continue
         beside = of_tfrs.get(row["items"])
         ratio = f"{row['rows_per_second'] / beside:.1f}" if beside else ""
@@ -197,7 +198,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"{row['items']:,}", row["system"], f"{row['rows_per_second']:,}", f"{row['step_ms']:.1f}",
             f"{row['epoch_end_ms']:,.0f}" if row["epoch_end_ms"] else "", f"{row['peak_gb']:.2f}", ratio,
         )  # fmt: skip
-    Console(width=int(os.environ.get("COLUMNS", 100))).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_all_systems_are_measured_on_the_same_rows(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_a_case_that_cannot_be_measured_is_told_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_case_that_cannot_be_measured_is_told_beside_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = [
         "--items",
         "500",
@@ -40,7 +40,7 @@ def test_a_case_that_cannot_be_measured_is_told_in_the_table(tmp_path: Path, cap
         str(tmp_path / "results.json"),
     ]
     assert benchmark.main(arguments) == 0
-    assert "exit code 1" in capsys.readouterr().out
+    assert "sampled with 500 items: exit code 1: " in capsys.readouterr().out
 
 
 def test_an_unknown_system_is_refused():
