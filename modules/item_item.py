@@ -1,4 +1,7 @@
-"""The item-item model: weights in closed form, as two factors that fit into a query and a candidate vector.
+"""The item-item model: two factors that fit into a query and a candidate vector.
+
+They are those of weights in closed form, whose matrices grow with the square of the number of items (`solve`), or of a
+truncated singular value decomposition of the interactions, which covers any number of them (`spectral_factors`).
 
 B minimises α‖X − XB‖² + ‖T − SB‖² + λ‖B‖² with a zero diagonal: which items go together (X, whole histories: EASE,
 Steck, WWW 2019) and which come next (S before and T after a place in a history, nearer items counting more: SLIST, Choi
@@ -24,6 +27,10 @@ _AFTER = 10
 _USERS_AT_ONCE = 2_000
 # Of the randomised eigenvectors.
 _ITERATIONS = 4
+# By which powers of their numbers of interactions users and items count less. Validation recall@100 of this model alone
+# on a million generated interactions: with ¼ for users and ¼, 0.3, 0.4, 0.5 for items .243 .246 .251 .248, ½ for both
+# .156.
+_USER_POWER, _ITEM_POWER = 0.25, 0.4
 # Makes the Gram matrix of rare items definite: less than a hundredth of an interaction.
 _POSITIVE = 1e-2
 
@@ -166,6 +173,40 @@ def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int =
     history /= max(np.sqrt(variance), 1e-12)
     pad = np.zeros((1, kept.shape[1]))
     return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, kept, 0).astype(np.float32))
+
+
+def spectral_factors(offsets: np.ndarray, item: np.ndarray, items: int, rank: int) -> Factors:
+    """The factors of PureSVD (Cremonesi et al., RecSys 2010) over scaled rows and columns.
+
+    As in EigenRec (Nikolakopoulos et al., Knowledge and Information Systems 2019). With the R first right singular
+    vectors V of D_u^−a X D_i^−b, where D holds the degrees of users and of items, a query is x D_i^−b V and a candidate
+    is a row of D_i^b V. Time and memory grow with the interactions and with R times the items.
+
+    Args:
+        offsets: [U + 1] where each user's sequence begins and the last one ends.
+        item: [T] item ids, of each user each item once; ids above `items` are left out.
+        items: V.
+        rank: R.
+    """
+    counts = np.diff(offsets)
+    covered = (item > 0) & (item <= items)
+    user = np.repeat(np.arange(len(counts)), counts)[covered]
+    whole = scipy.sparse.csr_matrix(
+        (np.ones(len(user), np.float32), (user, item[covered].astype(np.int64) - 1)), (len(counts), items)
+    )
+    of_users = np.maximum(whole.sum(axis=1), 1).A1 ** -_USER_POWER
+    degrees = whole.sum(axis=0).A1
+    scale = np.maximum(degrees, 1) ** -_ITEM_POWER
+    scaled = scipy.sparse.diags(of_users) @ whole @ scipy.sparse.diags(scale)
+    vectors = randomized_svd(scaled, min(rank, min(whole.shape)), n_iter=_ITERATIONS, random_state=0)[2].T
+    # What nobody of these users interacted with has no direction but that of rounding.
+    vectors[degrees == 0] = 0
+    history, candidates = scale[:, np.newaxis] * vectors, vectors / scale[:, np.newaxis]
+    summed = whole @ history
+    variance = np.sum((summed.T @ summed) * (candidates.T @ candidates)) / max(len(counts) * items, 1)
+    history /= max(np.sqrt(variance), 1e-12)
+    pad = np.zeros((1, vectors.shape[1]))
+    return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, candidates, 0).astype(np.float32))
 
 
 def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.ndarray:

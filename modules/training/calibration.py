@@ -22,7 +22,9 @@ from modules.item_item import Factors, Moments
 from modules.settings import Model, Training
 from modules.towers.query import BlendWeights, QueryTower
 from modules.towers.terms import encoded_keys, history_age_of, history_of
-from modules.training.dataset import CandidateTable, Queries
+from modules.training import sampling
+from modules.training.dataset import Queries, Specification
+from modules.training.transformed import Lists
 
 CHOICES: Mapping[str, tuple[float, ...]] = {
     "recency": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
@@ -42,6 +44,8 @@ _SURE = 2.0
 _SCORES_AT_ONCE, _QUERY_BATCH = 2**24, 1024
 # Sums of so many at once: SciPy makes several copies of them, in 64 bits.
 _SUMMED_AT_ONCE = 2**20
+# Interactions that the closed form's moments are taken over, at most: the matrices of more would say the same.
+_CLOSED_FORM_INTERACTIONS = 500_000
 # The ridge is chosen with the item-item model of so many items, the most frequent ones: its cost grows with their cube.
 _ITEMS_TO_CHOOSE_BY = 2_000
 # Bytes of scores that are kept for another look; beyond, they are computed again.
@@ -55,8 +59,8 @@ _OFFSET_DEVIATION = 1.0
 class Calibration:
     """What validation chose beside the number of epochs; a refit takes it over."""
 
-    ridge: float
-    """λ of the item-item model."""
+    ridge: float | None
+    """λ of the item-item model in closed form; None: it is the spectral one."""
     recent_window: float
     """Share of the interactions, the latest ones, that are recent."""
     weights: BlendWeights | None = None
@@ -380,51 +384,62 @@ class ItemItem:
 
     factors: Factors
     """With rows for every id."""
-    ridge: float
+    ridge: float | None
+    """λ; None for the spectral one."""
     recency: float | None = None
     """`BlendWeights.item_item_recency` to start from; None without validation."""
 
 
 def choose_item_item(
-    moments: Moments,
-    rank: int,
-    ridges: Sequence[float],
-    item_rows: int,
-    catalogue: CandidateTable,
-    ranker: Ranker | None,
-    metric: str,
-    history: str,
+    specification: Specification, sets: Lists, ranker: Ranker | None, chosen: float | None
 ) -> ItemItem:
-    """The item-item model under the ridge whose scores alone are best.
+    """The item-item model whose scores alone are best: in closed form under some ridge, or the spectral one.
+
+    The spectral one is tried where the closed form does not cover all items.
 
     Args:
-        moments: Of the users' sequences.
-        rank: Width of the factors.
-        ridges: To choose from; without a ranker there is one.
-        item_rows: Rows of the item table.
-        catalogue: The candidates.
+        specification: Of the fit.
+        sets: Item ids of users, each user's once and oldest first.
         ranker: The validation queries.
-        metric: To choose by.
-        history: Encoded key of their histories.
+        chosen: The ridge without a ranker; None: the spectral model.
     """
+    model, catalogue = specification.model, specification.catalogue
+    assert specification.features.history is not None
+    key, size = specification.features.history.column, len(catalogue.is_candidate) - 1
 
-    def factors(moments: Moments, ridge: float) -> Factors:
-        solved = item_item.factors(moments, item_item.solve(moments, ridge), rank)
-        return solved.covering(item_rows, len(catalogue.is_candidate))
+    def covering(factors: Factors) -> Factors:
+        return factors.covering(specification.item_rows, size + 1)
+
+    def spectral() -> ItemItem:
+        factors = item_item.spectral_factors(sets.offsets, sets.values, size, model.item_item_rank)
+        return ItemItem(covering(factors), None)
+
+    if ranker is None and chosen is None:
+        return spectral()
+    few = sets.take(sampling.some_users(sets.lengths, _CLOSED_FORM_INTERACTIONS, specification.training.seed))
+    items = min(size, model.item_item_items)
+    moments = item_item.moments(few.offsets, few.values, items, model.item_item_decay)
+
+    def closed_form(moments: Moments, ridge: float) -> ItemItem:
+        factors = item_item.factors(moments, item_item.solve(moments, ridge), model.item_item_rank)
+        return ItemItem(covering(factors), ridge)
 
     if ranker is None:
-        return ItemItem(factors(moments, ridges[0]), ridges[0])
+        assert chosen is not None
+        return closed_form(moments, chosen)
+
+    def measured(model: ItemItem) -> Iterator[tuple[float, ItemItem]]:
+        for recency in CHOICES["item_item_recency"]:
+            vectors = item_item.query_factors(ranker.queries.features[key], recency, model.factors.history)
+            scores = ranker.rank(vectors, model.factors.items[ranker.labels])
+            yield scores.of(specification.training.metric).mean(), replace(model, recency=recency)
+
+    def best_of(models: Iterable[ItemItem]) -> ItemItem:
+        return max((trial for tried in models for trial in measured(tried)), key=lambda trial: trial[0])[1]
+
     most_frequent = moments.of_most_frequent(_ITEMS_TO_CHOOSE_BY)
-
-    def trials(ranker: Ranker) -> Iterator[tuple[float, ItemItem]]:
-        for ridge in ridges:
-            of_ridge = factors(most_frequent, ridge)
-            for recency in CHOICES["item_item_recency"]:
-                vectors = item_item.query_factors(ranker.queries.features[history], recency, of_ridge.history)
-                measured = ranker.rank(vectors, of_ridge.items[ranker.labels])
-                yield measured.of(metric).mean(), ItemItem(of_ridge, ridge, recency)
-
-    best = max(trials(ranker), key=lambda trial: trial[0])[1]
+    best = best_of(closed_form(most_frequent, ridge) for ridge in model.item_item_ridges)
     if len(most_frequent.gram) < len(moments.gram):
-        best = replace(best, factors=factors(moments, best.ridge))
-    return best
+        assert best.ridge is not None
+        best = replace(closed_form(moments, best.ridge), recency=best.recency)
+    return best_of([best, spectral()]) if items < size else best

@@ -26,7 +26,6 @@ from modules.training import sampling
 from modules.training.calibration import (
     Blend,
     Calibration,
-    ItemItem,
     PartScores,
     Ranker,
     choose_item_item,
@@ -176,7 +175,7 @@ class _Run:
         self._data = TrainingData(specification, train)
         factors = None
         if specification.features.history is not None and specification.model.item_item_rank:
-            solved = self._solve(specification.model.item_item_ridges if self._ranker else (calibration.ridge,))
+            solved = choose_item_item(specification, self._data.totals.item_item, self._ranker, calibration.ridge)
             factors, calibration = solved.factors, replace(calibration, ridge=solved.ridge)
         with distribution.scope():
             self.model = _build(specification, self._data.frequency, factors)
@@ -425,18 +424,6 @@ class _Run:
         features = self._ranker.queries.features
         parts = [{key: tf.constant(values[part]) for key, values in features.items()} for part in self._ranker.parts]
         return np.concatenate([self.model.query_vectors(part).numpy() for part in parts])
-
-    def _solve(self, ridges: Sequence[float]) -> ItemItem:
-        """The item-item model of these users."""
-        specification, some = self._specification, self._data.totals.item_item
-        assert specification.features.history is not None
-        items = min(len(specification.catalogue.is_candidate) - 1, specification.model.item_item_items)
-        offsets = np.append(0, np.cumsum(some.lengths))
-        moments = item_item.moments(offsets, some.values, items, specification.model.item_item_decay)
-        return choose_item_item(
-            moments, specification.model.item_item_rank, ridges, specification.item_rows, specification.catalogue,
-            self._ranker, self._metric, specification.features.history.column,
-        )  # fmt: skip
 
     def _factorized_top_k(self, candidates: np.ndarray) -> float:
         """TFRS's own metric: is the true item in the top k of the whole catalogue, seen items kept."""

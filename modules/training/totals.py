@@ -19,9 +19,8 @@ from modules.training.dataset import Sequences
 from modules.training.stream import within
 from modules.training.transformed import Lists
 
-# Interactions that the item-item model's moments are taken over, at most, of random users: the matrices of more would
-# say the same.
-_ITEM_ITEM_INTERACTIONS = 500_000
+# Interactions that the item-item model is made of, at most, of random users.
+_ITEM_ITEM_INTERACTIONS = 5_000_000
 # Users whose features stand for everybody's in a cold-start query.
 _COLD_START_USERS = 64
 

@@ -23,6 +23,11 @@ class Lists(NamedTuple):
         """The list that each value belongs to."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    @property
+    def offsets(self) -> np.ndarray:
+        """[N + 1] where each list begins and the last one ends."""
+        return np.append(0, np.cumsum(self.lengths))
+
     def take(self, chosen: np.ndarray) -> Lists:
         """Some of the lists."""
         starts = np.cumsum(self.lengths) - self.lengths

@@ -125,3 +125,22 @@ def test_randomised_factors_score_next_to_as_well_as_the_best_ones():
     vectors = item_item.factors(of, weights, rank, exact_up_to=100).items[1:].astype(np.float64)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-4)
     assert np.trace(vectors.T @ explained @ vectors) > 0.99 * best
+
+
+def test_the_spectral_model_scores_as_the_truncated_decomposition_does():
+    # Users of three tastes; item 30 is nobody's, and item 31 is beyond the model.
+    rng, items, rank = np.random.default_rng(3), 30, 3
+    owned = [np.append(rng.permutation(np.arange(10))[:7] * 3 + 1 + user % 3, 31) for user in range(200)]
+    owned = [own[own != 30] for own in owned]
+    offsets = np.append(0, np.cumsum([len(own) for own in owned]))
+    factors = item_item.spectral_factors(offsets, np.concatenate(owned), items, rank)
+    assert factors.rank == rank and factors.history.shape == factors.items.shape == (items + 1, rank)
+    assert not factors.history[0].any() and not factors.items[0].any() and not factors.items[30].any()
+    whole = np.array([np.isin(np.arange(1, items + 1), own) for own in owned], float)
+    scale = np.maximum(whole.sum(axis=0), 1) ** -0.4
+    scaled = np.maximum(whole.sum(axis=1, keepdims=True), 1) ** -0.25 * whole * scale
+    vectors = np.linalg.svd(scaled)[2][:rank].T
+    expected = whole * scale @ vectors @ (vectors / scale[:, np.newaxis]).T
+    actual = whole @ factors.history[1:] @ factors.items[1:].T
+    np.testing.assert_allclose(actual, expected / np.sqrt(np.mean(expected**2)), atol=1e-3)
+    assert np.mean(actual**2) == pytest.approx(1, rel=1e-4)

@@ -27,6 +27,7 @@ from modules.training.calibration import (
     new_item_offset,
     surely_better,
 )
+from modules.training.transformed import Lists
 
 NAMES = tuple(CHOICES)
 
@@ -185,9 +186,12 @@ def test_the_ridge_is_the_one_whose_scores_are_best(metric):
     sequences = checkerboard.sequences(spec.features)
     train = sequences.take(~sequences.is_validation)
     moments = item_item.moments(train.offsets, train.items, ITEMS, 0.85)
+    sets = Lists(train.items, train.counts)
     ranker = Ranker(checkerboard.queries(spec, sequences), spec.catalogue.labels, 10)
     ridges = (1e-3, 10.0, 1e9)
-    chosen = choose_item_item(moments, 16, ridges, spec.item_rows, spec.catalogue, ranker, metric, "history")
+    changes = {"model.item_item_ridges": ridges, "model.item_item_rank": 16, "training.metric": metric}
+    spec = spec.with_settings(changes | {"model.item_item_decay": 0.85})
+    chosen = choose_item_item(spec, sets, ranker, None)
     history = ranker.queries.features["history"]
     values = {}
     for ridge in ridges:
@@ -196,8 +200,29 @@ def test_the_ridge_is_the_one_whose_scores_are_best(metric):
             vectors = item_item.query_factors(history, recency, factors.history)
             values[ridge, recency] = ranker.rank(vectors, factors.items[ranker.labels]).of(metric).mean()
     assert (chosen.ridge, chosen.recency) == max(values, key=values.get)
-    alone = choose_item_item(moments, 16, (10.0,), spec.item_rows, spec.catalogue, None, metric, "history")
+    alone = choose_item_item(spec, sets, None, 10.0)
     assert alone.ridge == 10.0 and alone.recency is None
+
+
+def test_where_the_closed_form_does_not_cover_all_items_the_spectral_model_is_tried_too():
+    spec = checkerboard.specification(checkerboard.HISTORY_ONLY)
+    sequences = checkerboard.sequences(spec.features)
+    train = sequences.take(~sequences.is_validation)
+    sets = Lists(train.items, train.counts)
+    ranker = Ranker(checkerboard.queries(spec, sequences), spec.catalogue.labels, 10)
+    spec = spec.with_settings({"model.item_item_rank": 4, "model.item_item_items": 5})
+    chosen = choose_item_item(spec, sets, ranker, None)
+    # Of each taste the closed form knows one item or two.
+    assert chosen.ridge is None and chosen.recency is not None
+    expected = item_item.spectral_factors(train.offsets, train.items, ITEMS + 1, 4).covering(ITEMS + 3, ITEMS + 2)
+    np.testing.assert_array_equal(chosen.factors.history, expected.history)
+    np.testing.assert_array_equal(chosen.factors.items, expected.items)
+    # A refit takes the same, without asking.
+    again = choose_item_item(spec, sets, None, None)
+    assert again.ridge is None and again.recency is None
+    np.testing.assert_array_equal(again.factors.items, expected.items)
+    everything = choose_item_item(spec.with_settings({"model.item_item_items": 5_000}), sets, ranker, None)
+    assert everything.ridge is not None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
