@@ -39,11 +39,12 @@ class Model(Settings):
     """Dimensions of the low-rank item-item model that follow the learned ones (modules/item_item.py); 0 leaves it out.
     It needs a history."""
     item_item_items: int = Field(5_000, ge=2, le=50_000)
-    """The item-item model covers this many of the most frequent items: its cost grows with their cube."""
+    """The item-item model in closed form covers this many of the most frequent items: its cost grows with their cube.
+    Where there are more, validation may choose the spectral one, which covers all."""
     item_item_decay: float = Field(0.85, ge=0, le=1_000)
     """In the item-item model's transitions the n-th item before or behind a place weighs n ** −item_item_decay."""
     item_item_ridges: Distinct[float] = Field((100.0, 300.0, 1000.0), min_length=1, max_length=16)
-    """Ridges of the item-item model that validation chooses from, rising; without validation the middle one is
+    """Ridges of the closed form that validation chooses from, rising; without validation the middle one is
     taken."""
     popularity_lift: bool = True
     """Lets validation choose how much counts what is more popular now than in the long run."""
