@@ -23,7 +23,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
 from components.signature import Artifacts, Properties
-from modules import full_disk
+from modules import beam_tables, full_disk
 from modules.data import columns, examples, histories, tables
 from modules.data.columns import Fault
 from modules.data.examples import (
@@ -180,7 +180,7 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
     """The Beam pipeline: reads, joins by user, splits, looks back, writes."""
     items = (
         pipeline
-        | "ListItems" >> _Parts("items", settings.items.path)
+        | "ListItems" >> beam_tables.Parts("items", settings.items.path)
         | "ReadItems" >> beam.ParDo(_ReadItems(settings, plan)).with_outputs(_REPORT, main="rows")
     )
     # One row per item: its id, by which interactions are known, and the catalogue's example.
@@ -194,7 +194,7 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
 
     interactions = (
         pipeline
-        | "ListInteractions" >> _Parts("interactions", settings.interactions.path)
+        | "ListInteractions" >> beam_tables.Parts("interactions", settings.interactions.path)
         | "ReadInteractions" >> beam.ParDo(_ReadInteractions(settings, split, plan)).with_outputs(_REPORT, main="rows")
     )
     reports = [items[_REPORT], unique_items[_REPORT], interactions[_REPORT]]
@@ -203,7 +203,7 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
     else:
         read_users = (
             pipeline
-            | "ListUsers" >> _Parts("users", settings.users.path)
+            | "ListUsers" >> beam_tables.Parts("users", settings.users.path)
             | "ReadUsers" >> beam.ParDo(_ReadUsers(settings, plan)).with_outputs(_REPORT, main="rows")
         )
         users = read_users.rows
@@ -249,42 +249,13 @@ def _shards(settings: Tables) -> dict[str, int]:
     return dict.fromkeys(SPLITS, 1 + of_users // _SHARD_BYTES) | {CATALOGUE: 1 + of_items // _SHARD_BYTES}
 
 
-class _Parts(beam.PTransform):
-    """The pieces of a table, spread over the workers."""
-
-    def __init__(self, table: str, path: str) -> None:
-        super().__init__()
-        key = f"tables.{table}.path"
-        self._files = [(number, file, key) for number, file in enumerate(tables.files(table, path))]
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        return pipeline | beam.Create(self._files) | beam.FlatMapTuple(_parts) | beam.Reshuffle()
-
-
-def _parts(file: int, path: str, key: str) -> Iterator[Part]:
-    try:
-        yield from tables.parts(file, path, key)
-    except UserError:
-        # Whoever reads this part meets the same error, and reports it.
-        yield Part(file, path, 0, 0, key)
-
-
-class _Read(beam.DoFn):
+class _Read(beam_tables.Read):
     """Base of what reads a table: a bad cell or file becomes a report instead of a stack trace."""
 
     table: str
-    columns: Sequence[Column]
 
-    def process(self, part: Part) -> Iterator[Any]:
-        try:
-            for first_row, batch in tables.read(part, self.columns):
-                yield from self.rows(part, first_row, batch)
-        except tables.TableError as error:
-            # Raised, it would come out of Beam with the traces of every step on its way.
-            yield _problem(error.key, "files cannot be read", f"{error.file} ({error.reason})", error.fix)
-
-    def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
-        raise NotImplementedError
+    def unreadable(self, error: tables.TableError) -> Any:
+        return _problem(error.key, "files cannot be read", f"{error.file} ({error.reason})", error.fix)
 
     def _report(self, column: str, faults: Iterable[Fault], part: Part, first_row: int) -> Iterator[Any]:
         for fault in faults:
