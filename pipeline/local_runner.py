@@ -39,6 +39,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
 
 
+def new_log(root: str) -> str:
+    """A file for what the libraries of one command write."""
+    # Two commands can start in the same second.
+    return os.path.join(root, "logs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.log"))
+
+
 @contextlib.contextmanager
 def captured_output(log_path: str | None) -> Iterator[TextIO]:
     """Sends everything that libraries write, C++ included, to a log file; yields the person's own terminal.

@@ -8,7 +8,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modules.data import columns, histories, rows, tables
-from modules.data.tables import Column
+from modules.data import histories, tables
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
@@ -25,8 +25,8 @@ from modules.encodings.timestamp import Timestamp
 from modules.errors import UserError
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
-from modules.settings import Interactions as InteractionsTable
 from pipeline.config import Config
+from pipeline.user_tables import UserRows, UserTables
 
 BATCH = 256
 _LARGEST = float(np.finfo(np.float32).max)
@@ -65,22 +65,21 @@ class Recommender:
     Args:
         config: The configuration that the model was made with.
         now: Time of requests that name none, in seconds since 1970; by default when they are made.
+        version: Another version than the newest.
 
     Raises:
         UserError: Nothing has been pushed, or the pushed model wants columns that the configuration does not describe.
     """
 
-    def __init__(self, config: Config, now: int | None = None) -> None:
+    def __init__(self, config: Config, now: int | None = None, version: int | None = None) -> None:
         self._now = now
         destination = config.push_destination
-        newest = newest_version(destination)
-        self.version = int(newest)
+        self.version = int(newest_version(destination)) if version is None else version
         self._config = config
         self._interactions = config.tables.interactions
-        self._plan = tables.check_tables(
-            config.tables, config.split, config.features, config.evaluation, config.serving
-        )
-        path = os.path.join(destination, newest)
+        plan = tables.check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
+        self.tables = UserTables(config.tables, plan.users)
+        path = os.path.join(destination, str(self.version))
         self.contract = read_servable(path)
         self._model = load(path)
         described = {f.column: f for f in config.features.query}
@@ -108,9 +107,10 @@ class Recommender:
         """
         known: dict[str, Any] = {}
         if user is not None:
-            known = self._attributes({user}).get(user, {}) | {self._interactions.user: user}
+            everything = self.tables.everything()
+            known = self.tables.attributes(everything, {user}).get(user, {}) | {self._interactions.user: user}
             if history is None:
-                of_user = read_histories(self._interactions, {user})
+                of_user = self.tables.histories(everything, {user})
                 return Request({**known, **(values or {})}, *of_user.get(user, ([], None)))
         return Request({**known, **(values or {})}, list(history or []))
 
@@ -147,11 +147,20 @@ class Recommender:
             return seconds(texts[0], where)
         return _number(where, texts[0]) if feature.dtype == "float32" else texts[0]
 
-    def requests(self, users: Sequence[str] | None) -> Iterator[tuple[str, Request]]:
-        """(user id, request) for some users, or for every user of the tables, in the order of the tables."""
-        wanted = None if users is None else set(users)
-        attributes, of_user = self._attributes(wanted), read_histories(self._interactions, wanted)
-        for user in dict.fromkeys(itertools.chain(attributes, of_user)) if users is None else users:
+    def requests(
+        self, users: Iterable[str] | None = None, known: UserRows | None = None
+    ) -> Iterator[tuple[str, Request]]:
+        """(user id, request) for some users, or for every user of the tables, in the order of the tables.
+
+        Args:
+            users: Whose; None for everybody's that is known.
+            known: What is known of them, by default everything that the tables have.
+        """
+        known = known or self.tables.everything()
+        chosen = None if users is None else list(users)
+        wanted = None if chosen is None else set(chosen)
+        attributes, of_user = self.tables.attributes(known, wanted), self.tables.histories(known, wanted)
+        for user in dict.fromkeys(itertools.chain(attributes, of_user)) if chosen is None else chosen:
             values = {**attributes.get(user, {}), self._interactions.user: user}
             yield user, Request(values, *of_user.get(user, ([], None)))
 
@@ -180,12 +189,13 @@ class Recommender:
 
         return self._answers(self._model.signatures["similar_items"](item_id=tf.constant(list(items))))
 
-    def write_batch(self, path: str, k: int, users: Sequence[str] | None = None) -> int:
-        """Writes the top k of every user (or of a list) as Parquet, a batch of users at a time; history left out.
+    def write_batch(self, path: str, k: int, requests: Iterable[tuple[str, Request]]) -> int:
+        """Writes the top k of some users as Parquet, a batch of users at a time; history left out.
 
         Args:
             path: The file; it appears whole or not at all.
             k: At most `serving.k` of the model.
+            requests: (User id, request).
 
         Returns:
             The number of users.
@@ -194,7 +204,8 @@ class Recommender:
             UserError: k is larger than the model's answers, or the file cannot be written.
         """
         self.check_k(k)
-        partial = f"{path}.{os.getpid()}.partial"
+        # Workers of different machines have the same process ids, and of two attempts at a file one may be late.
+        partial = f"{path}.{uuid.uuid4().hex[:12]}.partial"
         count = 0
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -202,14 +213,8 @@ class Recommender:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             # Opened here: PyArrow would take a name with a colon for an address.
             with open(partial, "wb") as file, pq.ParquetWriter(file, _OUTPUT_SCHEMA) as writer:
-                batch: list[tuple[str, Request]] = []
-                for pair in self.requests(users):
-                    batch.append(pair)
-                    if len(batch) == BATCH:
-                        writer.write_table(self._rows(batch, k))
-                        count += len(batch)
-                        batch = []
-                if batch:
+                left = iter(requests)
+                while batch := list(itertools.islice(left, BATCH)):
                     writer.write_table(self._rows(batch, k))
                     count += len(batch)
             os.replace(partial, path)
@@ -309,83 +314,6 @@ class Recommender:
 
     def _age(self, request: Request) -> int | None:
         return histories.age(request.newest, self._asked(request, self._interactions.timestamp))
-
-    def _attributes(self, users: set[str] | None) -> dict[str, dict[str, Any]]:
-        """What the users table says, by user and column; everybody's for None."""
-        table = self._config.tables.users
-        if table is None:
-            return {}
-        attributes: dict[str, dict[str, Any]] = {}
-        for _, batch in rows.batches("users", table.path, [table.id, *self._plan.users]):
-            values = [(c.name, columns.cells(batch, c)[0]) for c in self._plan.users]
-            for row, user in enumerate(rows.ids(batch, table.id)):
-                if user is not None and (users is None or user in users):
-                    attributes[user] = {name: cells[row] for name, cells in values if cells[row] is not None}
-        return attributes
-
-
-class Histories(Mapping[str, tuple[list[str], int]]):
-    """What was interacted with, by user: the items, oldest first, and the time of the newest.
-
-    Everybody's would not fit as lists. Here each id is held once, and an interaction takes 4 bytes.
-
-    Args:
-        users: User id → number, in the order of the numbers.
-        items: Item ids by number.
-        user: [N] whose each interaction is, int32.
-        item: [N] int32.
-        time: [N] int64 seconds since 1970. Equal times are in the order of the arrays.
-    """
-
-    def __init__(
-        self, users: dict[str, int], items: Sequence[str], user: np.ndarray, item: np.ndarray, time: np.ndarray
-    ) -> None:
-        self._users = users
-        self._names = items
-        order = np.lexsort((time, user))
-        self._item = item[order]
-        self._end = np.cumsum(np.bincount(user, minlength=len(users)))
-        self._newest = time[order[self._end - 1]]
-
-    def __getitem__(self, user: str) -> tuple[list[str], int]:
-        number = self._users[user]
-        start = self._end[number - 1] if number else 0
-        items = self._item[start : self._end[number]].tolist()
-        return [self._names[item] for item in items], int(self._newest[number])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._users)
-
-    def __len__(self) -> int:
-        return len(self._users)
-
-
-def read_histories(table: InteractionsTable, wanted: Set[str] | None = None) -> Histories:
-    """What the interactions table knows.
-
-    Args:
-        table: Where it is, and what its columns are called.
-        wanted: Whose; None for everybody's, in the order of the table.
-
-    Raises:
-        UserError: A file is missing or cannot be read.
-    """
-    users: dict[str, int] = {}
-    items: dict[str, int] = {}
-    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64))]
-    column = Column(name="", source=table.timestamp, kind="int64")
-    for _, batch in rows.batches("interactions", table.path, [table.user, table.item, column]):
-        times, timeless, _ = columns.seconds(batch.column(table.timestamp))
-        taken = [
-            (users.setdefault(user, len(users)), items.setdefault(item, len(items)), row)
-            for row, (user, item) in enumerate(
-                zip(rows.ids(batch, table.user), rows.ids(batch, table.item), strict=True)
-            )
-            if user is not None and item is not None and not timeless[row] and (wanted is None or user in wanted)
-        ]
-        user, item, row = np.array(taken, np.int64).reshape(-1, 3).T
-        parts.append((user.astype(np.int32), item.astype(np.int32), times[row]))
-    return Histories(users, list(items), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def seconds(text: str, where: str) -> int:

@@ -67,6 +67,14 @@ def complain(text: str) -> None:
     print(f"twotower: {line}", file=sys.stderr)
 
 
+def reason(error: Exception) -> str:
+    """What a stage or a worker died of, in a line: of the traces that Beam's workers send along, the end."""
+    said, trace, _ = str(error).partition("Traceback (most recent call last)")
+    if trace:
+        said += str(error).strip().splitlines()[-1]
+    return " ".join(said.split())[:300]
+
+
 def never_fail_to_write() -> None:
     """Characters that the terminal's encoding lacks are written as escapes too."""
     for stream in (sys.stdout, sys.stderr):

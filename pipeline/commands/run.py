@@ -16,14 +16,6 @@ from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
-def _reason(error: Exception) -> str:
-    """What a stage died of, in a line: of the traces that Beam's workers send along, the end."""
-    said, trace, _ = str(error).partition("Traceback (most recent call last)")
-    if trace:
-        said += str(error).strip().splitlines()[-1]
-    return " ".join(said.split())[:300]
-
-
 @click.command()
 @click.option("--verbose", is_flag=True, help="show what TensorFlow, Beam and TFX write")
 @click.option("--no-cache", is_flag=True, help="execute every stage again")
@@ -46,8 +38,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     runs.check_store(config)
     memory = local_runner.PeakMemory()
     memory.start()
-    # Two runs can start in the same second.
-    log = os.path.join(config.root, "logs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.log"))
+    log = local_runner.new_log(config.root)
     try:
         with (
             runs.store_errors(config),
@@ -71,7 +62,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
         # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
-        terminal.complain(f"{type(error).__name__}: {_reason(error)}")
+        terminal.complain(f"{type(error).__name__}: {terminal.reason(error)}")
         if not verbose:
             with open(log, "a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)

@@ -20,6 +20,9 @@ from pipeline.recommender import Recommender
 
 pytestmark = pytest.mark.slow
 
+PORTABLE = "beam={runner: portable, job_endpoint: 'localhost:1', worker_pool: 'localhost:1'}"
+DATAFLOW = "beam={runner: dataflow, project: p, region: r, temp_location: 'gs://b/t', worker_image: i}"
+
 
 def history(user: int) -> list[str]:
     return [str(r["item_id"]) for r in world.interactions() if r["user_id"] == user]
@@ -126,6 +129,98 @@ def test_batch_for_a_list_of_users(small: Small, tmp_path: Path):
     assert pq.read_table(output)["user_id"].to_pylist() == ["3", "3", "stranger", "stranger"]
 
 
+def awkward_tables(folder: Path) -> list[str]:
+    """The small world in files and row groups of its own, with rows that a run would refuse or drop; as options."""
+    rows = pa.Table.from_pylist(world.interactions())
+    odd = {"item_id": [5, 5, None, 7, 999, 3], "rating": [1.0] * 6,
+           "user_id": [None, 3, 3, 9001, 4, 4], "timestamp": [world.START, None, world.START, 5, 6, 6]}  # fmt: skip
+    # More at one time than the model reads: the order of the table says which of them are the newest.
+    at_once = {
+        "item_id": list(range(1, 41)),
+        "rating": [1.0] * 40,
+        "user_id": [42] * 40,
+        "timestamp": [1_690_000_000] * 40,
+    }
+    odd_rows = pa.table(
+        {name: pa.array(odd[name] + at_once[name], rows.schema.field(name).type) for name in rows.column_names}
+    )
+    for number, part in enumerate((rows.slice(0, 1000), pa.concat_tables([rows.slice(1000), odd_rows]))):
+        pq.write_table(part, folder / f"interactions-{number}.parquet", row_group_size=[300, 5][number])
+    ages = [{"user_id": user, "age": 30, "gender": "F"} for user in (9002, 9003)]
+    known = [*world.users()[5:], *ages, {"user_id": 42, "age": 60, "gender": "F"}, {"user_id": None}]
+    pq.write_table(pa.Table.from_pylist(known), folder / "users.parquet", row_group_size=20)
+    values = {"interactions.path": folder / "interactions-*.parquet", "users.path": folder / "users.parquet",
+              "interactions.weight": "rating"}  # fmt: skip
+    return [option for key, value in values.items() for option in ("--set", f"tables.{key}={value}")]
+
+
+def in_order(path: Path) -> list[dict]:
+    return sorted(pq.read_table(path).to_pylist(), key=lambda row: (row["user_id"], row["rank"]))
+
+
+@pytest.mark.parametrize("users", [None, "3\n42\nstranger\n9001\n3\n9002\n"])
+@pytest.mark.parametrize("time", ["1600000000", "1640000000"])
+def test_shards_have_the_rows_of_the_file(small: Small, tmp_path: Path, users: str | None, time: str):
+    options = ["--config", small.config_path, *awkward_tables(tmp_path), "--k", "7", "--time", time]
+    if users is not None:
+        (tmp_path / "users.txt").write_text(users)
+        options += ["--users", str(tmp_path / "users.txt")]
+    file, folder = tmp_path / "top.parquet", tmp_path / "new" / "top"
+    whole = twotower("batch", *options, "--output", str(file))
+    cut = twotower("batch", *options, "--output", str(folder), "--shards", "5")
+    assert whole.code == cut.code == 0, whole.errors + cut.errors
+    assert whole.answer["users"] == cut.answer["users"] == (world.USERS + 3 if users is None else 6)
+    expected, found = in_order(file), in_order(folder)
+    assert [row.pop("score") for row in found] == pytest.approx([row.pop("score") for row in expected], abs=1e-5)
+    assert found == expected and {row["user_id"] for row in found} >= {"3", "42", "9001", "9002"}
+    parts = sorted(folder.iterdir())
+    assert [part.name for part in parts] == [f"part-{n:05d}-of-00005.parquet" for n in range(5)]
+    of_parts = [set(pq.read_table(part)["user_id"].to_pylist()) for part in parts]
+    assert sum(map(len, of_parts)) == len(set.union(*of_parts)), "a user is in one shard"
+    assert users is not None or all(of_parts)
+
+
+def test_shards_can_fill_an_empty_folder_and_be_more_than_the_users(small: Small, tmp_path: Path):
+    (tmp_path / "users.txt").write_text("3\n")
+    (tmp_path / "top").mkdir()
+    options = ["--config", small.config_path, "--k", "2", "--shards", "3", "--users", str(tmp_path / "users.txt")]
+    assert twotower("batch", *options, "--output", f"{tmp_path}/top/").code == 0
+    tables = [pq.read_table(part) for part in sorted((tmp_path / "top").iterdir())]
+    assert sorted(table.num_rows for table in tables) == [0, 0, 2] and len({str(table.schema) for table in tables}) == 1
+
+
+def test_a_worker_that_fails_leaves_no_shards(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write, written = Recommender.write_batch, []
+
+    def fail_later(self: Recommender, path: str, *arguments: object) -> int:
+        if written:
+            assert Path(written[0]).exists()
+            raise RuntimeError("the worker's last words")
+        written.append(path)
+        return write(self, path, *arguments)
+
+    monkeypatch.setattr(Recommender, "write_batch", fail_later)
+    options = ["--config", small.config_path, "--k", "2", "--shards", "3", "--output", str(tmp_path / "top")]
+    outcome = twotower("batch", *options)
+    reason, log = outcome.errors.splitlines()
+    assert outcome.code == 1 and "the worker's last words" in reason and "Traceback" not in reason
+    assert "last words" in Path(log.rpartition(" ")[2]).read_text()
+    assert written and not list(tmp_path.iterdir())
+
+
+def test_a_table_that_workers_cannot_read_is_one_line_and_leaves_no_shards(small: Small, tmp_path: Path):
+    options = awkward_tables(tmp_path)
+    torn = tmp_path / "interactions-1.parquet"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:100] + b"\xff" * 300 + whole[400:])
+    before = sorted(tmp_path.iterdir())
+    outcome = twotower("batch", "--config", small.config_path, *options, "--k", "2", "--shards", "3",
+                       "--output", str(tmp_path / "top"))  # fmt: skip
+    assert outcome.code == 2 and outcome.errors.count("\n") == 1, outcome.errors
+    assert f"tables.interactions.path: {torn} cannot be read" in outcome.errors
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_runs_has_metrics_and_lineage(small: Small):
     listed = twotower("runs", "--config", small.config_path)
     assert listed.code == 0 and listed.answer
@@ -181,7 +276,15 @@ def test_the_schema_can_be_taken_out_and_enforced(small: Small, tmp_path: Path):
         (["batch", "--output", "top.parquet", "--time", "1969-12-31"], "expected seconds since 1970"),
         (["batch", "--output", "x.parquet", "--users", "none.txt"], "none.txt"),
         (["runs", "no-such-run"], "not in the metadata store"),
-        (["batch", "--output", "."], "Is a directory"),
+        (["batch", "--output", "."], "give --shards"),
+        (["batch", "--output", "new/"], "give --shards"),
+        (["batch", "--output", ".", "--shards", "2"], "has files already; name a new folder"),
+        (["batch", "--output", "README.md", "--shards", "2"], "is a file; name a new folder"),
+        (["batch", "--output", "/proc/nothing/top", "--shards", "2"], "/proc/nothing/top: cannot be written"),
+        (["batch", "--output", "new", "--shards", "2", "--k", "21"], "raise serving.k"),
+        (["batch", "--output", "new", "--shards", "2", "--users", "none.txt"], "none.txt"),
+        (["batch", "--output", "new", "--shards=2", "--set", PORTABLE], "beam.job_endpoint: localhost:1 cannot be"),
+        (["batch", "--output", "new", "--shards=2", "--set", DATAFLOW], "Dataflow's workers do not see the folders"),
         (["schema", "--output", "no such folder/x.pbtxt"], "No such file or directory"),
         (["recommend", "--set", "output.push=elsewhere"], "nothing has been pushed yet"),
         (["runs", "--set", "output.root=elsewhere"], "nothing has run yet"),

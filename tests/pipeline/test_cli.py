@@ -18,8 +18,8 @@ import world
 from e2e_runs import Outcome, twotower
 from ml_metadata.proto import metadata_store_pb2
 
-from pipeline import cli, runs
-from pipeline.commands import batch, options
+from pipeline import cli, runs, user_tables
+from pipeline.commands import options
 from pipeline.config import load
 
 
@@ -57,6 +57,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["recommend", "--user", "a\0b"], "NUL"),
         (["batch", "--output", "a\0b.parquet"], "NUL"),
         (["batch", "--output", ""], "no file"),
+        (["batch", "--output", "x", "--shards", "0"], "is not a whole number from 1"),
         (["batch", "--output", "gs://bucket/top.parquet"], "gs://bucket/top.parquet"),
         (["schema", "--output", "s3://bucket/schema.pbtxt"], "s3://bucket/schema.pbtxt"),
         (["data", "movielens-100k", "--output", "gs://bucket/data"], "gs://bucket/data"),
@@ -117,7 +118,7 @@ def test_a_list_of_users_that_is_not_utf_8(tables: Path, content: bytes):
 
 def test_a_byte_order_mark_is_no_part_of_a_users_id(tmp_path: Path):
     (tmp_path / "users.txt").write_bytes("3\r\n\r\né\n".encode("utf-8-sig"))
-    assert batch.users_of(str(tmp_path / "users.txt")) == ["3", "é"]
+    assert list(user_tables.listed(str(tmp_path / "users.txt"))) == ["3", "é"]
 
 
 def test_an_argument_that_is_not_utf_8_in_a_process_of_its_own():

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modules.data.rows import batches
 from modules.settings import Interactions
-from pipeline.recommender import read_histories
+from pipeline.user_tables import history_columns, read_histories
 
 rows_of_users = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["p", "q", None]), st.integers(0, 5)), max_size=30
@@ -33,7 +34,9 @@ def test_histories_are_in_time_order_and_equal_times_in_that_of_the_files(
     for user, item, time in rows:
         if user is not None and item is not None and (users is None or user in users):
             expected.setdefault(user, []).append((time, item))
-    found = read_histories(Interactions(path=str(tmp_path / "part-*.parquet")), users)
+    named = Interactions(path=str(tmp_path / "part-*.parquet"))
+    read = (batch for _, batch in batches("interactions", named.path, history_columns(named)))
+    found = read_histories(named, read, users)
     assert list(found) == list(expected)
     for user, pairs in expected.items():
         pairs.sort(key=lambda pair: pair[0])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import beam_processes
 import canonical
+import pyarrow.parquet as pq
 import pytest
 import world
 from beam_processes import Services
@@ -198,6 +199,40 @@ def test_workers_know_the_ops_of_another_index_layer(portable: Portable):
     assert outcome.code == 0, outcome.errors
     stage = runs.read_runs(config.load(portable.arguments[1]), last=1)[0].stage("Evaluator")
     assert stage is not None and stage.state == "done"
+
+
+def test_shards_of_a_batch_are_the_file_of_this_machine(portable: Portable, tmp_path: Path):
+    options = ["batch", *portable.arguments, "--k", "5", "--time", "1640000000", "--output"]
+    for output, shards in (("top.parquet", []), ("top", ["--shards", "3"])):
+        outcome = twotower(*options, str(tmp_path / output), *shards)
+        assert outcome.code == 0 and outcome.answer["users"] == world.USERS, outcome.errors
+    assert portable.services.jobs()[-1] == "DONE" and len(list((tmp_path / "top").iterdir())) == 3
+    order = [("user_id", "ascending"), ("rank", "ascending")]
+    one, other = (pq.read_table(tmp_path / output).sort_by(order) for output in ("top.parquet", "top"))
+    assert one.drop_columns("score").equals(other.drop_columns("score"))
+    assert other["score"].to_numpy() == pytest.approx(one["score"].to_numpy(), abs=1e-5)
+
+
+def test_a_killed_worker_leaves_no_shards(portable: Portable, tmp_path: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "batch", *portable.arguments, "--k", "5", "--shards", "64"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "top")], stderr=subprocess.PIPE, text=True, cwd=portable.folder
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("top.*.partial/part-*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        for worker in portable.services.workers():
+            worker.kill()
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+    reason, log = errors.splitlines()
+    assert process.returncode == 1 and reason.startswith("twotower: RuntimeError: "), errors
+    assert log.startswith("twotower: everything the workers wrote is in ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_end_with_their_jobs(portable: Portable):
