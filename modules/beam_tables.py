@@ -30,14 +30,20 @@ class Parts(beam.PTransform):
         self._files = [(number, file, key) for number, file in enumerate(tables.files(table, path))]
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        return pipeline | beam.Create(self._files) | beam.FlatMapTuple(_parts) | beam.Reshuffle()
+        return pipeline | beam.Create(self._files) | beam.FlatMapTuple(parts) | beam.Reshuffle()
 
 
-def _parts(file: int, path: str, key: str) -> Iterator[Part]:
+def parts(file: int, path: str, key: str) -> Iterator[Part]:
+    """The pieces of one file; of one that cannot be read a single piece, which says so to whoever reads it.
+
+    Args:
+        file: Its number in the table.
+        path: Where it is.
+        key: What named the path, for messages.
+    """
     try:
         yield from tables.parts(file, path, key)
     except UserError:
-        # Whoever reads this part meets the same error, and reports it.
         yield Part(file, path, 0, 0, key)
 
 

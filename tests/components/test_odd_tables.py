@@ -28,6 +28,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from components.interaction_example_gen import executor
+from modules import beam_tables
 from modules.data import columns, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
@@ -555,7 +556,7 @@ def generate(tables_settings: Tables) -> dict[str, Counter[str]]:
     def read(table: str, path: str, step: beam.DoFn) -> dict[bytes, list[Any]]:
         by_id: dict[bytes, list[Any]] = defaultdict(list)
         for number, file in enumerate(tables.files(table, path)):
-            for part in executor._parts(number, file, f"tables.{table}.path"):
+            for part in beam_tables.parts(number, file, f"tables.{table}.path"):
                 for key, value in rows(step, part):
                     by_id[key].append(value)
         return by_id
