@@ -316,6 +316,7 @@ def test_the_interactions_own_columns_stay_aligned(tmp_path: Path) -> None:
     assert_refused(world, tmp_path / "refused", message)
 
 
+@pytest.mark.slow
 def test_long_sequences_are_cut_and_counted(tmp_path: Path) -> None:
     rows = [interaction("long", f"i{n % 4 + 1}", n, n) for n in range(20)]
     rows += [interaction("short", "i1", n, 20 + n) for n in range(5)]
@@ -674,6 +675,7 @@ def test_everything_wrong_with_the_rows_is_said_at_once(tmp_path: Path) -> None:
         assert re.search(message, refused), message
 
 
+@pytest.mark.slow
 def test_times_that_are_words_and_an_empty_split(tmp_path: Path) -> None:
     world = small_world(split=TemporalSplit(validation_from=1000, eval_from=2000))
     message = r"the validation split of 9 interactions is empty; move split\.validation_from and split\.eval_from"

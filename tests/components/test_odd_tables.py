@@ -628,6 +628,7 @@ def test_any_writing_of_a_table_gives_the_examples_that_it_means(world: World) -
         assert generate(world.write(Path(folder))) == oracle(world)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(world=worlds(), fault=st.sampled_from(FAULTS), at=st.integers(0, 2))
 def test_any_fault_in_any_table_is_one_line_that_names_file_and_column(world: World, fault: Fault, at: int) -> None:
@@ -683,6 +684,7 @@ def test_the_whole_executor_writes_what_its_steps_make(world: World) -> None:
         assert run_executor(world.write(Path(folder))) == oracle(world)
 
 
+@pytest.mark.slow
 def test_errors_in_beams_workers_reach_the_person_as_one_line(plain: World) -> None:
     for said in ("infinite", "not text in UTF-8"):
         fault = next(f for f in FAULTS if f.said == said)

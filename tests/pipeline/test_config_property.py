@@ -198,6 +198,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("configurations") / "config.yaml"
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(changed=changed_trees())
 def test_a_changed_configuration_loads_or_names_the_key(file: Path, changed: tuple[dict[str, Any], tuple[Any, ...]]):
@@ -208,6 +209,7 @@ def test_a_changed_configuration_loads_or_names_the_key(file: Path, changed: tup
         assert str(place[0]) in found or "unknown key" in found or "not YAML" in found, (found, place)
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(content=contents())
 def test_any_bytes_load_or_are_one_line(file: Path, content: bytes):

@@ -49,7 +49,7 @@ def fitted(small):
     return fit(changed(spec, epochs=3, refit=False), of, asked)
 
 
-@pytest.mark.parametrize("objective", ["masked_items", "next_item"])
+@pytest.mark.parametrize("objective", ["masked_items", pytest.param("next_item", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "negatives", ["catalogue", *(pytest.param(other, marks=pytest.mark.slow) for other in ("sampled", "in_batch"))]
 )
@@ -87,7 +87,9 @@ def test_a_transformer_learns_what_comes_next(negatives, share):
     assert result.report.encoders == {}
 
 
-@pytest.mark.parametrize("negatives", ["catalogue", "sampled", "in_batch"])
+@pytest.mark.parametrize(
+    "negatives", ["catalogue", *(pytest.param(other, marks=pytest.mark.slow) for other in ("sampled", "in_batch"))]
+)
 def test_users_with_one_item_make_no_steps_of_a_transformer(negatives):
     walks = checkerboard.walks()
     # Of nine users in ten the newest item is left, and with it what validation asks.
