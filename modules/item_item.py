@@ -168,11 +168,8 @@ def factors(moments: Moments, weights: np.ndarray, rank: int, exact_up_to: int =
         root = scipy.linalg.cholesky(_with_diagonal(moments.gram, _POSITIVE), lower=True, overwrite_a=True)
         kept = randomized_svd(root.T @ weights, min(rank, size), n_iter=_ITERATIONS, random_state=0)[2].T
     history = weights @ kept
-    # Var(XBV·Vᵀ) over users and items, from XᵀX alone; the mean over items of a user's scores is next to nothing.
-    variance = np.trace(history.T @ moments.together @ history) / max(moments.users * size, 1)
-    history /= max(np.sqrt(variance), 1e-12)
-    pad = np.zeros((1, kept.shape[1]))
-    return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, kept, 0).astype(np.float32))
+    # Var(XBV·Vᵀ) over users and items, from XᵀX alone.
+    return _scaled(history, kept, np.trace(history.T @ moments.together @ history) / max(moments.users * size, 1))
 
 
 def spectral_factors(offsets: np.ndarray, item: np.ndarray, items: int, rank: int) -> Factors:
@@ -203,10 +200,8 @@ def spectral_factors(offsets: np.ndarray, item: np.ndarray, items: int, rank: in
     vectors[degrees == 0] = 0
     history, candidates = scale[:, np.newaxis] * vectors, vectors / scale[:, np.newaxis]
     summed = whole @ history
-    variance = np.sum((summed.T @ summed) * (candidates.T @ candidates)) / max(len(counts) * items, 1)
-    history /= max(np.sqrt(variance), 1e-12)
-    pad = np.zeros((1, vectors.shape[1]))
-    return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, candidates, 0).astype(np.float32))
+    squares = np.sum((summed.T @ summed) * (candidates.T @ candidates))
+    return _scaled(history, candidates, squares / max(len(counts) * items, 1))
 
 
 def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.ndarray:
@@ -222,6 +217,19 @@ def query_factors(history: np.ndarray, recency: float, table: np.ndarray) -> np.
     rank = (np.cumsum(present, axis=1) - 1)[row, place]
     weights = ((1.0 + rank) ** -recency, (row, history[row, place]))
     return scipy.sparse.csr_matrix(weights, (len(history), len(table))) @ table
+
+
+def _scaled(history: np.ndarray, items: np.ndarray, variance: float) -> Factors:
+    """Factors [V, R] whose scores have a variance of 1, and a row of zeros for the id 0.
+
+    Args:
+        history: Rows that are summed over a history.
+        items: Rows of the candidates.
+        variance: Of the scores over users and items; the mean over items of a user's scores is next to nothing.
+    """
+    history /= max(np.sqrt(variance), 1e-12)
+    pad = np.zeros((1, items.shape[1]))
+    return Factors(np.append(pad, history, 0).astype(np.float32), np.append(pad, items, 0).astype(np.float32))
 
 
 def _with_diagonal(matrix: np.ndarray, added: float) -> np.ndarray:

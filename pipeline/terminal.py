@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import traceback
 import unicodedata
 from typing import Any, TextIO
 
@@ -67,8 +69,23 @@ def complain(text: str) -> None:
     print(f"twotower: {line}", file=sys.stderr)
 
 
-def reason(error: Exception) -> str:
-    """What a stage or a worker died of, in a line: of the traces that Beam's workers send along, the end."""
+def tell_failure(error: Exception, who: str, log: str | None) -> None:
+    """Says what stages or workers died of.
+
+    Args:
+        error: What came of it: TFX and Beam wrap the reason many times.
+        who: The stages, or the workers.
+        log: The file of what they wrote, which gets all of it; None where the person has seen that.
+    """
+    complain(f"{type(error).__name__}: {_reason(error)}")
+    if log is not None:
+        with open(log, "a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        complain(f"everything the {who} wrote is in {os.path.relpath(log)}")
+
+
+def _reason(error: Exception) -> str:
+    """In a line: of the traces that Beam's workers send along, the end."""
     said, trace, _ = str(error).partition("Traceback (most recent call last)")
     if trace:
         said += str(error).strip().splitlines()[-1]

@@ -12,7 +12,6 @@ import pyarrow as pa
 from modules.data import columns, rows
 from modules.data.tables import Column
 from modules.errors import UserError
-from modules.settings import Interactions as InteractionsTable
 from modules.settings import Tables
 
 
@@ -37,12 +36,14 @@ class UserTables:
         """By table; without the users table where there is none."""
         self.ids = {"interactions": tables.interactions.user}
         """The column of the user's id, by table."""
-        self.columns: dict[str, list[Column | str]] = {"interactions": history_columns(tables.interactions)}
+        named = tables.interactions
+        time = Column(name="", source=named.timestamp, kind="int64")
+        self.columns: dict[str, list[Column | str]] = {"interactions": [named.user, named.item, time]}
         """What is read, by table."""
         if tables.users is not None:
             self.paths["users"], self.ids["users"] = tables.users.path, tables.users.id
             self.columns["users"] = [tables.users.id, *attributes]
-        self._interactions = tables.interactions
+        self._interactions = named
         self._attributes = attributes
 
     def everything(self) -> UserRows:
@@ -55,8 +56,27 @@ class UserTables:
                 yield batch
 
     def histories(self, known: UserRows, wanted: Set[str] | None = None) -> Histories:
-        """Whose interactions are wanted, or everybody's; as `read_histories`."""
-        return read_histories(self._interactions, known.interactions, wanted)
+        """Whose interactions are wanted, or everybody's, in the order of the table.
+
+        Raises:
+            UserError: A file is missing or cannot be read.
+        """
+        table = self._interactions
+        users: dict[str, int] = {}
+        items: dict[str, int] = {}
+        parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64))]
+        for batch in known.interactions:
+            times, timeless, _ = columns.seconds(batch.column(table.timestamp))
+            taken = [
+                (users.setdefault(user, len(users)), items.setdefault(item, len(items)), row)
+                for row, (user, item) in enumerate(
+                    zip(rows.ids(batch, table.user), rows.ids(batch, table.item), strict=True)
+                )
+                if user is not None and item is not None and not timeless[row] and (wanted is None or user in wanted)
+            ]
+            user, item, row = np.array(taken, np.int64).reshape(-1, 3).T
+            parts.append((user.astype(np.int32), item.astype(np.int32), times[row]))
+        return Histories(users, list(items), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def attributes(self, known: UserRows, wanted: Set[str] | None = None) -> dict[str, dict[str, Any]]:
         """What the users table says, by user and column; everybody's for None."""
@@ -103,41 +123,6 @@ class Histories(Mapping[str, tuple[list[str], int]]):
 
     def __len__(self) -> int:
         return len(self._users)
-
-
-def history_columns(table: InteractionsTable) -> list[Column | str]:
-    """What `read_histories` reads."""
-    return [table.user, table.item, Column(name="", source=table.timestamp, kind="int64")]
-
-
-def read_histories(
-    table: InteractionsTable, batches: Iterable[pa.RecordBatch], wanted: Set[str] | None = None
-) -> Histories:
-    """What interactions tell.
-
-    Args:
-        table: What the columns are called.
-        batches: `history_columns` of the interactions, in the order of the table.
-        wanted: Whose; None for everybody's, in the order of the table.
-
-    Raises:
-        UserError: A file is missing or cannot be read.
-    """
-    users: dict[str, int] = {}
-    items: dict[str, int] = {}
-    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64))]
-    for batch in batches:
-        times, timeless, _ = columns.seconds(batch.column(table.timestamp))
-        taken = [
-            (users.setdefault(user, len(users)), items.setdefault(item, len(items)), row)
-            for row, (user, item) in enumerate(
-                zip(rows.ids(batch, table.user), rows.ids(batch, table.item), strict=True)
-            )
-            if user is not None and item is not None and not timeless[row] and (wanted is None or user in wanted)
-        ]
-        user, item, row = np.array(taken, np.int64).reshape(-1, 3).T
-        parts.append((user.astype(np.int32), item.astype(np.int32), times[row]))
-    return Histories(users, list(items), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def listed(path: str) -> Iterator[str]:

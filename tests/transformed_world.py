@@ -168,9 +168,9 @@ class World:
         files = [str(self.folder / "examples/Split-train/*")]
         return dataset.read_specification(self.settings(model, training), files, self.tft_output)
 
-    def sequences(self) -> dataset.Sequences:
+    def sequences(self) -> stream.Train:
         files = [str(self.folder / "examples/Split-train/*")]
-        return stream.read_sequences(files, self.features, COLUMNS, self.tft_output)
+        return stream.read_train(files, self.specification(), self.tft_output)
 
     def queries(self) -> dataset.Queries | None:
         files = [str(self.folder / "examples/Split-validation/*")]

@@ -92,12 +92,12 @@ def _without(specification: Any, part: dict[str, Any], seed: int) -> Any:
 
 
 def _read(options: argparse.Namespace, protocol: str) -> Any:
-    """Specification, sequences and validation queries of the last run on one protocol."""
+    """Specification, train split and validation queries of the last run on one protocol."""
     import tensorflow_transform as tft
 
     from modules.encodings.features import Columns
     from modules.training.dataset import read_queries, read_specification
-    from modules.training.stream import read_sequences
+    from modules.training.stream import read_train
     from pipeline import runs
 
     root = options.results.resolve() / protocol / "ours" / "runs"
@@ -115,8 +115,8 @@ def _read(options: argparse.Namespace, protocol: str) -> Any:
     of_fit = {"features": config.features, "columns": columns, "model": config.model, "training": config.training}
     settings = {key: value.model_dump_json() for key, value in of_fit.items()}
     specification = read_specification(settings, files["train"], output)
-    sequences = read_sequences(files["train"], config.features, columns, output)
-    return specification, sequences, read_queries(files["validation"], specification, output)
+    train = read_train(files["train"], specification, output)
+    return specification, train, read_queries(files["validation"], specification, output)
 
 
 if __name__ == "__main__":

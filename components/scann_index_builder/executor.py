@@ -33,7 +33,7 @@ from modules.retrieval import plot, tuning
 from modules.retrieval.tuning import QuerySample
 from modules.retrieval.vectors import VectorFile
 from modules.servable import signatures, warmup
-from modules.servable.catalogue import EmbeddedCatalogue, by_popularity, check, joined, values
+from modules.servable.catalogue import EmbeddedCatalogue, by_popularity, check, joined, values, vector_column
 from modules.servable.contract import ServableContract, read_embedding
 from modules.servable.embedding import Embedding, candidate_requests
 from modules.servable.signatures import ServableModule
@@ -145,7 +145,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     ) -> EmbeddedCatalogue:
         """Every item of the catalogue split, in the order of popularity, with its vector in a local file."""
         folder = os.path.join(self._get_tmp_dir(), "embedded_catalogue")
-        embed = _Embed(model_path, settings.features, settings.columns.item, settings.serving)
+        dimension = read_embedding(model_path).layout.width
+        embed = _Embed(model_path, dimension, settings.features, settings.columns.item, settings.serving)
         [uri] = artifact_utils.get_split_uris(examples, CATALOGUE)
         with self._make_beam_pipeline() as pipeline:
             _ = (
@@ -165,8 +166,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 class _Embed(beam.DoFn):
     """Batches of serialized catalogue examples → tables with ids, vectors, popularity and the columns of an answer."""
 
-    def __init__(self, model_path: str, features: Features, item_column: str, serving: Serving) -> None:
+    def __init__(self, model_path: str, dimension: int, features: Features, item_column: str, serving: Serving) -> None:
         self._model_path = model_path
+        self._dimension = dimension
         self._features = features
         self._item_column = item_column
         self._serving = serving
@@ -175,8 +177,9 @@ class _Embed(beam.DoFn):
         self._embedding = _load(self._model_path)
 
     def schema(self) -> pa.Schema:
+        vector = pa.list_(pa.float32(), self._dimension)
         return pa.schema(
-            [("item_id", pa.string()), (_VECTOR, pa.list_(pa.float32())), ("popularity", pa.float32())]
+            [("item_id", pa.string()), (_VECTOR, vector), ("popularity", pa.float32())]
             + [(_RETURN + column, pa.string()) for column in self._serving.return_columns]
             + [(_FILTER + column, pa.list_(pa.string())) for column in self._serving.filter_columns]
         )
@@ -184,12 +187,10 @@ class _Embed(beam.DoFn):
     def process(self, batch: list[bytes]) -> Iterator[pa.Table]:
         requests = candidate_requests(tf.constant(batch, tf.string), self._features, self._item_column)
         embedded = self._embedding.candidate(**requests)
-        vectors = embedded["embedding"].numpy()
-        ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
         examples = [tf.train.Example.FromString(record) for record in batch]
         columns: list[Any] = [
             [joined(values(example, self._item_column)) for example in examples],
-            pa.ListArray.from_arrays(ends, vectors.ravel()),
+            vector_column(embedded["embedding"].numpy()),
             embedded["popularity"].numpy(),
         ]
         columns += [[joined(values(e, c)) for e in examples] for c in self._serving.return_columns]
@@ -221,10 +222,10 @@ def _read_catalogue(folder: str, serving: Serving, vectors_path: str) -> Embedde
         order = by_popularity(table["item_id"], table["popularity"])
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
+        vectors = VectorFile(vectors_path, len(order), files[0].schema_arrow.field(_VECTOR).type.list_size)
         start = 0
         for batch in itertools.chain.from_iterable(file.iter_batches(_ROWS, columns=[_VECTOR]) for file in files):
             some = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
-            vectors = VectorFile(vectors_path, len(order), some.shape[1])
             vectors.write(place[start : start + len(some)], some)
             start += len(some)
 

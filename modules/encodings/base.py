@@ -89,13 +89,15 @@ class Encoding(Settings):
         return self.encoding
 
     def read(self, raw: tf.Tensor | tf.SparseTensor) -> Any:
-        """What `learn` and `encode` look at.
+        """What `learn` and `encode` look at: of numbers the first in each row, [N] float32 with NaN for none.
 
         Args:
             raw: Sparse [N, ?] values, each row's present ones at its front; or dense [N], of which a missing one is "",
                 NaN or negative.
         """
-        return raw
+        from modules.encodings.values import numbers
+
+        return numbers(raw) if self.dtype == "float32" else raw
 
     def learn(self, values: Any, items: ItemIds) -> Any:
         """What `encode` needs of the training period, as TFT analyzers; None for nothing.

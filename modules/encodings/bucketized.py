@@ -37,11 +37,6 @@ class Bucketized(Embedded):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded()}
 
-    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
-        from modules.encodings.values import numbers
-
-        return numbers(raw)
-
     def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         from modules.encodings.values import quantiles
 

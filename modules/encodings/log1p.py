@@ -23,11 +23,6 @@ class Log1p(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(holds_ids=False)}
 
-    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
-        from modules.encodings.values import numbers
-
-        return numbers(raw)
-
     def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
         import tensorflow as tf
 

@@ -23,11 +23,6 @@ class Normalized(Encoding):
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(holds_ids=False)}
 
-    def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
-        from modules.encodings.values import numbers
-
-        return numbers(raw)
-
     def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
         """(mean, deviation); in double precision: Beam adds in an order of its own, and the last digit would reach
         every weight."""

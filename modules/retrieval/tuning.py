@@ -297,36 +297,30 @@ def _kinds(vectors: Vectors, settings: Index, strategy: Strategy) -> Iterator[_K
     shapes = (False, True) if strategy == "tree" else (False,)
     if settings.spherical is not None:
         shapes = (settings.spherical,)
+    seed, block = settings.seed, settings.dimensions_per_block
     for layer, its_strategy in wanted:
-        if layer == "scann" and its_strategy != "tree":
+        if its_strategy != "tree":
             started = time.perf_counter()
-            state = train_scann(
-                vectors, its_strategy, dimensions_per_block=settings.dimensions_per_block, seed=settings.seed
-            )
+            state = None
+            if layer == "scann":
+                state = train_scann(vectors, its_strategy, dimensions_per_block=block, seed=seed)
             yield _Kind(layer, its_strategy, scann=state, seconds=time.perf_counter() - started)
-        elif its_strategy != "tree":
-            yield _Kind(layer, its_strategy)
     layers = [layer for layer, its_strategy in wanted if its_strategy == "tree"]
     if not layers:
         return
-    for partitions, spherical in dict.fromkeys(itertools.product((min(c, len(vectors)) for c in counts), shapes)):
+    for leaves, spherical in dict.fromkeys(itertools.product((min(c, len(vectors)) for c in counts), shapes)):
         started = time.perf_counter()
         trained: TrainedScann | None = None
         if "scann" in layers:
             trained = train_scann(
-                vectors,
-                "tree",
-                partitions=partitions,
-                spherical=spherical,
-                dimensions_per_block=settings.dimensions_per_block,
-                seed=settings.seed,
+                vectors, "tree", partitions=leaves, spherical=spherical, dimensions_per_block=block, seed=seed
             )
-            tree = trained.partitions
+            partitions = trained.partitions
         else:
-            tree = train_partitions(vectors, partitions=partitions, spherical=spherical, seed=settings.seed)
+            partitions = train_partitions(vectors, partitions=leaves, spherical=spherical, seed=seed)
         seconds = time.perf_counter() - started
         for layer in layers:
-            yield _Kind(layer, "tree", spherical, tree, trained if layer == "scann" else None, seconds)
+            yield _Kind(layer, "tree", spherical, partitions, trained if layer == "scann" else None, seconds)
 
 
 def _trials(

@@ -132,7 +132,7 @@ def write(folder: str, catalogue: EmbeddedCatalogue, partitions: Partitions | No
     """
     if partitions is not None:
         numbers = pa.array(np.arange(len(partitions.centroids), dtype=np.int32))
-        table = pa.table({"partition": numbers, "centroid": _vectors(partitions.centroids)})
+        table = pa.table({"partition": numbers, "centroid": vector_column(partitions.centroids)})
         _write(folder, PARTITIONS_PATH, table.schema, [table])
     schema = _rows(catalogue, partitions, 0, catalogue.vectors[:0]).schema
     groups = (_rows(catalogue, partitions, start, part) for start, part in parts(catalogue.vectors))
@@ -192,7 +192,7 @@ def _rows(catalogue: EmbeddedCatalogue, partitions: Partitions | None, start: in
     columns: dict[str, pa.Array] = {
         "row": pa.array(np.arange(rows.start, rows.stop, dtype=np.int32)),
         "item_id": pa.array(catalogue.item_ids[rows], pa.string()),
-        "vector": _vectors(vectors),
+        "vector": vector_column(vectors),
         "popularity": pa.array(catalogue.popularity[rows], pa.float32()),
     }
     if catalogue.returned:
@@ -216,7 +216,8 @@ def _fields(table: pa.Table, name: str) -> dict[str, list]:
     return {field.name: column.field(field.name).to_pylist() for field in column.type}
 
 
-def _vectors(matrix: np.ndarray) -> pa.FixedSizeListArray:
+def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """Vectors [N, D] as a column of lists of D."""
     flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 

@@ -414,16 +414,15 @@ def choose_item_item(
         factors = item_item.spectral_factors(sets.offsets, sets.values, size, model.item_item_rank)
         return ItemItem(covering(factors), None)
 
+    def closed_form(moments: Moments, ridge: float) -> ItemItem:
+        factors = item_item.factors(moments, item_item.solve(moments, ridge), model.item_item_rank)
+        return ItemItem(covering(factors), ridge)
+
     if ranker is None and chosen is None:
         return spectral()
     few = sets.take(sampling.some_users(sets.lengths, _CLOSED_FORM_INTERACTIONS, specification.training.seed))
     items = min(size, model.item_item_items)
     moments = item_item.moments(few.offsets, few.values, items, model.item_item_decay)
-
-    def closed_form(moments: Moments, ridge: float) -> ItemItem:
-        factors = item_item.factors(moments, item_item.solve(moments, ridge), model.item_item_rank)
-        return ItemItem(covering(factors), ridge)
-
     if ranker is None:
         assert chosen is not None
         return closed_form(moments, chosen)

@@ -301,7 +301,7 @@ def read_queries(
         arrays[age.column] = dense(read, age.column)
     # Beam writes examples in an order of its own; a fit must not depend on it. Queries of one user differ in their
     # history, or else in what they ask for.
-    first = np.append(relevant.values, 0)[np.cumsum(relevant.lengths) - relevant.lengths]
+    first = np.append(relevant.values, 0)[relevant.offsets[:-1]]
     order = np.lexsort((first, seen.lengths, user))
     arrays = {key: values[order] for key, values in arrays.items()}
     return answerable(specification, arrays, relevant.take(order), seen.take(order))

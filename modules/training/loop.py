@@ -328,7 +328,7 @@ class _Run:
         # Workers that stopped after different epochs would wait for each other for ever.
         measured = self._distribution.from_chief(self._validate() if asks else [math.nan] * 3)
         ndcg, recall, factorized_top_k = measured.tolist()
-        epoch = Epoch(loss, ndcg, recall, factorized_top_k, time.monotonic() - started)
+        epoch = Epoch(loss, ndcg, recall, factorized_top_k, seconds=math.nan)
         before = max((e.of(self._metric) for e in self._epochs), default=-1.0)
         if self._ranker is None or epoch.of(self._metric) > before:
             _assign(self._best_weights, self._chosen)

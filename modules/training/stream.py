@@ -72,7 +72,7 @@ class Reader:
                 return lists(read, key).values
 
             yield Sequences(
-                offsets=np.append(0, np.cumsum(lists(read, items).lengths)),
+                offsets=lists(read, items).offsets,
                 user=dense(read, USER),
                 features={key: compact(dense(read, key)) for key in of_users},
                 items=flat(items).astype(np.int32),
@@ -166,14 +166,6 @@ def read_train(patterns: Sequence[str], specification: Specification, tft_output
     counts = [reader.counts(file) for file in files]
     users = np.array([len(of_file) for of_file in counts])
     return Stream(reader, tuple(files), users, np.concatenate(counts), limit)
-
-
-def read_sequences(
-    patterns: Sequence[str], features: Features, columns: Columns, tft_output: tft.TFTransformOutput
-) -> Sequences:
-    """The train split in memory, whatever its size: one sequence for each user."""
-    reader = Reader(features, columns, tft_output)
-    return _in_order(list(reader.pieces(records_of(files_of(patterns)))))
 
 
 def latest_held_out(train: Train, share: float) -> Train:

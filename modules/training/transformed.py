@@ -30,8 +30,7 @@ class Lists(NamedTuple):
 
     def take(self, chosen: np.ndarray) -> Lists:
         """Some of the lists."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return Lists(self.values[ranges(starts[chosen], self.lengths[chosen])], self.lengths[chosen])
+        return Lists(self.values[ranges(self.offsets[chosen], self.lengths[chosen])], self.lengths[chosen])
 
     def padded(self) -> np.ndarray:
         """[N, longest, at least 1], 0 behind the values."""

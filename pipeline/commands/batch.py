@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 
 import click
 
@@ -50,10 +49,7 @@ def _sharded(common: Common, output: str, shards: int, users: str | None, k: int
         # Of the log: what the output does not allow is a UserError.
         raise UserError(f"{error.filename or log}: {error.strerror or error}") from None
     except Exception as error:
-        terminal.complain(f"{type(error).__name__}: {terminal.reason(error)}")
-        with open(log, "a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        terminal.complain(f"everything the workers wrote is in {os.path.relpath(log)}")
+        terminal.tell_failure(error, "workers", log)
         return 1
     return _answer(common, output, count, version)
 

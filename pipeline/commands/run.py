@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-import traceback
 
 import click
 
@@ -61,12 +60,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             raise UserError(full_disk.in_words(refused, config.root, remedy)) from None
         raise UserError(f"{error.filename or config.root}: {error.strerror or error}") from None
     except Exception as error:
-        # A stage that crashed: TFX and Beam wrap the reason many times, the log has all of it.
-        terminal.complain(f"{type(error).__name__}: {terminal.reason(error)}")
-        if not verbose:
-            with open(log, "a", encoding="utf-8") as file:
-                traceback.print_exc(file=file)
-            terminal.complain(f"everything the stages wrote is in {os.path.relpath(log)}")
+        terminal.tell_failure(error, "stages", None if verbose else log)
         return 1
     finally:
         memory.stop()

@@ -161,7 +161,7 @@ def test_the_catalogue_is_read_some_rows_at_a_time_into_the_order_of_popularity(
          "filter:genres": ["a"] * (number % 3)}
         for number in range(40)
     ]  # fmt: skip
-    schema = executor._Embed("", FEATURES, "item_id", serving).schema()
+    schema = executor._Embed("", 5, FEATURES, "item_id", serving).schema()
     for number, part in enumerate((rows[:13], [], rows[13:])):
         pq.write_table(pa.Table.from_pylist(part, schema), tmp_path / f"items-{number}-of-3")
     catalogue = executor._read_catalogue(str(tmp_path), serving, str(tmp_path / "vectors"))

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modules.data.rows import batches
-from modules.settings import Interactions
-from pipeline.user_tables import history_columns, read_histories
+from modules.settings import Interactions, Items, Tables
+from pipeline.user_tables import UserTables
 
 rows_of_users = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["p", "q", None]), st.integers(0, 5)), max_size=30
@@ -34,9 +33,9 @@ def test_histories_are_in_time_order_and_equal_times_in_that_of_the_files(
     for user, item, time in rows:
         if user is not None and item is not None and (users is None or user in users):
             expected.setdefault(user, []).append((time, item))
-    named = Interactions(path=str(tmp_path / "part-*.parquet"))
-    read = (batch for _, batch in batches("interactions", named.path, history_columns(named)))
-    found = read_histories(named, read, users)
+    described = Tables(interactions=Interactions(path=str(tmp_path / "part-*.parquet")), items=Items(path="none"))
+    known = UserTables(described, [])
+    found = known.histories(known.everything(), users)
     assert list(found) == list(expected)
     for user, pairs in expected.items():
         pairs.sort(key=lambda pair: pair[0])

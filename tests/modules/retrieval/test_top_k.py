@@ -6,11 +6,8 @@ import tensorflow as tf
 from index_conformance import DIMENSION, clustered
 
 from modules.retrieval import top_k
-from modules.retrieval.brute_force import BruteForce
-from modules.retrieval.quantized import Quantized
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import NO_ROW, Partitions, SearchParameters, best, resolve_strategy
-from modules.retrieval.tree import Tree
 
 
 def test_strategy_follows_the_size_of_the_catalogue():
@@ -40,16 +37,12 @@ def test_a_tree_without_partitions_is_a_mistake():
         stock(np.zeros((200, 4), np.float32), "tree")
 
 
-@pytest.mark.parametrize("layer", ["brute_force", "quantized", "tree"])
-def test_a_large_catalogue_is_asked_for_few_queries_at_a_time_with_the_same_answers(layer, monkeypatch):
+@pytest.mark.parametrize("strategy", ["exact", "quantized", "tree"])
+def test_a_large_catalogue_is_asked_for_few_queries_at_a_time_with_the_same_answers(strategy, monkeypatch):
     vectors, generator = clustered(300), np.random.default_rng(0)
     partitions = Partitions(clustered(6), np.arange(300, dtype=np.int32) % 6)
     # One partition, of which a filter leaves few: the tree falls back to looking at everything.
-    index = {
-        "brute_force": lambda: BruteForce(vectors),
-        "quantized": lambda: Quantized(vectors, SearchParameters(reorder=300)),
-        "tree": lambda: Tree(vectors, partitions, SearchParameters(partitions_to_search=1)),
-    }[layer]()
+    index = stock(vectors, strategy, SearchParameters(partitions_to_search=1, reorder=300), partitions)
     specs = [
         tf.TensorSpec([None, DIMENSION]),
         tf.TensorSpec([None, None], tf.int32),

@@ -9,10 +9,8 @@ import tensorflow as tf
 from index_conformance import DIMENSION, clustered
 
 from modules.retrieval import vectors as module
-from modules.retrieval.brute_force import BruteForce
-from modules.retrieval.quantized import Quantized
+from modules.retrieval.stock import stock
 from modules.retrieval.top_k import Partitions, SearchParameters, nearest
-from modules.retrieval.tree import Tree
 from modules.retrieval.vectors import VectorFile, as_tensor, in_memory, parts, zeros
 
 
@@ -74,30 +72,21 @@ def test_an_index_over_a_file_is_the_index_over_an_array(many_parts, tmp_path):
     )
     partitions = Partitions(centroids, nearest(centroids, file))
     nothing, parameters = tf.zeros([9, 0], tf.int32), SearchParameters(3, 20)
-    for exact, one, other in (
-        (True, BruteForce(vectors), BruteForce(file)),
-        (True, Tree(vectors, partitions, parameters), Tree(file, partitions, parameters)),
-        (False, Quantized(vectors, parameters), Quantized(file, parameters)),
-    ):
+    # The directions of the quantized layer come from a sum over parts.
+    for strategy, tolerance in (("exact", 0), ("tree", 0), ("quantized", 1e-5)):
+        one, other = (stock(each, strategy, parameters, partitions) for each in (vectors, file))
         for ours, theirs in zip(one.search(queries, 10, nothing), other.search(queries, 10, nothing), strict=True):
-            if exact:
-                np.testing.assert_array_equal(ours, theirs)
-            else:  # its directions come from a sum over parts
-                np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance)
 
 
-@pytest.mark.parametrize("layer", ["brute_force", "quantized", "tree"])
-def test_reading_all_vectors_copies_none_after_a_search_has_gathered_some(layer):
+@pytest.mark.parametrize("strategy", ["exact", "quantized", "tree"])
+def test_reading_all_vectors_copies_none_after_a_search_has_gathered_some(strategy):
     vectors, queries = clustered(200), clustered(3, seed=1)
     partitions = Partitions(clustered(5), np.arange(200, dtype=np.int32) % 5)
-    index = {
-        "brute_force": lambda: BruteForce(vectors),
-        "quantized": lambda: Quantized(vectors, SearchParameters(reorder=20)),
-        "tree": lambda: Tree(vectors, partitions, SearchParameters(partitions_to_search=2)),
-    }[layer]()
+    index = stock(vectors, strategy, SearchParameters(partitions_to_search=2, reorder=20), partitions)
     index.search(queries, 5, tf.zeros([3, 0], tf.int32))
     index.vectors(tf.constant([3, 4]))
-    held = index._members if layer == "tree" else index._vectors
+    held = max(index.variables, key=lambda variable: variable.shape.num_elements())
     first, second = held.read_value(), held.read_value()
     addresses = {np.frombuffer(memoryview(each), np.float32).ctypes.data for each in (first, second)}
     assert len(addresses) == 1

@@ -40,7 +40,7 @@ def train_example(user: int, items: list[int], held_out: int = 0) -> dict:
 def test_sequences_are_read_in_the_order_of_the_users_hashes(order, tmp_path, output):
     examples = [train_example(1, [2, 1, 3], 1), train_example(2, [1]), train_example(3, [3, 2])]
     files = write(tmp_path, TRAIN, [examples[number] for number in order])
-    read = stream.read_sequences([files], SPEC.features, SPEC.columns, output)
+    read = stream.read_train([files], SPEC, output)
     np.testing.assert_array_equal(read.user, np.array([997, 998, 999]) * 2**40)
     np.testing.assert_array_equal(read.offsets, [0, 2, 3, 6])
     np.testing.assert_array_equal(read.items, [3, 2, 1, 2, 1, 3])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from checkerboard import CONTENT_ONLY, FEATURES, HISTORY_ONLY, TASTES, changed, queries, sequences, specification
+from killed_fits import die_after
 from tensorflow.python.framework import config as framework_config
 
 from modules.errors import UserError
@@ -204,26 +205,13 @@ def test_a_long_refit_goes_on_from_the_weights_that_the_search_found(small):
     assert own_taste_share(on.model, spec, asked) > 0.8
 
 
-class Killed(Exception):
-    """Whoever called has died."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["mean", "transformer"])
 def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path, monkeypatch, encoder):
     spec, of, asked = small
     spec = changed(spec, epochs=6, patience=1000).with_settings({"model.history_encoder": encoder})
     whole = fit(spec, of, asked, str(tmp_path / "whole"))
-    save = tf.train.CheckpointManager.save
-
-    def die(self, number, *args, **kwargs):
-        save(self, number, *args, **kwargs)
-        if number == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(tf.train.CheckpointManager, "save", die)
-        fit(spec, of, asked, str(tmp_path / "killed"))
+    die_after(3, lambda: fit(spec, of, asked, str(tmp_path / "killed")), monkeypatch)
     resumed = fit(spec, of, asked, str(tmp_path / "killed"))
     assert resumed.report.resumed_from_epoch == 4 and whole.report.resumed_from_epoch == 0
     assert [e.loss for e in resumed.report.history] == [e.loss for e in whole.report.history]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from checkerboard import HISTORY_ONLY, changed, queries, random_sequences, sequences, specification
+from killed_fits import die_after
 from transformed_files import on_disk
 
 from modules.errors import UserError
@@ -244,10 +245,6 @@ def test_a_fit_from_chunks_learns_what_a_fit_in_memory_learns(history_only, chan
     assert in_chunks.ndcg > 0.4
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch_steps", [3, 500])
 def test_a_fit_from_chunks_that_died_goes_on_and_ends_with_the_same_weights(
@@ -256,16 +253,7 @@ def test_a_fit_from_chunks_that_died_goes_on_and_ends_with_the_same_weights(
     spec, whole, train = history_only
     spec, asked = changed(spec, epoch_steps=epoch_steps, patience=1000), queries(spec, whole)
     undisturbed = fit(spec, train, asked, str(tmp_path / "whole"))
-    save = tf.train.CheckpointManager.save
-
-    def die(self, number, *args, **kwargs):
-        save(self, number, *args, **kwargs)
-        if number == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(tf.train.CheckpointManager, "save", die)
-        fit(spec, train, asked, str(tmp_path / "killed"))
+    die_after(3, lambda: fit(spec, train, asked, str(tmp_path / "killed")), monkeypatch)
     resumed = fit(spec, train, asked, str(tmp_path / "killed"))
     assert resumed.report.resumed_from_epoch == 4
     assert [e.loss for e in resumed.report.history] == [e.loss for e in undisturbed.report.history]
