@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 from pathlib import Path
@@ -55,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST), "e2e" not in item.path.parts
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now is garbage no more: each full collection would go through all of TensorFlow and TFX."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

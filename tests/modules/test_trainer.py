@@ -87,12 +87,11 @@ def requests(module, signature, rows):
     ("features", "negatives"),
     [
         (EVERYTHING, "catalogue"),
-        (EVERYTHING, "in_batch"),
         (HISTORY_ONLY, "catalogue"),
         (CONTENT_AND_LIKES, "in_batch"),
         (HASHED_ITEM, "catalogue"),
     ],
-    ids=range(5),
+    ids=range(4),
 )
 def test_run_fn_learns_the_checkerboard_and_exports_it(features, negatives, tmp_path, worlds):
     args = worlds(features).fn_args(tmp_path, training=TRAINING.model_copy(update={"negatives": negatives}))
