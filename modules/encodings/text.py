@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from modules.encodings.base import Embedded, Encoded
+from modules.encodings.base import Encoded
+from modules.encodings.learned import Learned
 from modules.settings.base import MANY
 
 if TYPE_CHECKING:
     import tensorflow as tf
-    import tensorflow_transform as tft
-
-    from modules.encodings.items import ItemIds
 
 
-class Text(Embedded):
+class Text(Learned):
     """Free text: lower-cased, split at everything that is not a letter or a digit, embeddings averaged.
 
-    Encodes to int64 [B, max_tokens] like `Vocabulary`, padded with 0.
+    Encodes to int64 [B, max_tokens], padded with 0.
     """
 
     encoding: Literal["text"] = "text"
@@ -28,15 +26,10 @@ class Text(Embedded):
     min_count: int = Field(2, ge=1, le=MANY)
     """A word of fewer items, or of fewer users for a column of theirs, is out of vocabulary."""
     max_size: int | None = Field(20_000, ge=1, le=MANY)
-    oov_buckets: int = Field(1, ge=1, le=100_000)
 
     @property
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded((self.max_tokens,))}
-
-    @property
-    def vocabulary(self) -> str:
-        return f"vocabulary_{self.column}"
 
     def read(self, raw: tf.Tensor | tf.SparseTensor) -> tf.Tensor:
         """Words [N, max_tokens], padded with ""."""
@@ -49,23 +42,3 @@ class Text(Embedded):
         # Ragged tensors take ten times the operations.
         parts = tf.raw_ops.StringSplitV2(input=words, sep="")
         return first(tf.SparseTensor(parts.indices, parts.values, parts.shape), self.max_tokens, "")
-
-    def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
-        import tensorflow_transform as tft
-
-        from modules.encodings.values import threshold
-
-        return tft.vocabulary(
-            values,
-            vocab_filename=self.vocabulary,
-            frequency_threshold=threshold(self.min_count),
-            top_k=self.max_size,
-        )
-
-    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
-        from modules.encodings.values import lookup
-
-        return (lookup(values, learned, self.oov_buckets),)
-
-    def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
-        return 1 + tft_output.vocabulary_size_by_name(self.vocabulary) + self.oov_buckets

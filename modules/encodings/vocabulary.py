@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from modules.encodings.base import Encoded
 from modules.encodings.category import Categorical
-from modules.settings.base import MANY
+from modules.encodings.learned import Learned
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -18,46 +16,22 @@ if TYPE_CHECKING:
     from modules.encodings.items import ItemIds
 
 
-class Vocabulary(Categorical):
+class Vocabulary(Categorical, Learned):
     """A string or integer category, looked up in a vocabulary learned from the training period.
 
-    Encodes to int64 [B], or [B, max_values] padded with 0 when multivalued: 0 for a missing value, 1 … V for known ones
-    (most frequent first), V + 1 … V + oov_buckets for those out of vocabulary (by hash).
+    Encodes to int64 [B], or [B, max_values] padded with 0 when multivalued.
     """
 
     encoding: Literal["vocabulary"] = "vocabulary"
-    min_count: int = Field(1, ge=1, le=MANY)
-    max_size: int | None = Field(None, ge=1, le=MANY)
-    oov_buckets: int = Field(1, ge=1, le=100_000)
 
     @property
     def encoded(self) -> Mapping[str, Encoded]:
         return {self.column: Encoded(self.shape)}
 
-    @property
-    def vocabulary(self) -> str:
-        return f"vocabulary_{self.column}"
-
     def learn(self, values: tf.Tensor, items: ItemIds) -> Any:
-        import tensorflow_transform as tft
-
-        from modules.encodings.values import threshold
-
-        if self.column == items.column:
-            return items.asset
-        return tft.vocabulary(
-            values,
-            vocab_filename=self.vocabulary,
-            frequency_threshold=threshold(self.min_count),
-            top_k=self.max_size,
-        )
-
-    def encode(self, values: tf.Tensor, learned: Any, items: ItemIds) -> tuple[tf.Tensor, ...]:
-        from modules.encodings.values import lookup
-
-        return (lookup(values, learned, self.oov_buckets),)
+        return items.asset if self.column == items.column else super().learn(values, items)
 
     def cardinality(self, tft_output: tft.TFTransformOutput, items: ItemIds) -> int:
         if self.column == items.column:
             return items.rows(tft_output)
-        return 1 + tft_output.vocabulary_size_by_name(self.vocabulary) + self.oov_buckets
+        return super().cardinality(tft_output, items)

@@ -1,4 +1,7 @@
-"""InteractionExampleGen on real tables in temporary folders, against a naive oracle."""
+"""InteractionExampleGen on real tables in temporary folders, against a naive oracle.
+
+One file, as the executor is one: every case is judged by the same oracle.
+"""
 
 from __future__ import annotations
 

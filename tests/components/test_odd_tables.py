@@ -1,4 +1,7 @@
-"""Tables as nobody should write them: each gives the examples that it says, or one line that names file and column."""
+"""Tables as nobody should write them: each gives the examples that it says, or one line that names file and column.
+
+One file, and a long one: a list of cases, which a person looks through to see whether one is missing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests that nobody honest sends, over both interfaces, to a server process whose memory is watched."""
+"""Requests that nobody honest sends, over both interfaces, to a server process whose memory is watched.
+
+One file, because all of them go to the same process, one after the other.
+"""
 
 from __future__ import annotations
 
