@@ -86,11 +86,17 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
     (destination / "served" / "7" / push_destination.STAMP_PATH).write_text("stamp")
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """What each test has a copy of."""
+    world, folder = World(600), tmp_path_factory.mktemp("tree")
+    _push(world, folder, "stock", "tree", SearchParameters(1000, 1000))
+    return Pushed(world, folder / "served")
+
+
 @pytest.fixture
-def pushed(tmp_path):
-    world = World(600)
-    _push(world, tmp_path, "stock", "tree", SearchParameters(1000, 1000))
-    return Pushed(world, tmp_path / "served")
+def pushed(tree, tmp_path):
+    return Pushed(tree.world, Path(shutil.copytree(tree.destination, tmp_path / "served")))
 
 
 _FRESH = """
