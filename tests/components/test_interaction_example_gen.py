@@ -285,6 +285,7 @@ def test_examples_carry_what_the_contract_says(output: Output) -> None:
     assert len(queries) == 4
 
 
+@pytest.mark.slow
 def test_the_interactions_own_columns_stay_aligned(tmp_path: Path) -> None:
     """Lists, numbers and times, each of them missing somewhere; in a query they are what they are in any example."""
     own: Rows = [
@@ -342,6 +343,7 @@ def test_without_a_history_feature_queries_have_none(tmp_path: Path) -> None:
     assert [row["relevant_items"] for row in output.splits[EVAL]] == [["i1"], ["i3"]]
 
 
+@pytest.mark.slow
 def test_the_bytes_of_train_grow_with_the_interactions_and_not_with_their_histories(tmp_path: Path) -> None:
     """Each user's example stays below one line through the number of interactions, up to a thousand of them."""
     lengths = [3, 10, 30, 100, 300, 1000]
@@ -460,9 +462,9 @@ def assert_as_the_oracle_says(rows: Rows, split: Split, modes: Sequence[str]) ->
     [
         (TemporalSplit(validation=0.2, eval=0.2), ("rolling", "train")),
         (TemporalSplit(validation_from=20, eval_from=30), ("train",)),
-        (RandomSplit(validation=0.3, eval=0.3), ("rolling", "train")),
+        pytest.param(RandomSplit(validation=0.3, eval=0.3), ("rolling", "train"), marks=pytest.mark.slow),
         (LeaveLastOutSplit(), ("train",)),
-        (ColumnSplit(column="part"), ("rolling", "train")),
+        pytest.param(ColumnSplit(column="part"), ("rolling", "train"), marks=pytest.mark.slow),
     ],
     ids=lambda value: value.strategy if isinstance(value, tables.Settings) else None,
 )
@@ -549,6 +551,7 @@ def test_random_split_does_not_depend_on_files_or_order(tmp_path: Path) -> None:
 # CSV, types and names.
 
 
+@pytest.mark.slow
 def test_csv_gives_the_same_examples_as_parquet(output: Output, tmp_path: Path) -> None:
     world = small_world()
     flat = [{**row, "tags": "|".join(row["tags"])} for row in world.items]
@@ -572,6 +575,7 @@ def test_csv_gives_the_same_examples_as_parquet(output: Output, tmp_path: Path) 
         assert sorted(found.splits[name], key=repr) == sorted(split, key=repr), name
 
 
+@pytest.mark.slow
 def test_ids_and_times_of_any_type_mean_the_same(tmp_path: Path) -> None:
     """Whole numbers, floats, dictionaries and strings are one id; seconds, dates with and without zone one time."""
     seconds = [1577836800 + n for n in range(4)]
@@ -711,6 +715,7 @@ def test_empty_tables_and_splits_name_their_fix(
         executor.Report(found, {}).raise_problems(small_world().settings(tmp_path), split)
 
 
+@pytest.mark.slow
 def test_torn_files_and_files_with_other_columns(tmp_path: Path) -> None:
     world = small_world()
     world.write(tmp_path)
@@ -901,6 +906,7 @@ class _FarAway(LocalFileSystem):
         return super().open(path.removeprefix("faraway://"), *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_remote_tables_are_read_through_beams_file_systems(output: Output, tmp_path: Path) -> None:
     assert FileSystems.get_filesystem("faraway://x").scheme() == "faraway"
     world = small_world()

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -119,25 +120,25 @@ def test_a_shard_that_is_not_like_the_first(shared: Path, shard: Callable[[Path]
 
 
 # Columns that become no input of the servable may be named as anybody likes, to the end of a run.
-USER, TIME, WEIGHT, SPLIT, SHOP = "user id/größe:1", "2nd time", "wei%ght {0}", "sp:lit", "inter/slice €"
+USER, TIME, WEIGHT, SHOP = "user id/größe:1", "2nd time", "wei%ght {0}", "inter/slice €"
 ITEM, TITLE, JOB = "item #", "Titel: «日本» a/b?", "job/la bel \\ "
 
 
 def write_odd_names(folder: Path) -> str:
-    """The world under odd names of columns, without the first of its items, and a configuration for it."""
-    splits = ["train"] * 8 + ["validation", "eval"]
+    """The world as CSV under odd names of columns, without the first of its items, and a configuration for it."""
     tables = {
         "interactions": [
             {USER: r["user_id"], "item_id": r["item_id"], TIME: r["timestamp"], WEIGHT: r["rating"],
-             SPLIT: splits[n % 10], SHOP: "xy"[n // 10 % 2]}
+             SHOP: "xy"[n // 10 % 2]}
             for n, r in enumerate(world.interactions())
         ],
-        "items": [{ITEM: r["item_id"], TITLE: r["title"], "genres": r["genres"]} for r in world.items()[1:]],
+        "items": [{ITEM: r["item_id"], TITLE: r["title"], "genres": "|".join(r["genres"])} for r in world.items()[1:]],
         "users": [{USER: r["user_id"], "age": r["age"], JOB: r["occupation"]} for r in world.users()],
     }  # fmt: skip
     for name, rows in tables.items():
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    path = lambda name: {"path": str(folder / f"{name}.parquet")}  # noqa: E731
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    path = lambda name: {"path": str(folder / f"{name}.csv")}  # noqa: E731
+    item, _ = world.FEW_FEATURES["candidate"]
     return world.write_config(
         folder,
         tables={
@@ -145,29 +146,34 @@ def write_odd_names(folder: Path) -> str:
             "items": path("items") | {"id": ITEM, "title": TITLE},
             "users": path("users") | {"id": USER},
         },
-        split={"strategy": "column", "column": SPLIT},
+        split={"strategy": "temporal", "validation": 0.15, "eval": 0.15},
         features={
-            "query": [{"encoding": "history", "max_length": 12}],
-            "candidate": world.FEW_FEATURES["candidate"],
+            "query": world.FEW_FEATURES["query"],
+            "candidate": [item, {"column": "genres", "encoding": "vocabulary", "dimension": 8, "separator": "|"}],
         },
         serving={"k": 20, "return_columns": [TITLE], "filter_columns": ["genres"]},
-        evaluation={"k": [5], "slices": [{"column": JOB}, {"column": SHOP}], "beat_popularity": False},
+        evaluation={"k": [5], "slices": [{"column": JOB}, {"column": SHOP}], "history": "rolling"},
     )
 
 
-def test_after_all_mistakes_a_correct_run_works_whatever_its_columns_are_called(shared: Path):
-    """It also drops and counts the interactions of an item that the items table lacks."""
+def test_after_all_mistakes_a_users_own_csv_tables_work_whatever_their_columns_are_called(shared: Path):
+    """Under a temporal split. It also drops and counts the interactions of an item that the items table lacks."""
     config = write_odd_names(shared)
     removed = sum(row["item_id"] == 1 for row in world.interactions())
     outcome = twotower("run", "--config", config)
     assert outcome.code == 0, outcome.errors
     assert removed > 0 and outcome.answer["data"]["dropped_items_not_in_table"] == removed
     assert len(versions(shared)) == 1
-    assert {f"{JOB}=cook", f"{JOB}=poet", f"{SHOP}=x", f"{SHOP}=y"} <= set(outcome.answer["metrics"])
-    answer = twotower("recommend", "--config", config, "--user", "3", "--k", "5").answer
+    metrics = outcome.answer["metrics"]
+    assert {f"{JOB}=cook", f"{JOB}=poet", f"{SHOP}=x", f"{SHOP}=y"} <= set(metrics)
+    assert metrics["overall"]["recall@5"] > 1.5 * metrics["overall"]["popular_recall@5"]
+    asked = ["--config", config, "--user", "3", "--k", "5"]
+    answer = twotower("recommend", *asked).answer
     titles = {str(item["item_id"]): item["title"] for item in world.items()}
     assert [item["title"] for item in answer["items"]] == [titles[item["item_id"]] for item in answer["items"]]
     assert len(answer["items"]) == 5
+    answer = twotower("recommend", *asked, "--filter", "genres=Drama").answer
+    assert answer["items"] and all(item["title"].startswith("Drama") for item in answer["items"])
 
 
 @pytest.mark.parametrize("output", ["root", "push"])

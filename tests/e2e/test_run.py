@@ -104,45 +104,19 @@ def test_a_much_worse_model_loses_to_the_baseline(small: Small):
     assert any("baseline" in r or "last pushed" in r for r in outcome.answer["gates"]["Evaluator"]["reasons"])
 
 
-@pytest.fixture(scope="module")
-def own_tables(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """A run over CSV tables with another split."""
-    folder = tmp_path_factory.mktemp("own")
-    world.write_csv(folder)
-    split = {"strategy": "temporal", "validation": 0.15, "eval": 0.15}
-    few = {
-        "query": world.FEW_FEATURES["query"],
-        "candidate": [
-            {"column": "item_id", "encoding": "vocabulary", "dimension": 8},
-            {"column": "genres", "encoding": "vocabulary", "dimension": 8, "separator": "|"},
-        ],
-    }
-    evaluation = world.config(folder)["evaluation"] | {"history": "rolling"}
-    path = world.write_config(folder, "csv", split=split, features=few, evaluation=evaluation, name="own-data")
-    outcome = twotower("run", "--config", path)
-    assert outcome.code == 0, outcome.errors
-    return Small(folder, path, outcome)
-
-
-def test_a_users_own_csv_tables_with_another_split(own_tables: Small):
-    metrics = own_tables.outcome.answer["metrics"]["overall"]
-    assert metrics["recall@5"] > 1.5 * metrics["popular_recall@5"]
-    arguments = ["--config", own_tables.config_path, "--user", "5", "--filter", "genres=Drama"]
-    answer = twotower("recommend", *arguments).answer
-    assert answer["items"] and all(r["title"].startswith("Drama") for r in answer["items"])
-
-
-def test_a_changed_table_is_another_input_of_the_first_stage(own_tables: Small):
+def test_a_changed_table_is_another_input_of_the_first_stage(tmp_path: Path):
     """And so of all others: each stage's outcome is kept by its inputs."""
+    world.write_csv(tmp_path)
+    path = world.write_config(tmp_path, "csv")
 
     def parameters() -> dict[str, Any]:
-        components = pipeline.create_pipeline(config.load(own_tables.config_path)).components
+        components = pipeline.create_pipeline(config.load(path)).components
         (first,) = (c for c in components if c.id == "InteractionExampleGen")
         return dict(first.exec_properties)
 
     before = parameters()
     assert parameters() == before
-    table = own_tables.folder / "items.csv"
+    table = tmp_path / "items.csv"
     text = table.read_text()
     assert text.count("Drama film 3,") == 1
     table.write_text(text.replace("Drama film 3,", "Another title,"))

@@ -7,6 +7,9 @@ from index_conformance import DIMENSION, IndexLayerConformance, clustered
 from modules.retrieval import scann
 from modules.retrieval.scann import Scann, train_partitions, train_scann
 
+# The layers of stock ops, which are built from what ScaNN learns, keep the same promises in test-fast.
+pytestmark = pytest.mark.slow
+
 
 class _Scann(IndexLayerConformance):
     namespaces = ("Scann",)

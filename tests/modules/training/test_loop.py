@@ -323,6 +323,7 @@ def with_new_items():
     return spec, of, asked, fit(spec, of, asked)
 
 
+@pytest.mark.slow
 def test_the_offset_brings_new_items_into_answers_as_often_as_validation_has_them(with_new_items):
     spec, of, asked, result = with_new_items
     offset, labels = result.report.calibration.new_item_offset, spec.catalogue.labels
@@ -362,6 +363,7 @@ def test_the_refit_keeps_the_offset(with_new_items):
     assert refitted.model.candidate_tower.new_item_offset.numpy() == pytest.approx(offset)
 
 
+@pytest.mark.slow
 def test_exploration_adds_to_the_scores_of_new_items_and_changes_nothing_else(with_new_items):
     spec, of, asked, plain = with_new_items
     explored = fit(spec.with_settings({"model.exploration": 2.0}), of, asked)
@@ -396,6 +398,7 @@ def test_exploration_is_in_log_odds_at_any_temperature(with_new_items):
     np.testing.assert_allclose(logits, np.full_like(logits, 2.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_where_new_items_are_not_told_from_rare_ones_there_is_no_offset(with_new_items):
     spec, of, asked, plain = with_new_items
     assert plain.report.calibration.new_item_offset != 0.0
