@@ -15,7 +15,7 @@ CONFIG ?= configs/movielens-100k.yaml
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
 	@echo "make test       set up, lint, type-check, run every test but those of the targets test-*"
-	@echo "make test-fast  the tests that take no whole pipeline run"
+	@echo "make test-fast  the tests that are not marked as slow"
 	@echo "make test-faults  stages killed, interrupted, their disk full, artifacts damaged, PostgreSQL gone; minutes"
 	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
 	@echo "make test-kubeflow  the compiled steps, each in an interpreter of its own, on two kinds of metadata store; minutes"

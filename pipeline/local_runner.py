@@ -123,7 +123,7 @@ class Progress(logging.Handler):
 
 
 class PeakMemory(threading.Thread):
-    """The largest resident set of this process and its children, sampled once a second, in bytes."""
+    """The largest resident set of this process and its children, sampled twice a second, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -138,7 +138,7 @@ class PeakMemory(threading.Thread):
         import psutil
 
         process = psutil.Process()
-        while not self._stop_event.wait(1.0):
+        while not self._stop_event.wait(0.5):
             total = 0
             for member in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):

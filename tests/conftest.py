@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported by now is garbage no more: each full collection would go through all of TensorFlow and TFX."""
+    """What is imported by now is never garbage: each full collection would go through all of TensorFlow and TFX."""
     gc.collect()
     gc.freeze()
 

@@ -570,7 +570,7 @@ class _CountTimes(beam.CombineFn):
 
     def add_input(self, accumulator: list[TimeHistogram], element: tuple[bytes, bytes, Interactions]) -> Any:
         times = element[2].timestamp
-        # Not sorted yet, as a histogram's are: that is for many users at once.
+        # One user's times, as they come: `compact` sorts those of many users at once.
         accumulator.append(TimeHistogram(0, times, np.ones(len(times), np.int64)))
         return accumulator if len(accumulator) < _PIECES else self.compact(accumulator)
 

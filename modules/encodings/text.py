@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from modules.encodings.base import Encoded
-from modules.encodings.learned import Learned
+from modules.encodings.learned_vocabulary import LearnedVocabulary
 from modules.settings.base import MANY
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-class Text(Learned):
+class Text(LearnedVocabulary):
     """Free text: lower-cased, split at everything that is not a letter or a digit, embeddings averaged.
 
     Encodes to int64 [B, max_tokens], padded with 0.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modules.encodings.base import Encoded
 from modules.encodings.category import Categorical
-from modules.encodings.learned import Learned
+from modules.encodings.learned_vocabulary import LearnedVocabulary
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modules.encodings.items import ItemIds
 
 
-class Vocabulary(Categorical, Learned):
+class Vocabulary(Categorical, LearnedVocabulary):
     """A string or integer category, looked up in a vocabulary learned from the training period.
 
     Encodes to int64 [B], or [B, max_values] padded with 0 when multivalued.

@@ -400,13 +400,15 @@ def test_items_not_in_table_are_kept_and_users_not_in_table_dropped(tmp_path: Pa
 
 # Splits and histories as properties.
 
+# Columns that become no input of the servable may be named as anybody likes.
+PART = "sp:lit/größe €"
 rows_of_users = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["i1", "i2", "i3", "i4"]), st.integers(0, 12)),
     min_size=8,
     max_size=40,
 ).map(
     lambda triples: [
-        interaction(user, item, time, n, part=(TRAIN, VALIDATION, EVAL, TRAIN)[(time * 7 + n) % 4])
+        interaction(user, item, time, n, **{PART: (TRAIN, VALIDATION, EVAL, TRAIN)[(time * 7 + n) % 4]})
         for n, (user, item, time) in enumerate(triples)
     ]
 )
@@ -416,7 +418,7 @@ splits = st.sampled_from(
         TemporalSplit(validation_from=4, eval_from=8),
         RandomSplit(validation=0.3, eval=0.3),
         LeaveLastOutSplit(),
-        ColumnSplit(column="part"),
+        ColumnSplit(column=PART),
     ]
 )
 
@@ -464,7 +466,7 @@ def assert_as_the_oracle_says(rows: Rows, split: Split, modes: Sequence[str]) ->
         (TemporalSplit(validation_from=20, eval_from=30), ("train",)),
         pytest.param(RandomSplit(validation=0.3, eval=0.3), ("rolling", "train"), marks=pytest.mark.slow),
         (LeaveLastOutSplit(), ("train",)),
-        pytest.param(ColumnSplit(column="part"), ("rolling", "train"), marks=pytest.mark.slow),
+        pytest.param(ColumnSplit(column=PART), ("rolling", "train"), marks=pytest.mark.slow),
     ],
     ids=lambda value: value.strategy if isinstance(value, tables.Settings) else None,
 )
@@ -473,7 +475,9 @@ def test_splits_and_histories_equal_the_oracle(split: Split, modes: Sequence[str
     rng = np.random.default_rng(3)
     users = [*rng.integers(0, 5, 75), 5, 6, 6, 7, 7]
     rows = [
-        interaction(f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, part=histories.SPLITS[n % 3])
+        interaction(
+            f"u{user}", f"i{rng.integers(1, 5)}", int(rng.integers(0, 40)), n, **{PART: histories.SPLITS[n % 3]}
+        )
         for n, user in enumerate(users)
     ]
     assert_as_the_oracle_says(rows, split, modes)

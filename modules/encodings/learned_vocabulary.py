@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from modules.encodings.items import ItemIds
 
 
-class Learned(Embedded):
-    """Encodes to int64: 0 for a missing value, 1 … V for known ones (most frequent first), V + 1 … V + oov_buckets for
-    those out of vocabulary (by hash).
+class LearnedVocabulary(Embedded):
+    """Base of the encodings whose values are looked up in a vocabulary of their own.
+
+    Ids are int64: 0 for a missing value, 1 … V for known ones (most frequent first), V + 1 … V + oov_buckets for those
+    out of vocabulary (by hash).
     """
 
     min_count: int = Field(1, ge=1, le=MANY)
