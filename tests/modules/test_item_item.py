@@ -44,9 +44,9 @@ def test_moments_are_those_of_whole_histories_and_transitions(items):
     owned = histories()
     whole, before, after = designs(owned, items)
     actual = moments(owned, items)
-    np.testing.assert_allclose(actual.together, whole.T @ whole)
+    np.testing.assert_array_equal(actual.histories.toarray(), whole)
     np.testing.assert_allclose(actual.gram, 2 * whole.T @ whole + before.T @ before)
-    np.testing.assert_allclose(actual.cross, 2 * whole.T @ whole + before.T @ after)
+    np.testing.assert_allclose(actual.cross, 2 * whole.T @ whole + before.T @ after, rtol=1e-5)
 
 
 def test_weights_are_the_least_squares_under_a_zero_diagonal():
@@ -58,8 +58,8 @@ def test_weights_are_the_least_squares_under_a_zero_diagonal():
         others = [i for i in range(items) if i != item]
         design = np.concatenate([np.sqrt(2) * whole[:, others], before[:, others], np.sqrt(ridge) * np.eye(items - 1)])
         target = np.concatenate([np.sqrt(2) * whole[:, item], after[:, item], np.zeros(items - 1)])
-        np.testing.assert_allclose(weights[others, item], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-8)
-        assert weights[item, item] == pytest.approx(0, abs=1e-12)
+        np.testing.assert_allclose(weights[others, item], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-6)
+        assert weights[item, item] == pytest.approx(0, abs=1e-6)
 
 
 def test_factors_of_full_rank_are_the_weights_up_to_the_scale():
@@ -87,7 +87,7 @@ def test_factors_of_lower_rank_lose_least_in_the_scores():
         kept = weights @ factors.items[1:] @ factors.items[1:].T
         lost = np.linalg.norm(design @ (weights - kept))
         # Eckart and Young: no factors of this rank lose less.
-        assert lost == pytest.approx(np.sqrt(np.sum(values[rank:] ** 2)), rel=1e-6)
+        assert lost == pytest.approx(np.sqrt(np.sum(values[rank:] ** 2)), rel=1e-4)
 
 
 def test_many_users_are_taken_in_parts(monkeypatch):
@@ -96,8 +96,8 @@ def test_many_users_are_taken_in_parts(monkeypatch):
     monkeypatch.setattr(item_item, "_USERS_AT_ONCE", 7)
     in_parts = moments(owned)
     np.testing.assert_allclose(in_parts.gram, whole.gram)
-    np.testing.assert_allclose(in_parts.cross, whole.cross)
-    assert in_parts.users == 30
+    np.testing.assert_allclose(in_parts.cross, whole.cross, rtol=1e-5)
+    assert (in_parts.histories != whole.histories).nnz == 0
 
 
 def test_factors_cover_ids_that_the_model_does_not_know_with_zeros():
@@ -122,7 +122,7 @@ def test_randomised_factors_score_next_to_as_well_as_the_best_ones():
     weights = item_item.solve(of, 10.0)
     explained = weights.T @ of.gram @ weights
     best = scipy.linalg.eigvalsh(explained, subset_by_index=[items - rank, items - 1]).sum()
-    vectors = item_item.factors(of, weights, rank, exact_up_to=100).items[1:].astype(np.float64)
+    vectors = item_item.factors(of, weights, rank).items[1:].astype(np.float64)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-4)
     assert np.trace(vectors.T @ explained @ vectors) > 0.99 * best
 
