@@ -228,7 +228,8 @@ class QueryTower(tf_keras.layers.Layer):
     def _sum(self, table: tf.Tensor, history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Σ weights · rows of a table, [B, width]; weights [B, H] are 0 at padding."""
         if self.dense_history:
-            return tf.matmul(many_hot(history, weights, tf.shape(table)[0] - 1), table[1:])
+            # Row 0 gets the padding's weights, which are 0: cut off, its gradient would be a copy of the whole table.
+            return tf.matmul(many_hot(history + 1, weights, tf.shape(table)[0]), table)
         # Only what is there is gathered, and has a gradient: most of a window is padding.
         row, place = tf.unstack(tf.cast(tf.where(history > 0), tf.int32), axis=1)
         here = tf.stack([row, place], axis=1)
