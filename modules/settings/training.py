@@ -68,7 +68,8 @@ class Training(Settings):
     averaging: float = Field(0.98, ge=0, le=0.999_999)
     """Validated and exported is the moving average of the weights over about 1 / (1 − averaging) steps; 0: the last."""
     patience: int = Field(8, ge=1, le=100_000)
-    """Epochs without a better validation metric before training stops."""
+    """Epochs without a gain on validation before training stops. A gain is more than chance: better than the last one
+    by three quarters of the difference's standard error. The best epoch of all is kept."""
     patience_steps: int = Field(1_500, ge=1, le=1_000_000_000)
     """Steps without one, to the end of an epoch: it stops as well."""
     warm_start: bool = False

@@ -372,10 +372,10 @@ def _log_sum(scores: np.ndarray) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(scipy.special.logsumexp(part, axis=1) for part in parts)])
 
 
-def surely_better(values: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the mean of [Q] values is above that of others for the same queries by two standard errors."""
+def surely_better(values: np.ndarray, other: np.ndarray, errors: float = _SURE) -> bool:
+    """Whether the mean of [Q] values is above that of others for the same queries by so many standard errors."""
     gained = values - other
-    return len(gained) > 1 and bool(gained.mean() > _SURE * gained.std(ddof=1) / math.sqrt(len(gained)))
+    return len(gained) > 1 and bool(gained.mean() > errors * gained.std(ddof=1) / math.sqrt(len(gained)))
 
 
 @dataclass(frozen=True)

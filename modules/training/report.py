@@ -18,6 +18,8 @@ class Epoch:
     ndcg: float
     recall: float
     factorized_top_k: float
+    gained: bool
+    """Whether it was better than the last epoch that was, beyond chance (`training.patience`)."""
     seconds: float
 
     def of(self, metric: str) -> float:
