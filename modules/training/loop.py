@@ -49,9 +49,7 @@ _CALIBRATE_EVERY = 3
 # Candidates whose vectors are computed at once: on the way there are several times as many numbers.
 _CANDIDATES_AT_ONCE = 20_000
 # Standard errors by which an epoch must be better than the last one that was, for training to go on: where validation
-# is flat some epoch is always the best so far, by luck. With 0, ½, ¾ and 1 the search took 24, 16, 16, 16 epochs on
-# MovieLens-100K, 25, 25, 18, 12 on ml-latest-small and 18, 12, 12, 18 on 100,000 generated interactions; its best
-# metric was .1490 each, .0867, .0867, .0846, .0826, and .4452 each.
+# is flat some epoch is always the best so far, by luck (docs/benchmarks.md).
 _GAIN = 0.75
 # Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
 _ROUNDS = 3
@@ -431,7 +429,6 @@ class _Run:
         self.model.candidate_tower.lift.assign(self._data.lift(window))
 
     def _candidate_vectors(self) -> np.ndarray:
-        """[C, D] of the catalogue."""
         labels = self._specification.catalogue.labels.astype(np.int32)
         vectors = np.empty([len(labels), self.model.layout.width], np.float32)
         for start in range(0, len(labels), _CANDIDATES_AT_ONCE):
