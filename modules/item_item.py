@@ -149,7 +149,7 @@ def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
 
     Reduced-rank regression (Izenman, Journal of Multivariate Analysis 1975): B V Vᵀ, with the R first eigenvectors V of
     Bᵀ (α XᵀX + SᵀS) B. They are found by subspace iteration from a random start (Halko et al., SIAM Review 2011), whose
-    time grows with the square of the number of items; where most of all eigenvectors are asked for it is exact.
+    time grows with the square of the number of items; where all but a few of these are asked for it is exact.
 
     Args:
         moments: Of the users.
@@ -159,14 +159,15 @@ def factors(moments: Moments, weights: np.ndarray, rank: int) -> Factors:
     size = len(weights)
     rank, gram = min(rank, size), moments.gram.astype(np.float32)
 
-    def times_matrix(vectors: np.ndarray) -> np.ndarray:
+    def explained(vectors: np.ndarray) -> np.ndarray:
+        """[V, n]: the matrix whose eigenvectors are looked for, times some vectors."""
         return weights.T @ (gram @ (weights @ vectors))
 
     start = np.random.default_rng(0).standard_normal((size, min(rank + _BEYOND, size))).astype(np.float32)
     space = np.linalg.qr(start)[0]
     for _ in range(_ITERATIONS):
-        space = np.linalg.qr(times_matrix(space))[0]
-    _, within = np.linalg.eigh(space.T @ times_matrix(space))
+        space = np.linalg.qr(explained(space))[0]
+    _, within = np.linalg.eigh(space.T @ explained(space))
     kept = space @ within[:, ::-1][:, :rank]
     history = weights @ kept
     # Var(XBV·Vᵀ) over users and items: V is orthonormal.

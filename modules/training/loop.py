@@ -48,8 +48,8 @@ _PROGRESS = logging.getLogger("twotower.progress")
 _CALIBRATE_EVERY = 3
 # Candidates whose vectors are computed at once: on the way there are several times as many numbers.
 _CANDIDATES_AT_ONCE = 20_000
-# Standard errors by which an epoch must be better than the last one that was, for training to go on: where validation
-# is flat some epoch is always the best so far, by luck (docs/benchmarks.md).
+# Standard errors by which an epoch must be better than the last one that gained, to gain itself: where validation is
+# flat some epoch is always the best so far, by luck (docs/benchmarks.md).
 _GAIN = 0.75
 # Rounds of coordinate ascent after the last epoch, at most: it ends when a round moves nothing.
 _ROUNDS = 3

@@ -19,7 +19,7 @@ class Epoch:
     recall: float
     factorized_top_k: float
     gained: bool
-    """Whether it was better than the last epoch that was, beyond chance (`training.patience`)."""
+    """Whether it was better, beyond chance, than the last epoch that gained (`training.patience`)."""
     seconds: float
 
     def of(self, metric: str) -> float:
