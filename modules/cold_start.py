@@ -6,6 +6,7 @@ cold-start recommendations", ICDM 2010): it maps what is known of an item to the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 from sklearn.linear_model import Ridge
 
-from modules.encodings.base import Encoding
+from modules.encodings.base import Encoding, total_of_ids
 
 # The penalty counts as this many items without content would.
 _RIDGE = 10.0
@@ -74,9 +75,8 @@ class ContentMap(tf_keras.layers.Layer):
             values = inputs[key]
             values = values[:, tf.newaxis] if values.shape.rank == 1 else values
             if kind.has_ids:
-                present = tf.cast(values > 0, tf.float32)
-                weights = tf.math.divide_no_nan(present, tf.sqrt(tf.reduce_sum(present, axis=1, keepdims=True)))
-                total += tf.einsum("bm,bmd->bd", weights, tf.gather(table, values))
+                of_ids, count = total_of_ids(values, functools.partial(tf.gather, table))
+                total += tf.math.divide_no_nan(of_ids, tf.sqrt(count))
             else:
                 total += tf.matmul(values, table)
         return total

@@ -144,13 +144,30 @@ def term(
 
     parts = []
     for key, encoded in encoding.encoded.items():
-        values = inputs[key]
+        values = tf.reshape(inputs[key], [-1, encoded.width])
         if not encoded.holds_ids:
-            parts.append(tf.reshape(values, [-1, encoded.width]))
+            parts.append(values)
             continue
         assert embedding is not None
-        ids = tf.reshape(values, [-1, encoded.width])
-        present = tf.cast(ids > 0, tf.float32)
-        total = tf.reduce_sum(present[:, :, tf.newaxis] * embedding(ids), axis=1)
-        parts.append(tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True)))
+        total, count = total_of_ids(values, embedding)
+        parts.append(tf.math.divide_no_nan(total, count))
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+
+
+def total_of_ids(ids: tf.Tensor, embedding: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum of each row's embeddings, [B, width], and how many these are, [B, 1] float32.
+
+    Args:
+        ids: [B, L], padded with 0.
+        embedding: [N] ids → [N, width].
+    """
+    import tensorflow as tf
+
+    if ids.shape[1] == 1:
+        present = tf.cast(ids > 0, tf.float32)
+        return present * embedding(ids[:, 0]), present
+    rows = tf.shape(ids)[0]
+    # Most of a title's 32 places and a list's 16 are padding, which is not looked up.
+    places = tf.where(ids > 0)
+    total = tf.math.unsorted_segment_sum(embedding(tf.gather_nd(ids, places)), places[:, 0], rows)
+    return total, tf.math.count_nonzero(ids > 0, axis=1, keepdims=True, dtype=tf.float32)
