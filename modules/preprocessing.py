@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
+from tensorflow.python.eager import wrap_function
+from tensorflow_transform import tf2_utils
 
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, USER, VALUE_SEPARATOR, WEIGHT
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
@@ -144,33 +146,80 @@ def column_from_examples(serialized: tf.Tensor, column: str) -> tf.Tensor:
 
 
 class Preprocessor(tf.Module):
-    """Transform's graph for raw requests, restricted to some features (one tower's).
+    """Transform's graph for raw requests: the part of it that some features (one tower's) need.
 
     Args:
         tft_output: Output of Transform.
         features: The features whose encodings are wanted.
-        columns: Further string columns that a request carries, for instance the item id, so that `label` comes out.
+        item_column: Column of the item's id, which a request then carries too, so that `label` comes out.
     """
 
     def __init__(
-        self, tft_output: tft.TFTransformOutput, features: Sequence[Encoding], columns: Sequence[str] = ()
+        self, tft_output: tft.TFTransformOutput, features: Sequence[Encoding], item_column: str | None = None
     ) -> None:
         super().__init__()
         self._features = tuple(features)
-        self._columns = tuple(c for c in columns if c not in {f.column for f in self._features})
-        self._layer = tft_output.transform_features_layer()
+        self._own = {} if item_column is None else {item_column: tf.TensorSpec([None], tf.string, name=item_column)}
+        keys = [key for feature in features for key in feature.keys]
+        # The tables that the graph reads must be tracked by what is saved.
+        self._transform = tf.saved_model.load(tft_output.transform_savedmodel_dir)
+        self._encode = _pruned(
+            self._transform.transform_fn, list(self.signature()), keys if item_column is None else [*keys, LABEL]
+        )
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """The request tensors that a call takes."""
-        extra = {column: tf.TensorSpec([None], tf.string, name=column) for column in self._columns}
-        return {**request_signature(self._features), **extra}
+        return self._own | request_signature(self._features)
 
     def __call__(self, requests: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encodes requests [B]; keys and shapes as the features' `encoded` says, what a tower reads."""
-        raw = {f.column: present(requests[f.column]) for f in self._features}
-        raw |= {column: present(requests[column]) for column in self._columns}
-        encoded = dict(self._layer(raw))
+        batch = tf.shape(next(iter(requests.values())), out_type=tf.int64)[0]
+        # One value in each row, also where it is missing: what reads a column takes the two for the same.
+        places = tf.stack([tf.range(batch), tf.zeros([batch], tf.int64)], axis=1)
+        shape = tf.stack([batch, 1])
+        raw = {
+            name: tf.SparseTensor(places, requests[name], shape) if spec.shape.rank == 1 else present(requests[name])
+            for name, spec in self.signature().items()
+        }
+        encoded = self._encode(raw)
         for feature in self._features:
             if isinstance(feature, History):
                 encoded[feature.column] = newest_first(encoded[feature.column], feature.max_length)
         return encoded
+
+
+def _pruned(
+    transform: Any, columns: Sequence[str], keys: Sequence[str]
+) -> Callable[[Mapping[str, tf.SparseTensor]], dict[str, Any]]:
+    """A function of some columns that computes some keys, and nothing else.
+
+    Transform's own layer runs the whole graph for each request, sequences and the other tower's features included.
+
+    Args:
+        transform: `transform_fn` of Transform's SavedModel.
+        columns: Whose values are given.
+        keys: What is wanted; it follows from these columns.
+    """
+    graph = transform.graph
+    inputs = tf.nest.pack_sequence_as(
+        transform.structured_input_signature[0][0],
+        graph.inputs[: len(graph.inputs) - len(graph.internal_captures)],
+        expand_composites=True,
+    )
+    outputs = tf.nest.pack_sequence_as(transform.structured_outputs, graph.outputs, expand_composites=True)
+    wanted = {key: outputs[key] for key in keys}
+    whole = wrap_function.WrappedFunction(graph, wrap_function.VariableHolder(share_variables=True))
+    feeds = tf.nest.flatten({column: inputs[column] for column in columns}, expand_composites=True)
+    # A function waits for all of its look-ups, wanted or not, unless the outputs are taken from before that.
+    fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(
+        tf.nest.flatten(wanted, expand_composites=True)
+    )
+    part = whole.prune(feeds, fetches)
+
+    def encode(raw: Mapping[str, tf.SparseTensor]) -> dict[str, Any]:
+        values = part(*tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True))
+        for value, tensor in zip(values, part.outputs, strict=True):
+            value.set_shape(tensor.shape)
+        return tf.nest.pack_sequence_as(wanted, values, expand_composites=True)
+
+    return encode

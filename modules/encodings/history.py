@@ -50,5 +50,12 @@ def newest_first(ids: tf.SparseTensor | tf.RaggedTensor, max_length: int) -> tf.
     """[B, max_length] the newest ids of lists [B, ?], the newest one first, padded with 0."""
     import tensorflow as tf
 
-    ragged = tf.RaggedTensor.from_sparse(ids) if isinstance(ids, tf.SparseTensor) else ids
-    return ragged[:, ::-1].to_tensor(shape=[None, max_length])
+    if isinstance(ids, tf.RaggedTensor):
+        return ids[:, ::-1].to_tensor(shape=[None, max_length])
+    # Of a request: dense takes a quarter of the operations, and is as wide as the request's own longest history.
+    oldest_first = tf.sparse.to_dense(ids, validate_indices=False)
+    lengths = tf.math.count_nonzero(oldest_first, axis=1)
+    newest = tf.reverse_sequence(oldest_first, lengths, seq_axis=1)[:, :max_length]
+    newest = tf.pad(newest, [[0, 0], [0, max_length - tf.shape(newest)[1]]])
+    newest.set_shape([None, max_length])
+    return newest

@@ -27,7 +27,7 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     model.query_tower.dense_history = False
     features, columns = specification.features, specification.columns
     query = Preprocessor(tft_output, features.query)
-    candidate = Preprocessor(tft_output, features.candidate, (columns.item,))
+    candidate = Preprocessor(tft_output, features.candidate, columns.item)
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower

@@ -386,7 +386,8 @@ def request(rows, signature):
 @pytest.mark.parametrize("side", ["query", "candidate"])
 def test_a_request_is_encoded_as_in_training(world, transformed, side):
     rows, encoded = (world.queries, transformed[1]) if side == "query" else (world.items, transformed[2])
-    preprocessor = preprocessing.Preprocessor(transformed[3], getattr(FEATURES, side))
+    of_side = {"query": (FEATURES.query,), "candidate": (FEATURES.candidate, COLUMNS.item)}[side]
+    preprocessor = preprocessing.Preprocessor(transformed[3], *of_side)
     served = preprocessor(request(rows, preprocessor.signature()))
     keys = {key for f in getattr(FEATURES, side) for key in f.keys} - {"history"}
     keys |= set() if side == "query" else {LABEL}
@@ -418,6 +419,19 @@ def test_examples_and_requests_are_the_same(world, transformed):
         for f in features:
             for key in f.keys:
                 np.testing.assert_allclose(got[key].numpy(), expected[key].numpy(), atol=1e-6, err_msg=key)
+
+
+def test_a_request_runs_the_operations_of_its_own_features_only(transformed):
+    """The queries' graph has no words of titles in it, the items' none of the time of day."""
+    operations = {}
+    for features in (FEATURES.query, FEATURES.candidate):
+        preprocessor = preprocessing.Preprocessor(transformed[3], features)
+        traced = tf.function(preprocessor.__call__, autograph=False).get_concrete_function(preprocessor.signature())
+        graph = traced.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        operations[features] = {node.op for node in nodes}
+    assert "StringSplitV2" in operations[FEATURES.candidate] - operations[FEATURES.query]
+    assert "Sin" in operations[FEATURES.query] - operations[FEATURES.candidate]
 
 
 def test_an_empty_request_encodes_to_nothing(transformed):
