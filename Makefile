@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance bench-serving bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance native bench-serving bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
 	@echo "make test-kubeflow  the compiled steps, each in an interpreter of its own, on two kinds of metadata store; minutes"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
+	@echo "make native     the pushed model's own latency, by the C++ code that TF Serving runs"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
 	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
@@ -75,6 +76,10 @@ test-kubeflow: $(READY)
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)
 	$(BIN)/python -m pytest tests/serving/conformance $(ARGS)
+
+# Every signature of the model that CONFIG's runs pushed; ARGS="VERSION_FOLDER --threads 4" for another. Needs a C++ compiler.
+native: $(READY)
+	@$(BIN)/python -m benchmarks.serving.native --config $(CONFIG) $(ARGS)
 
 # On the model that CONFIG's runs pushed; ARGS="--soak 600 --swaps 20" for the soak.
 bench-serving: $(READY)
@@ -134,7 +139,7 @@ kubeflow: run
 	@$(BIN)/python -m kubeflow.comparison $(KUBEFLOW)/local.parquet $(KUBEFLOW)/cluster.parquet
 
 clean:
-	rm -rf $(VENV) $(BENCH) runs served results bench-results
+	rm -rf $(VENV) $(BENCH) build runs served results bench-results
 
 # ARGS has the options, for instance ARGS="--sizes 5M --kinds gaussian"; --help lists them.
 bench-index: $(READY) $(BENCH_READY)

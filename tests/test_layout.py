@@ -92,7 +92,7 @@ def test_no_folders_import_each_other_in_a_circle():
 
 @pytest.mark.parametrize("folder", ["modules/settings", "modules/encodings", "modules/data", "serving"])
 def test_what_is_read_before_anything_runs_imports_nothing_heavy(folder: str):
-    exempt = {ROOT / "modules/encodings/values.py", *files("serving/development_server"), *files("serving/native")}
+    exempt = {ROOT / "modules/encodings/values.py", *files("serving/development_server")}
     wrong = {
         (path.relative_to(ROOT).as_posix(), name)
         for path in files(folder)

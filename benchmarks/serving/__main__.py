@@ -3,7 +3,8 @@
     python -m benchmarks.serving [--config F | --model-base-path FOLDER] [--seconds 10] [--output F.json]
     python -m benchmarks.serving --soak 600 --swaps 20 [--rate 40]
 
-Server and clients share this machine's processors: latencies at high concurrency are those of both.
+Server and clients share this machine's processors: latencies at high concurrency are those of both. Beside them stands
+the servable's own clock, by the C++ code that TF Serving runs (`native`; `make native` has it for every signature).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving import marked_versions
-from serving.client import Client, GrpcClient, RestClient, ServingError
+from benchmarks.serving.pushed import newest_version
+from serving.client import DEFAULT_SIGNATURE, Client, GrpcClient, RestClient, ServingError
+from serving.native import probe
 
 MODEL = "bench"
 CONCURRENCY = (1, 8, 64)
@@ -49,6 +52,7 @@ class Level:
     """What clients saw that asked all the time, each again as soon as it had its answer."""
 
     interface: str
+    """`native` is none: threads that call TensorFlow's session in C++."""
     clients: int
     p50_ms: float
     p95_ms: float
@@ -96,7 +100,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="the same as JSON")
     options = parser.parse_args()
 
-    source = _newest(options.model_base_path or _push_destination(options.config))
+    source = newest_version(options.config, options.model_base_path)
     requests = single_requests(source)
     result: dict[str, object] = {
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
@@ -115,14 +119,17 @@ def main() -> int:
             code = 0 if outcome.passed else 1
         else:
             alone = in_process(base_path / "1", requests)
+            levels, missing = native_levels(base_path / "1", options.seconds)
             with server(base_path) as (addresses, _):
-                levels = [
+                levels += [
                     level(name, addresses[name], clients, requests, options.seconds)
                     for name in KINDS
                     for clients in CONCURRENCY
                 ]
-            result |= {"in_process_p50_ms": alone, "levels": [asdict(one) for one in levels]}
+            result |= {"in_process_p50_ms": alone, "levels": [asdict(one) for one in levels], "native_missing": missing}
             render_levels(alone, levels, console)
+            if missing:
+                console.print(f"native: {missing}")
             code = 1 if any(one.failures for one in levels) else 0
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +176,18 @@ def in_process(version: Path, requests: Sequence[Request]) -> float:
     milliseconds = _timed(lambda n: servable.predict("", requests[n % len(requests)]), lambda n: n < 10 * _WARM_CALLS)
     servable.close()
     return round(float(np.percentile(milliseconds, 50)), 3)
+
+
+def native_levels(version: Path, seconds: float) -> tuple[list[Level], str]:
+    """The same load on the servable alone, without Python; or nothing, and why."""
+    try:
+        report = probe.run(version, CONCURRENCY, seconds, signature=DEFAULT_SIGNATURE, batch=1)
+    except probe.ProbeError as error:
+        return [], str(error)
+    levels = [
+        Level("native", t.threads, t.p50_ms, t.p95_ms, t.p99_ms, t.per_second, failures=0) for t in report.timings
+    ]
+    return levels, ""
 
 
 def level(name: str, address: str, clients: int, requests: Sequence[Request], seconds: float) -> Level:
@@ -310,19 +329,6 @@ def _in_threads(run: Callable[[list[float]], None], arguments: Sequence[list[flo
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def _push_destination(config: str) -> Path:
-    from pipeline.config import load
-
-    return Path(load(config).push_destination)
-
-
-def _newest(base_path: Path) -> Path:
-    versions = [f for f in base_path.glob("*") if f.name.isdigit()] if base_path.is_dir() else []
-    if not versions:
-        sys.exit(f"no model in {base_path}: push one with `twotower run`, or name a folder with --model-base-path")
-    return max(versions, key=lambda folder: int(folder.name))
 
 
 if __name__ == "__main__":
