@@ -195,10 +195,7 @@ class QueryTower(tf_keras.layers.Layer):
                 vectors += share.cut(self.encoder.at_places(places, table, None if seed is None else seed + 3))
         elif self._history is not None:
             assert self._item_ids is not None
-            if self._age is not None and not _is_zero(recency):
-                recency = recency * (1.0 - share.cut(self.inactivity(inputs)))
-            weights = _by_rank(history, recency) * (1.0 if closeness is None else share.cut(closeness))
-            weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
+            weights = self._weights_of_mean(inputs, recency, closeness, share)
             vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
         return finish(self._residual(vectors), None if self._normalize else tf.ones([share.size(rows), 1]))
 
@@ -225,6 +222,91 @@ class QueryTower(tf_keras.layers.Layer):
         age = inputs[self._age.column][:, tf.newaxis]
         return age / (age + self._gap)
 
+    def summands(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What a query's vector is the sum of: [B, D] vectors by name, of transformed query features.
+
+        The learned part is `constant`, `cold_start`, the history (by its column) and each other feature that has a term
+        (by its column); or it is `learned`, whole, where layers bend it. `bias` meets the candidate's own. The other
+        names are those of `VectorLayout`. A length to which `model.normalize` brings the sum divides each summand.
+        """
+        layout, weights = self.layout, self._blend
+        if self._residual.is_identity:
+            terms = self._terms_of_learned(inputs)
+            if self._normalize:
+                length = tf.norm(tf.add_n(list(terms.values())), axis=1, keepdims=True)
+                terms = {name: tf.math.divide_no_nan(term, length) for name, term in terms.items()}
+        else:
+            terms = {"learned": self.learned(inputs, weights["recency"])[:, : self._width]}
+        parts = {name: _placed(term, 0, layout.width) for name, term in terms.items()}
+        lift = self.lift(inputs, weights["lift"], weights["cold_start_lift"])
+        if not self._normalize:
+            parts["bias"] = _placed(tf.ones_like(lift), self._width, layout.width)
+        if self._item_item is not None:
+            item_item = weights["item_item"] * self.item_item(inputs, weights["item_item_recency"])
+            parts["item_item"] = _placed(item_item, layout.item_item.start, layout.width)
+        parts["lift"] = _placed(lift, layout.lift.start, layout.width)
+        if layout.discount.size:
+            parts["discount"] = _placed(tf.ones_like(lift), layout.discount.start, layout.width)
+        return parts
+
+    def summands_of_history(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[B, H, D] by place of a history: what the summands of the history and of the item-item part are the sum of.
+
+        Only where `is_sum_of_items`.
+        """
+        assert self._history is not None and self._item_ids is not None and self.is_sum_of_items
+        history, blend = tf.cast(inputs[self._history.column], tf.int32), self._blend
+        weights = self.history_scale * self._weights_of_mean(inputs, blend["recency"])
+        if self._normalize:
+            length = tf.norm(tf.add_n(list(self._terms_of_learned(inputs).values())), axis=1, keepdims=True)
+            weights = tf.math.divide_no_nan(weights, length)
+        of_places = weights[:, :, tf.newaxis] * tf.gather(self._item_ids.embeddings, history)
+        places = _placed(of_places, 0, self.layout.width)
+        if self._item_item is not None:
+            weights = blend["item_item"] * _by_rank(history, blend["item_item_recency"])
+            of_places = weights[:, :, tf.newaxis] * tf.gather(self._item_item, history)
+            places += _placed(of_places, self.layout.item_item.start, self.layout.width)
+        return places
+
+    @property
+    def is_sum_of_features(self) -> bool:
+        """Whether each query feature adds a summand of its own: no layers bend what they add up to."""
+        return self._residual.is_identity
+
+    @property
+    def is_sum_of_items(self) -> bool:
+        """Whether each item of a history adds a summand of its own."""
+        return self.is_sum_of_features and self.encoder is None
+
+    def _terms_of_learned(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """[B, width] each: what is added up before `finish`, under the weights that serve."""
+        rows = tf.shape(next(iter(inputs.values())))[0]
+        terms = {"constant": tf.tile(self.constant[tf.newaxis], [rows, 1]), **self.terms.each(inputs)}
+        if self._history is None:
+            return terms
+        assert self._item_ids is not None
+        history, table = tf.cast(inputs[self._history.column], tf.int32), self._item_ids.embeddings
+        terms["cold_start"] = tf.cast(_is_empty(history), tf.float32) * self.cold_start
+        if self.encoder is not None:
+            return terms | {self._history.column: self.encoder(history, table)}
+        weights = self._weights_of_mean(inputs, self._blend["recency"])
+        return terms | {self._history.column: self.history_scale * self._sum(table, history, weights)}
+
+    def _weights_of_mean(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        recency: tf.Tensor | float,
+        closeness: tf.Tensor | None = None,
+        share: Share = WHOLE,
+    ) -> tf.Tensor:
+        """[b, H] weights of a history's items in their mean; arguments as `learned` has them."""
+        assert self._history is not None
+        history = share.cut(tf.cast(inputs[self._history.column], tf.int32))
+        if self._age is not None and not _is_zero(recency):
+            recency = recency * (1.0 - share.cut(self.inactivity(inputs)))
+        weights = _by_rank(history, recency) * (1.0 if closeness is None else share.cut(closeness))
+        return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
+
     def _sum(self, table: tf.Tensor, history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Σ weights · rows of a table, [B, width]; weights [B, H] are 0 at padding."""
         if self.dense_history:
@@ -240,6 +322,12 @@ class QueryTower(tf_keras.layers.Layer):
 def _is_empty(history: tf.Tensor) -> tf.Tensor:
     """[B, 1] bool, for histories [B, H]."""
     return tf.reduce_all(history == 0, axis=1, keepdims=True)
+
+
+def _placed(vectors: tf.Tensor, start: int, width: int) -> tf.Tensor:
+    """[..., n] → [..., width]: zeros but for the dimensions from `start` on."""
+    around = [[0, 0]] * (vectors.shape.rank - 1)
+    return tf.pad(vectors, [*around, [start, width - start - int(vectors.shape[-1])]])
 
 
 def _is_zero(recency: tf.Tensor | float) -> bool:

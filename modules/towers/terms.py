@@ -90,12 +90,19 @@ class FeatureTerms(tf_keras.layers.Layer):
         inputs = {key: share.cut(values) for key, values in inputs.items()}
         total = tf.zeros([share.size(rows), self._width])
         for number, feature in enumerate(self._features):
-            term = self._projections[feature.column](term_of(feature, inputs, self._embeddings.get(feature.column)))
+            term = self._term(feature, inputs)
             if dropout and seed is not None:
                 kept = tf.random.stateless_uniform([rows, 1], seed + 17 * (number + 1)) >= dropout
                 term *= tf.cast(share.cut(kept), tf.float32)
             total += term
         return total
+
+    def each(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """[B, width] of each feature, by column: what `call` adds up where nothing is hidden."""
+        return {feature.column: self._term(feature, inputs) for feature in self._features}
+
+    def _term(self, feature: Encoding, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return self._projections[feature.column](term_of(feature, inputs, self._embeddings.get(feature.column)))
 
 
 class Residual(tf_keras.layers.Layer):
@@ -116,6 +123,10 @@ class Residual(tf_keras.layers.Layer):
             for i, size in enumerate(sizes)
         ]
         self._out = tf_keras.layers.Dense(width, kernel_initializer="zeros", name="out") if sizes else None
+
+    @property
+    def is_identity(self) -> bool:
+        return self._out is None
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         if self._out is None:
