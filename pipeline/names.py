@@ -14,7 +14,17 @@ from dataclasses import dataclass
 
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, SLICE_PREFIX, TIME, USER, WEIGHT
 from modules.encodings.features import Features
-from modules.servable.contract import EXAMPLES, EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
+from modules.servable.contract import (
+    CANDIDATES,
+    EXAMPLES,
+    EXCLUDE,
+    EXPLAIN,
+    EXPLANATION,
+    FILTER_PREFIX,
+    ITEM_ID,
+    REASON_PREFIX,
+    SCORE,
+)
 from modules.settings import Evaluation, Serving, Tables
 
 IN_EXAMPLES, IN_ENCODED, IN_REQUESTS, IN_ANSWERS = (
@@ -77,9 +87,9 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
         yield Name(IN_ENCODED, SEQUENCE_PREFIX + key, "the pipeline's")
     for key in (WEIGHT, HELD_OUT, tables.interactions.item, tables.interactions.timestamp):
         yield Name(IN_EXAMPLES, SEQUENCE_PREFIX + key, f"the sequence of {key!r}")
-    for key in (EXAMPLES, EXCLUDE):
+    for key in (EXAMPLES, EXCLUDE, EXPLAIN, CANDIDATES):
         yield Name(IN_REQUESTS, key, "the pipeline's")
-    for key in (ITEM_ID, SCORE):
+    for key in (ITEM_ID, SCORE, *EXPLANATION):
         yield Name(IN_ANSWERS, key, "the pipeline's")
 
     item = tables.interactions.item
@@ -120,6 +130,7 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
             yield Name(IN_EXAMPLES, column, holds, key)
     for column in serving.return_columns:
         yield Name(IN_ANSWERS, column, f"column {column!r}", "serving.return_columns")
+        yield Name(IN_ANSWERS, REASON_PREFIX + column, f"column {column!r} of a reason", "serving.return_columns")
     for column in serving.filter_columns:
         yield Name(IN_REQUESTS, FILTER_PREFIX + column, f"the filter by {column!r}", "serving.filter_columns")
     for number, each in enumerate(evaluation.slices):

@@ -90,7 +90,11 @@ class World:
         assets = path.parent / f"{path.name}-assets"
         assets.mkdir(parents=True)
         model = _Towers(self, assets)
-        signatures = {"query_embedding": model.query, "candidate_embedding": model.candidate}
+        signatures = {
+            "query_embedding": model.query,
+            "candidate_embedding": model.candidate,
+            "explain_embedding": model.explain,
+        }
         embedding.save(model, signatures, str(path), FEATURES, LAYOUT, {"item vectors/all": model.item_vectors})
         for file in assets.iterdir():
             file.unlink()
@@ -182,6 +186,35 @@ class _Towers(tf.Module):
         users = self._users.lookup(user_id)
         users = tf.where(users < 0, tf.cast(self._unknown["user"], tf.int64), users)
         return {"embedding": tf.gather(self._user_vectors, users) + mean}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, name="user_id"),
+            tf.TensorSpec([None, None], tf.string, name="history"),
+            tf.TensorSpec([None, None, DIMENSION], tf.float32, name="candidates"),
+        ]
+    )
+    def explain(self, user_id, history, candidates):
+        """Two parts, the user and the history; of the items up to three, in the order of the history."""
+        user = self.query(user_id, history[:, :0])["embedding"]
+        vectors = tf.stack([user, self.query(user_id, history)["embedding"] - user], axis=1)
+        rows = self._items.lookup(history)
+        known = tf.ragged.boolean_mask(rows, rows >= 0)[:, -3:]
+        names = tf.ragged.boolean_mask(history, rows >= 0)[:, -3:].to_tensor("", shape=[None, 3])
+        each = (
+            tf.gather(self.item_vectors, known) / tf.cast(known.row_lengths(), tf.float32)[:, None, None]
+        ).to_tensor(shape=[None, 3, DIMENSION])
+        asked, reasons = tf.shape(candidates)[1], tf.einsum("bnd,bhd->bnh", candidates, each)
+        names = tf.repeat(names[:, tf.newaxis], asked, axis=1)
+        batch = tf.shape(user_id)
+        return {
+            "part": tf.tile([["user_id", "history"]], [batch[0], 1]),
+            "part_exact": tf.ones([batch[0], 2], tf.bool),
+            "part_score": tf.einsum("bnd,bpd->bnp", candidates, vectors),
+            "reason_item_id": names,
+            "reason_score": tf.where(names == "", float("-inf"), reasons),
+            "reason_exact": tf.ones(batch, tf.bool),
+        }
 
     @tf.function(
         input_signature=[

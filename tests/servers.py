@@ -23,7 +23,9 @@ from benchmarks.serving import marked_versions
 from serving.client import Client, GrpcClient, Signature
 
 RECOMMEND = ("serving_default", "recommend_excluding", "recommend_filtered")
-SIGNATURES = (*RECOMMEND, "similar_items", "query_embedding", "candidate_embedding", "evaluate")
+SIGNATURES = (
+    *RECOMMEND, "similar_items", "query_embedding", "candidate_embedding", "evaluate", "explain", "explain_embedding"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,10 @@ class Target:
     def _input(self, signature: str, name: str, batch: int, history: tuple[str, ...]) -> np.ndarray:
         spec = self.signatures[signature].inputs[name]
         assert spec.shape is not None
+        if len(spec.shape) == 3:
+            return np.ones((batch, 2, spec.shape[2]), spec.dtype)
         if spec.dtype == np.object_ and len(spec.shape) == 2:
-            values = history if name in self.lists(signature) else ()
+            values = history if name in self.lists(signature) else self.items[:2] if name == "explain" else ()
             return np.array([list(values)] * batch, object).reshape(batch, len(values))
         if name == "item_id":
             return np.array([self.items[row % len(self.items)] for row in range(batch)], object)

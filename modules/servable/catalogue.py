@@ -17,7 +17,7 @@ from modules.encodings.features import Features
 from modules.errors import UserError
 from modules.retrieval.top_k import Partitions
 from modules.retrieval.vectors import Vectors, parts
-from modules.servable.contract import EXCLUDE, FILTER_PREFIX, ITEM_ID, SCORE
+from modules.servable.contract import CANDIDATES, EXCLUDE, EXPLAIN, FILTER_PREFIX, ITEM_ID, SCORE
 from modules.settings import Serving
 
 CATALOGUE_PATH = os.path.join("assets.extra", "catalogue.parquet")
@@ -111,7 +111,7 @@ def check(catalogue: EmbeddedCatalogue, features: Features, serving: Serving) ->
         if column in (ITEM_ID, SCORE):
             raise UserError(f"serving.return_columns: {column!r} is an output of its own; remove it")
     for feature in features.query:
-        if feature.column == EXCLUDE or feature.column.startswith(FILTER_PREFIX):
+        if feature.column in (EXCLUDE, EXPLAIN, CANDIDATES) or feature.column.startswith(FILTER_PREFIX):
             raise UserError(f"features.query: {feature.column!r} is the name of another input; rename the column")
     for column in serving.filter_columns:
         values = {value for of_row in catalogue.filterable[column] for value in of_row if value}

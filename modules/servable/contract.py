@@ -29,9 +29,17 @@ SERVABLE_PATH = os.path.join("assets.extra", "servable.json")
 EMBEDDING_PATH = os.path.join("assets.extra", "embedding.json")
 
 QUERY_EMBEDDING, CANDIDATE_EMBEDDING = "query_embedding", "candidate_embedding"
+EXPLAIN, EXPLAIN_EMBEDDING = "explain", "explain_embedding"
+"""What scores are made of: those of items by their ids, or of any candidate vectors (`modules/towers/explanation.py`).
+A servable that was made before there were such signatures has neither."""
 ITEM_ID, SCORE = "item_id", "score"
 EXCLUDE, FILTER_PREFIX = "exclude", "filter_"
 """Inputs beside the query's columns: items to leave out, and `filter_genres` for a filter column."""
+CANDIDATES = "candidates"
+"""Input of `explain_embedding`: vectors; the ids that `explain` asks about are in an input of its own name."""
+REASON_PREFIX = "reason_"
+EXPLANATION = ("part", "part_exact", "part_score", "reason_item_id", "reason_score", "reason_exact")
+"""Outputs of both; `explain` adds `reason_title` for a returned column."""
 EXAMPLES = "examples"
 """Input of `evaluate`, serialized examples; TFMA would take a column of that name for it."""
 ITEM_IDS_FILE = "catalogue_item_ids.txt"

@@ -1,7 +1,8 @@
-"""The embedding model, which the Trainer exports and every servable carries: two signatures and what they read.
+"""The embedding model, which the Trainer exports and every servable carries: its signatures and what they read.
 
-Both the export and a servable are a SavedModel with the signatures `query_embedding` and `candidate_embedding`. Whoever
-wants the towers of one takes what these two read, so that nothing depends on how a SavedModel is built inside.
+Both the export and a servable are a SavedModel with the signatures `query_embedding`, `candidate_embedding` and
+`explain_embedding`. Whoever wants the towers of one takes what these read, so that nothing depends on how a SavedModel
+is built inside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from modules.preprocessing import column_from_examples, requests_from_examples
 from modules.servable.contract import (
     CANDIDATE_EMBEDDING,
     EMBEDDING_PATH,
+    EXPLAIN_EMBEDDING,
     QUERY_EMBEDDING,
     EmbeddingContract,
 )
@@ -40,7 +42,9 @@ class Embedding(tf.Module):
     def __init__(self, loaded: Any, contract: EmbeddingContract) -> None:
         super().__init__()
         self.contract = contract
-        self.signatures = {name: loaded.signatures[name] for name in (QUERY_EMBEDDING, CANDIDATE_EMBEDDING)}
+        # What was made before there was the last one goes on without it.
+        names = [QUERY_EMBEDDING, CANDIDATE_EMBEDDING, *{EXPLAIN_EMBEDDING}.intersection(loaded.signatures)]
+        self.signatures = {name: loaded.signatures[name] for name in names}
         view = tf.train.TrackableView(loaded)
         self.fitted = {name: _at(view, key) for name, key in contract.variables.items()}
         read = {id(tensor) for function in self.signatures.values() for tensor in function.captured_inputs}
@@ -81,7 +85,7 @@ def save(
 
     Args:
         module: Tracks all that the signatures read.
-        signatures: `query_embedding` and `candidate_embedding`, as traced functions.
+        signatures: `query_embedding`, `candidate_embedding` and `explain_embedding`, as traced functions.
         folder: Where to.
         features: As the towers were fitted with.
         layout: Which dimensions of a vector mean what.

@@ -20,6 +20,8 @@ import numpy as np
 
 RECOMMEND = ("serving_default", "recommend_excluding", "recommend_filtered")
 SIGNATURES = (*RECOMMEND, "similar_items", "query_embedding", "candidate_embedding", "evaluate")
+EXPLAIN = ("explain", "explain_embedding")
+"""Of a servable that has them: one that was made before there were any can be updated."""
 
 _LATENCY_CALLS = 200
 _LATENCY_SECONDS = 5.0
@@ -61,9 +63,10 @@ def replay(path: str) -> dict[str, Any]:
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
-    failures = [f"{name}: the signature is missing" for name in SIGNATURES if name not in model.signatures]
+    expected = [*SIGNATURES, *(name for name in EXPLAIN if name in contract["signatures"])]
+    failures = [f"{name}: the signature is missing" for name in expected if name not in model.signatures]
     replayed = {name for name, _ in requests}
-    failures += [f"{name}: no warm-up request calls it" for name in SIGNATURES if name not in replayed]
+    failures += [f"{name}: no warm-up request calls it" for name in expected if name not in replayed]
     singles = [inputs for name, inputs in requests if name == "serving_default" and _batch(inputs) == 1]
     requests += [("serving_default", _nothing(inputs)) for inputs in singles[:1]]
 
@@ -105,6 +108,8 @@ def faults(
             for row in outputs[name]
             for fault in _list_faults(name, row, known)
         ]
+    if signature in EXPLAIN:
+        return _explanation_faults(signature, inputs, outputs, contract)
     expected = {"embedding": (np.float32, (batch, contract["dimension"]))}
     if signature == "candidate_embedding":
         expected["popularity"] = (np.float32, (batch,))
@@ -153,6 +158,43 @@ def _ranking_faults(
             least = 0
         if signature != "recommend_filtered" and filled.sum() < least:
             wrong.append(f"{filled.sum()} items come back, {least} exist")
+    return wrong
+
+
+def _explanation_faults(
+    signature: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], contract: Mapping[str, Any]
+) -> list[str]:
+    """Wrong shapes, parts that do not add up to their score, or a reason that is not in the history."""
+    asked = inputs["explain" if signature == "explain" else "candidates"].shape[:2]
+    parts = outputs["part"].shape if "part" in outputs else (asked[0], 0)
+    reasons = (*asked, *outputs["reason_score"].shape[2:]) if "reason_score" in outputs else asked
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "part": (np.object_, parts), "part_exact": (np.bool_, parts), "part_score": (np.float32, (*asked, parts[-1])),
+        "reason_item_id": (np.object_, reasons), "reason_score": (np.float32, reasons),
+        "reason_exact": (np.bool_, asked[:1]),
+    }  # fmt: skip
+    if signature == "explain":
+        expected |= {"item_id": (np.object_, asked), "score": (np.float32, asked)}
+        for column in contract["return_columns"]:
+            expected |= {column: (np.object_, asked), f"reason_{column}": (np.object_, reasons)}
+    wrong = _contract_faults(outputs, expected)
+    if wrong:
+        return wrong
+    summed = np.sum(outputs["part_score"] * outputs["part_exact"][:, np.newaxis], axis=2)
+    size = np.sum(np.abs(outputs["part_score"]), axis=2)
+    if signature == "explain":
+        there = outputs["item_id"] != b""
+        score = outputs["score"]
+    else:
+        there, score = np.ones(asked, bool), summed
+    if not np.isfinite(summed).all() or np.any(
+        np.abs(summed - score)[there] > _FLOAT_ERROR * np.maximum(1, size)[there]
+    ):
+        wrong.append("the parts of a score do not add up to it")
+    column = contract["history_column"]
+    for number, named in enumerate(outputs["reason_item_id"]):
+        if set(named.ravel()) - {b""} - set(inputs[column][number] if column else ()):
+            wrong.append("a reason is no item of the history")
     return wrong
 
 

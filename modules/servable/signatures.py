@@ -18,6 +18,7 @@ from modules.preprocessing import requests_from_examples
 from modules.retrieval.top_k import NO_ROW, TopK, best, first, variable, without
 from modules.servable import catalogue as catalogues
 from modules.servable import embedding as embeddings
+from modules.servable import explanation
 from modules.servable import warmup as warmups
 from modules.servable.catalogue import EmbeddedCatalogue
 from modules.servable.contract import (
@@ -108,6 +109,7 @@ class ServableModule(tf.Module):
             QUERY_EMBEDDING: (self.embedding.signatures[QUERY_EMBEDDING], query),
             CANDIDATE_EMBEDDING: (self.embedding.candidate, self.embedding.inputs(CANDIDATE_EMBEDDING)),
             "evaluate": (self._evaluate, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
+            **explanation.functions(self.embedding, self.index, self.rows, self._answer),
         }
         return {
             # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
@@ -204,7 +206,7 @@ def save(
         }
     )
     catalogues.write(path, servable.catalogue, servable.index.partitions)
-    warmups.write(path, contract.model, warmup)
+    warmups.write(path, contract.model, {name: warmup[name] for name in warmup if name in signatures})
     with tf.io.gfile.GFile(os.path.join(path, SERVABLE_PATH), "w") as file:
         file.write(contract.model_dump_json(indent=2))
 

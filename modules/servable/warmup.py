@@ -13,7 +13,16 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
 from modules.servable.catalogue import EmbeddedCatalogue
-from modules.servable.contract import CANDIDATE_EMBEDDING, EXCLUDE, FILTER_PREFIX, ITEM_ID, QUERY_EMBEDDING
+from modules.servable.contract import (
+    CANDIDATE_EMBEDDING,
+    CANDIDATES,
+    EXCLUDE,
+    EXPLAIN,
+    EXPLAIN_EMBEDDING,
+    FILTER_PREFIX,
+    ITEM_ID,
+    QUERY_EMBEDDING,
+)
 from modules.servable.embedding import candidate_requests
 from modules.settings import Serving
 
@@ -41,16 +50,19 @@ def requests(
         items: Serialized catalogue examples, at least one.
     """
     result: dict[str, list[dict[str, tf.Tensor]]] = {}
+    popular = list(catalogue.item_ids[:2])
     sizes = [slice(n, n + 1) for n in range(min(_SINGLE, len(queries)))] + [slice(0, _BATCH)]
     for chosen in sizes:
         examples = tf.constant(list(queries[chosen]), tf.string)
         request = requests_from_examples(examples, features.query)
         batch = int(examples.shape[0])
-        exclude = {EXCLUDE: tf.constant([list(catalogue.item_ids[:2])] * batch, tf.string)}
+        exclude = {EXCLUDE: tf.constant([popular] * batch, tf.string)}
         filters = {
             FILTER_PREFIX + column: tf.constant([[_most_common(catalogue.filterable[column])]] * batch, tf.string)
             for column in serving.filter_columns
         }
+        explained = {EXPLAIN: tf.constant([popular] * batch, tf.string)}
+        candidates = {CANDIDATES: tf.constant([catalogue.vectors[:2]] * batch, tf.float32)}
         item_ids = tf.constant(list(catalogue.item_ids[chosen]), tf.string)
         some_items = tf.constant(list(items[chosen] or items[:1]), tf.string)
         for signature, inputs in {
@@ -61,6 +73,8 @@ def requests(
             QUERY_EMBEDDING: request,
             CANDIDATE_EMBEDDING: candidate_requests(some_items, features, item_column),
             "evaluate": {"examples": examples},
+            EXPLAIN: {**request, **explained},
+            EXPLAIN_EMBEDDING: {**request, **candidates},
         }.items():
             result.setdefault(signature, []).append(inputs)
     for start in range(_BATCH, min(len(queries), _RECALL_QUERIES), _BATCH):

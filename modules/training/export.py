@@ -7,19 +7,24 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from modules.data.examples import LABEL
+from modules.encodings.history import newest_first
 from modules.encodings.items import frequency
+from modules.encodings.values import present
 from modules.preprocessing import Preprocessor
 from modules.servable import embedding
-from modules.servable.contract import CANDIDATE_EMBEDDING, QUERY_EMBEDDING
+from modules.servable.contract import CANDIDATE_EMBEDDING, CANDIDATES, EXPLAIN_EMBEDDING, QUERY_EMBEDDING
+from modules.towers.explanation import explain
 from modules.towers.two_tower import TwoTower
 from modules.training.dataset import Specification
 from modules.training.warm_start import fitted_variables
 
 
 def export(model: TwoTower, specification: Specification, tft_output: tft.TFTransformOutput, directory: str) -> None:
-    """Writes the embedding model with two signatures.
+    """Writes the embedding model with its signatures.
 
     - `query_embedding`: the query's columns → `embedding` [B, D] float32
+    - `explain_embedding`: these and `candidates` [B, n, D] float32 vectors → what their scores are made of
+      (`modules/towers/explanation.py`)
     - `candidate_embedding`: the candidate's columns and the item id → `embedding` [B, D] float32 and `popularity` [B]
       float32, the item's interactions in training
     """
@@ -28,24 +33,36 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     features, columns = specification.features, specification.columns
     query = Preprocessor(tft_output, features.query)
     candidate = Preprocessor(tft_output, features.candidate, columns.item)
+    # Traced once for the signatures that begin with it.
+    encoded_query = tf.function(query.__call__, autograph=False)
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
     module.popularity = tf.Variable(np.append(np.float32(0), frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"embedding": model.query_tower(query(requests))}
+        return {"embedding": model.query_tower(encoded_query(requests))}
+
+    def explain_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        candidates, history = requests.pop(CANDIDATES), None
+        if features.history is not None:
+            history = newest_first(present(requests[features.history.column]), features.history.max_length)
+        return explain(model.query_tower, encoded_query(requests), history, candidates)
 
     def candidate_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = candidate(requests)
         popularity = tf.gather(module.popularity, encoded[LABEL])
         return {"embedding": model.candidate_tower(encoded), "popularity": popularity}
 
+    candidates = tf.TensorSpec([None, None, model.layout.width], tf.float32, name=CANDIDATES)
+    functions = {
+        QUERY_EMBEDDING: (query_embedding, query.signature()),
+        EXPLAIN_EMBEDDING: (explain_embedding, {**query.signature(), CANDIDATES: candidates}),
+        CANDIDATE_EMBEDDING: (candidate_embedding, candidate.signature()),
+    }
     signatures = {
-        QUERY_EMBEDDING: tf.function(query_embedding, autograph=False).get_concrete_function(**query.signature()),
-        CANDIDATE_EMBEDDING: tf.function(candidate_embedding, autograph=False).get_concrete_function(
-            **candidate.signature()
-        ),
+        name: tf.function(function, autograph=False).get_concrete_function(**specs)
+        for name, (function, specs) in functions.items()
     }
     fitted = fitted_variables(features, columns, model)
     embedding.save(module, signatures, directory, features, model.layout, fitted)

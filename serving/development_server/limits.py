@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-_EXCLUDE, _FILTER_PREFIX = "exclude", "filter_"
+_EXCLUDE, _EXPLAIN, _FILTER_PREFIX = "exclude", "explain", "filter_"
 """Inputs with limits of their own, as the pipeline's servables name them."""
 
 
@@ -31,6 +31,11 @@ class Limits:
         default=4096,
         metadata={"help": "values of a filter, all rows together"},
     )
+    max_explained: int = dataclasses.field(
+        # Each stands for a vector.
+        default=4096,
+        metadata={"help": "items to explain, all rows together"},
+    )
     max_values: int = dataclasses.field(
         default=2**18, metadata={"help": "values of a request, rows times widths, all inputs together"}
     )
@@ -45,6 +50,8 @@ class Limits:
         """How many values an input may have in all its rows, and the flag that says so."""
         if name.startswith(_FILTER_PREFIX):
             return self.max_filter_values, flag("max_filter_values")
+        if name == _EXPLAIN:
+            return self.max_explained, flag("max_explained")
         return self.max_values, flag("max_values")
 
 

@@ -70,8 +70,8 @@ def test_a_good_servable_is_blessed(known_world, known_embedding, tmp_path):
     verdict = _validate(tmp_path, SERVING.model_copy(update={"latency_p99_ms": 10_000.0}))
     assert verdict.reasons == []
     assert verdict.blessed and "INFRA_BLESSED" in verdict.files
-    # Five requests for each of the seven signatures, a further batch of query embeddings, and one that says nothing.
-    assert verdict.validation["requests"] == 37
+    # Five requests for each of the nine signatures, a further batch of query embeddings, and one that says nothing.
+    assert verdict.validation["requests"] == 47
     assert 0 < verdict.validation["latency_ms"]["p50"] <= verdict.validation["latency_ms"]["p99"]
 
 

@@ -32,6 +32,7 @@ from modules.servable.contract import SERVABLE_PATH, read_embedding
 from modules.servable.embedding import Embedding, candidate_requests, read_variables
 from modules.settings import Serving, Tuner
 from modules.towers.two_tower import TwoTower
+from modules.training.export import export
 from modules.training.loop import fit
 from modules.training.warm_start import WarmStart, fitted_variables
 
@@ -122,6 +123,17 @@ def test_a_transformer_is_exported_and_a_warm_start_takes_it_over(worlds, tmp_pa
     for row, history in enumerate(histories):
         alone = signature(history=tf.constant([[item for item in history if item] or [""]]))[name].numpy()
         np.testing.assert_allclose(alone[0], together[row], rtol=1e-4, atol=1e-5)
+    # An item counts for as much as the score loses without it.
+    candidates = np.random.default_rng(0).normal(size=(1, together.shape[1])).astype(np.float32)
+    answer = module.signatures["explain_embedding"](
+        history=tf.constant(histories[:1]), candidates=tf.constant(candidates[np.newaxis])
+    )
+    reasons = zip(answer["reason_item_id"].numpy()[0, 0], answer["reason_score"].numpy()[0, 0], strict=True)
+    reasons = {item.decode(): score for item, score in reasons if item}
+    assert set(reasons) == {"i1", "i5", "i9"} and not answer["reason_exact"].numpy().any()
+    for item, score in reasons.items():
+        rest = signature(history=tf.constant([[i for i in histories[0] if i != item]]))[name].numpy()
+        np.testing.assert_allclose(score, (together[0] - rest[0]) @ candidates[0], rtol=1e-3, atol=1e-4)
     learned = slice(0, model.dimension)
     assert np.abs(together[0, learned] - together[1, learned]).max() > 1e-3
     described = contract(read_embedding(args.serving_model_dir), Serving(k=5), ITEMS)
@@ -157,6 +169,69 @@ def test_exported_vectors_and_popularity(exported):
     # The learned part, the item-item model of at most one dimension for each item, the lift.
     assert answer["embedding"].shape == (4, MODEL.dimension + ITEMS + 1)
     assert np.isfinite(answer["embedding"]).all()
+
+
+def explained(module, request, candidates):
+    answer = module.signatures["explain_embedding"](
+        **request, candidates=tf.constant([candidates] * len(request["time"]))
+    )
+    return {name: value.numpy() for name, value in answer.items()}
+
+
+def test_the_export_explains_the_scores_of_its_vectors(exported):
+    rows = split_rows()["validation"][:3]
+    rows[2] = rows[2] | {"history": ["i3", "no such item", "i3", "i7"]}
+    request = requests(exported, "query_embedding", rows)
+    catalogue = [item_columns(i) for i in (0, 5, ITEMS, 999)]
+    candidates = exported.signatures["candidate_embedding"](**requests(exported, "candidate_embedding", catalogue))
+    candidates = candidates["embedding"].numpy()
+    answer = explained(exported, request, candidates)
+    scores = exported.signatures["query_embedding"](**request)["embedding"].numpy() @ candidates.T
+    assert answer["part_exact"].all() and answer["reason_exact"].all()
+    np.testing.assert_allclose(answer["part_score"].sum(axis=2), scores, rtol=1e-4, atol=1e-4)
+    names = [name.decode() for name in answer["part"][0]]
+    whole = answer["part_score"][2][:, [names.index("history"), names.index("item_item")]].sum(axis=1)
+    np.testing.assert_allclose(answer["reason_score"][2][:, :3].sum(axis=1), whole, rtol=1e-3, atol=1e-4)
+    assert {item.decode() for item in answer["reason_item_id"][2].ravel()} == {"i3", "i7", "no such item", ""}
+
+
+def test_under_layers_it_explains_by_what_is_missing_from_requests(world, tmp_path):
+    spec = world.specification()
+    spec = dataclasses.replace(spec, model=spec.model.model_copy(update={"query_layers": (6,)}))
+    frequency = np.ones(len(spec.catalogue.is_candidate), np.float32)
+    model = TwoTower(
+        spec.features, spec.columns, spec.model, spec.training, spec.cardinalities, spec.item_rows,
+        spec.catalogue.features, spec.catalogue.is_candidate, frequency, seed=7,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign_add(rng.normal(0, 0.3, variable.shape).astype(np.float32))
+    export(model, spec, world.tft_output, str(tmp_path / "model"))
+    module = tf.saved_model.load(str(tmp_path / "model"))
+    row = split_rows()["validation"][5] | {"history": ["i3", "i9", "i4"], "history_age": [50_000.0]}
+    request = requests(module, "query_embedding", [row])
+    candidates = rng.normal(size=(2, model.layout.width)).astype(np.float32)
+    answer = explained(module, request, candidates)
+
+    def score(**changes):
+        return module.signatures["query_embedding"](**request | changes)["embedding"].numpy()[0] @ candidates.T
+
+    exact = answer["part_exact"][0]
+    np.testing.assert_allclose(answer["part_score"][0][:, exact].sum(axis=1), score(), rtol=1e-4, atol=1e-4)
+    missing = {tf.string: "", tf.float32: np.nan, tf.int64: -1}
+    columns = [name.decode() for name in answer["part"][0][~exact]]
+    assert set(columns) == set(request) - {"history"}
+    for column, found in zip(columns, answer["part_score"][0][:, ~exact].T, strict=True):
+        nothing = tf.fill(tf.shape(request[column]), tf.constant(missing[request[column].dtype], request[column].dtype))
+        np.testing.assert_allclose(found, score() - score(**{column: nothing}), rtol=1e-3, atol=1e-4)
+    assert not answer["reason_exact"].any()
+    for place in range(2):
+        for item, found in zip(answer["reason_item_id"][0, place], answer["reason_score"][0, place], strict=True):
+            if item:
+                left = [i for i in row["history"] if i != item.decode()]
+                wanted = score()[place] - score(history=tf.constant([left]))[place]
+                np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+        assert set(answer["reason_item_id"][0, place]) == {b"i3", b"i9", b"i4", b""}
 
 
 def test_request_without_anything_gets_a_finite_vector(exported):

@@ -63,6 +63,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a slice, returned": ({"returned": ("slice_age",), "slices": ("age",)}, "evaluation.slices.0"),
     "a user id named like a slice": ({"tables": {"user": "slice_age"}, "slices": ("age",)}, "tables.interactions.user"),
     "the excluded items": ({"query": ("exclude",)}, "inputs of the servable"),
+    "the explained items": ({"query": ("explain",)}, "inputs of the servable"),
+    "vectors that are explained": ({"query": ("candidates",)}, "inputs of the servable"),
+    "an explanation": ({"returned": ("part_score",)}, "serving.return_columns: 'part_score'"),
+    "the title of a reason": (
+        {"returned": ("title", "reason_title")}, "column 'reason_title' would be 'reason_title' in the outputs",
+    ),
     "a filter": ({"query": ("filter_genre",), "filters": ("genre",)}, "the filter by 'genre'"),
     "a filter in capitals": ({"query": ("Filter_Genre",), "filters": ("genre",)}, "the filter by 'genre'"),
     "columns that differ in capitals": ({"query": ("Age", "age")}, "'age'"),

@@ -44,11 +44,11 @@ def test_a_limit_that_is_none_is_refused_with_its_flag(value: str):
     assert found is None and "--max-batch" in complaint
 
 
-def test_exclusions_and_filters_have_limits_of_their_own():
-    chosen = Limits(max_width=1, max_exclusions=2, max_filter_values=3, max_values=4)
-    names = ("history", "exclude", "filter_genres", "excluded")
-    assert [chosen.width(name)[0] for name in names] == [1, 2, 1, 1]
-    assert [chosen.size(name)[0] for name in names] == [4, 4, 3, 4]
+def test_exclusions_filters_and_explained_items_have_limits_of_their_own():
+    chosen = Limits(max_width=1, max_exclusions=2, max_filter_values=3, max_explained=5, max_values=4)
+    names = ("history", "exclude", "filter_genres", "excluded", "explain")
+    assert [chosen.width(name)[0] for name in names] == [1, 2, 1, 1, 1]
+    assert [chosen.size(name)[0] for name in names] == [4, 4, 3, 4, 5]
 
 
 def message(values: int, inputs: int, dimensions: int) -> predict_pb2.PredictRequest:

@@ -1,5 +1,6 @@
 """The replay of warm-up requests finds what is wrong with an answer; one broken index for each fault."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from known_towers import SERVING, save_servable
@@ -62,3 +63,42 @@ def test_wrong_answers_are_refused_in_words(layer, words, known_world, known_emb
     path = save_servable(known_world, known_embedding, tmp_path / "1", SERVING, layer(known_world.catalogue().vectors))
     failures = replay.replay(str(path))["failures"]
     assert any(words in failure for failure in failures), failures
+
+
+def _explanation():
+    """A request and a right answer of `explain`: two items, one of them not in the catalogue."""
+    inputs = {"user_id": np.array([b"u1"], object), "history": np.array([[b"i3", b""]], object),
+              "explain": np.array([[b"i7", b"nothing"]], object)}  # fmt: skip
+    outputs = {
+        "item_id": np.array([[b"i7", b""]], object),
+        "title": np.array([[b"Title 7", b""]], object),
+        "score": np.array([[3.0, -np.inf]], np.float32),
+        "part": np.array([[b"history", b"bias", b"age"]], object),
+        "part_exact": np.array([[True, True, False]]),
+        "part_score": np.array([[[2.0, 1.0, 0.5], [0.0, 0.0, 0.0]]], np.float32),
+        "reason_item_id": np.array([[[b"i3", b""], [b"", b""]]], object),
+        "reason_title": np.array([[[b"Title 3", b""], [b"", b""]]], object),
+        "reason_score": np.array([[[2.0, -np.inf], [-np.inf, -np.inf]]], np.float32),
+        "reason_exact": np.array([True]),
+    }
+    return inputs, outputs
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "words"),
+    [
+        ("score", np.array([[3.0, -np.inf]], np.float32), None),
+        ("score", np.array([[3.1, -np.inf]], np.float32), "do not add up"),
+        ("part_exact", np.array([[True, True, True]]), "do not add up"),
+        ("part_score", np.full((1, 2, 3), np.nan, np.float32), "do not add up"),
+        ("reason_item_id", np.array([[[b"i4", b""], [b"", b""]]], object), "no item of the history"),
+        ("part", np.array([[b"history", b"bias"]], object), "part_exact is bool [1, 3], expected bool [1, 2]"),
+        ("reason_exact", np.array([[True]]), "reason_exact is bool [1, 1]"),
+    ],
+)
+def test_an_explanation_that_is_none_is_refused_in_words(output, value, words):
+    contract = {"k": 20, "return_columns": ["title"], "history_column": "history"}
+    inputs, outputs = _explanation()
+    outputs[output] = value
+    found = replay.faults("explain", inputs, outputs, contract, {b"i3", b"i7"})
+    assert (found == []) if words is None else any(words in fault for fault in found), found

@@ -155,6 +155,49 @@ def test_embeddings_are_those_of_the_trainers_model(world, signatures):
     np.testing.assert_allclose(candidate["popularity"], world.popularity[[3, 0]])
 
 
+def test_an_explanation_is_of_the_items_that_are_asked_about(world, signatures):
+    asked = [["i3", "not an item", "i40"], ["i7", "", "i299"]]
+    users, histories = ["u5", "nobody"], [["i9", "not an item", "i200", "i4"], []]
+    answer = signatures["explain"](**_request(world, users, histories), explain=_strings(asked))
+    answer = {name: value.numpy() for name, value in answer.items()}
+    assert answer["part"].tolist() == [[b"user_id", b"history"]] * 2 and answer["part_exact"].all()
+    for row, (user, history) in enumerate(zip(users, histories, strict=True)):
+        known = [item for item in history if item in world.items]
+        for place, item in enumerate(asked[row]):
+            reasons = [name.decode() for name in answer["reason_item_id"][row, place]]
+            if item not in world.items:
+                assert answer["item_id"][row, place] == b"" and np.isneginf(answer["score"][row, place])
+                assert not answer["part_score"][row, place].any() and set(reasons) == {""}
+                assert np.isneginf(answer["reason_score"][row, place]).all()
+                continue
+            number = world.items.index(item)
+            vector = world.item_vectors[number]
+            assert answer["item_id"][row, place].decode() == item
+            assert answer["title"][row, place].decode() == world.titles[number]
+            score = world.query(user, history) @ vector
+            np.testing.assert_allclose(answer["score"][row, place], score, rtol=1e-4, atol=1e-4)
+            of_user = world.query(user, []) @ vector
+            np.testing.assert_allclose(
+                answer["part_score"][row, place], [of_user, score - of_user], rtol=1e-3, atol=1e-4
+            )
+            assert reasons == known + [""] * (3 - len(known))
+            for name, title, found in zip(
+                reasons, answer["reason_title"][row, place], answer["reason_score"][row, place], strict=True
+            ):
+                if name:
+                    of_item = world.item_vectors[world.items.index(name)] @ vector / 3
+                    np.testing.assert_allclose(found, of_item, rtol=1e-3, atol=1e-4)
+                assert title.decode() == (world.titles[world.items.index(name)] if name else "")
+
+
+def test_a_servable_of_towers_that_cannot_explain_goes_without(world, embedding, tmp_path):
+    built, _ = _build(world, embedding, tmp_path)
+    built.embedding.signatures = {
+        name: built.embedding.signatures[name] for name in ("query_embedding", "candidate_embedding")
+    }
+    assert not {"explain", "explain_embedding"} & set(built.signatures())
+
+
 def test_evaluate_ranks_what_the_user_has_not_seen(world, signatures):
     users = [0, 5, 11, 23]
     answer = signatures["evaluate"](tf.constant([world.query_example(user) for user in users]))

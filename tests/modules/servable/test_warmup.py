@@ -16,6 +16,8 @@ _SIGNATURES = {
     "query_embedding": ("history", "user_id"),
     "candidate_embedding": ("genres", "item_id"),
     "evaluate": ("examples",),
+    "explain": ("explain", "history", "user_id"),
+    "explain_embedding": ("candidates", "history", "user_id"),
 }
 
 

@@ -155,6 +155,28 @@ def test_an_unknown_item_has_no_neighbours_and_a_known_one_never_itself(target: 
 
 
 @BOTH
+def test_what_is_explained_is_the_score_that_is_served(target: Target, kind: type[Client]):
+    history = target.items[:3]
+    request = target.request("serving_default", 2, history=history)
+    with target.client(kind) as client:
+        served = client.predict(request)
+        asked = np.append(served["item_id"][:, :4], [["no such item"], [""]], axis=1)
+        answer = client.predict({**request, "explain": asked}, "explain")
+        nothing = client.predict({**request, "explain": np.empty((2, 0), object)}, "explain")
+    np.testing.assert_array_equal(answer["item_id"][:, :4], served["item_id"][:, :4])
+    np.testing.assert_allclose(answer["score"][:, :4], served["score"][:, :4], rtol=1e-4, atol=1e-4)
+    assert not items(answer["item_id"][:, 4]) and np.isneginf(answer["score"][:, 4]).all()
+    exact = answer["part_exact"][:, np.newaxis]
+    summed = np.sum(answer["part_score"] * exact, axis=2)
+    np.testing.assert_allclose(summed[:, :4], answer["score"][:, :4], rtol=1e-3, atol=1e-3)
+    assert not answer["part_score"][:, 4].any()
+    reasons = set(answer["reason_item_id"][:, :4].ravel()) - {""}
+    assert reasons and reasons <= set(history)
+    assert not set(answer["reason_item_id"][:, 4].ravel()) - {""}
+    assert nothing["part_score"].shape[:2] == nothing["item_id"].shape == (2, 0)
+
+
+@BOTH
 def test_excluded_items_stay_out_even_when_the_list_is_longer_than_the_catalogue(target: Target, kind: type[Client]):
     request = target.request("recommend_excluding")
     with target.client(kind) as client:
