@@ -26,6 +26,7 @@ from modules.errors import UserError
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
+from pipeline.explanation import Explanation, explanations
 from pipeline.user_tables import UserRows, UserTables
 
 BATCH = 256
@@ -183,6 +184,25 @@ class Recommender:
         """
         return self._answers(self._ask(requests, exclude, filters or {}))
 
+    def explain(self, request: Request, items: Sequence[str]) -> list[Explanation]:
+        """What the scores of some items are made of.
+
+        Args:
+            request: One request.
+            items: Of the catalogue.
+
+        Raises:
+            UserError: The model was made before it could be asked.
+        """
+        import tensorflow as tf
+
+        if "explain" not in self.contract.signatures:
+            raise UserError(f"--explain: version {self.version} was made before models explained their answers; "
+                            "run the pipeline again")  # fmt: skip
+        asked = tf.constant([list(items)], tf.string, [1, len(items)])
+        outputs = self._model.signatures["explain"](**self._inputs([request]), explain=asked)
+        return explanations(outputs, self._config.tables.items.title)[0]
+
     def similar(self, items: Sequence[str]) -> list[list[Recommendation]]:
         """The nearest items of each item; none for an unknown one."""
         import tensorflow as tf
@@ -256,7 +276,7 @@ class Recommender:
         """What the signature for such requests answers; arguments as `recommend` has them."""
         import tensorflow as tf
 
-        inputs = {column: tf.constant(self._column(f, requests)) for column, f in self._wanted.items()}
+        inputs = self._inputs(requests)
         signature = "recommend_excluding" if exclude or filters else "serving_default"
         if exclude or filters:
             inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
@@ -273,6 +293,12 @@ class Recommender:
                     [values] * len(requests), tf.string, [len(requests), len(values)]
                 )
         return self._model.signatures[signature](**inputs)
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """The query features of some requests, as every signature takes them."""
+        import tensorflow as tf
+
+        return {column: tf.constant(self._column(f, requests)) for column, f in self._wanted.items()}
 
     def _answers(self, outputs: Mapping[str, Any]) -> list[list[Recommendation]]:
         ids, scores = outputs["item_id"].numpy(), outputs["score"].numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -27,16 +28,21 @@ def recommender(config: Config, now: int | None = None) -> Any:
         return Recommender(config, now)
 
 
-def show(common: Common, answer: Sequence[Any], version: int, note: str = "") -> int:
-    """Writes an answer, best item first."""
+def show(common: Common, answer: Sequence[Any], version: int, note: str = "", explanations: Sequence[Any] = ()) -> int:
+    """Writes an answer, best item first, and under each item its explanation where there is one."""
     if common.json:
-        common.answer({"model_version": version, "items": [r.as_dict() for r in answer], "note": note})
+        items = [r.as_dict() for r in answer]
+        for item, explanation in zip(items, explanations, strict=False):
+            item["explanation"] = explanation.as_dict()
+        common.answer({"model_version": version, "items": items, "note": note})
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name, side in (("rank", "right"), ("item", "left"), ("title", "left"), ("score", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for r in answer:
+    for r, explanation in itertools.zip_longest(answer, explanations):
         table.add_row(str(r.rank), r.item_id, r.title, f"{r.score:.3f}")
+        for line in explanation.lines() if explanation else ():
+            table.add_row("", *line)
     console = terminal.console()
     console.print(table)
     console.print(f"model version {version}{'; ' if note else ''}{note}")

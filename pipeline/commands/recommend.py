@@ -16,6 +16,7 @@ from pipeline.commands.options import Common, configured, listed, pairs
 @click.option("--k", type=int, default=10, show_default=True)
 @click.option("--exclude", default="", metavar="ID,ID,…", help="items to leave out")
 @click.option("--filter", "filters", multiple=True, metavar="COLUMN=VALUE,…", help="required values of items")
+@click.option("--explain", is_flag=True, help="say under each item what its score is made of")
 @configured
 def recommend(
     common: Common,
@@ -25,6 +26,7 @@ def recommend(
     k: int,
     exclude: str,
     filters: tuple[str, ...],
+    explain: bool,
 ) -> int:
     """Items for a user, from the pushed model."""
     given = pairs(features, "--feature")
@@ -48,4 +50,6 @@ def recommend(
         note = f"user {user} has no history: what is popular in this context"
     if not answer:
         note = "no item is left: all are filtered out, excluded, or in the history"
-    return asking.show(common, answer[:k], model.version, note)
+    answer = answer[:k]
+    explained = model.explain(request, [r.item_id for r in answer]) if explain else ()
+    return asking.show(common, answer, model.version, note, explained)

@@ -75,6 +75,32 @@ def test_the_table_and_the_clock_tell_the_age_of_a_history(small: Small):
     assert Recommender(config).request("3", history=["1"]).newest is None
 
 
+def test_an_explanation_adds_up_and_names_films_of_the_history(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    titles = {str(row["item_id"]): row["title"] for row in world.items()}
+    for item in items(small, "--user", "42", "--k", "3", "--explain"):
+        parts = item["explanation"]["parts"]
+        assert all(part["exact"] for part in parts)
+        assert sum(part["score"] for part in parts) == pytest.approx(item["score"], abs=1e-4)
+        reasons = item["explanation"]["reasons"]
+        assert len(reasons) == 5 and item["explanation"]["reasons_exact"]
+        assert all(r["item_id"] in history(42) and r["title"] == titles[r["item_id"]] for r in reasons)
+    arguments = ["--config", small.config_path, "--user", "42", "--k", "1", "--explain"]
+    assert cli.main(["recommend", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert " history " in shown and f"because of {titles[reasons[0]['item_id']]}"[:15] in shown
+    # A version of before.
+    pushed = small.serve_in(tmp_path)
+    (pushed / "assets.extra" / "manifest.json").unlink()
+    described = pushed / "assets.extra" / "servable.json"
+    contract = json.loads(described.read_text())
+    del contract["signatures"]["explain"]
+    described.write_text(json.dumps(contract))
+    outcome = twotower("recommend", *arguments, "--set", f"output.push={tmp_path}")
+    assert outcome.code == 2 and "--explain: version" in outcome.errors and outcome.errors.count("\n") == 1
+
+
 def test_exclude_and_filter(small: Small):
     first = [r["item_id"] for r in items(small, "--user", "7", "--k", "3")]
     rest = [r["item_id"] for r in items(small, "--user", "7", "--exclude", ",".join(first), "--k", "10")]
