@@ -46,7 +46,8 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     def explain_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
         candidates, history = requests.pop(CANDIDATES), None
         if features.history is not None:
-            history = newest_first(present(requests[features.history.column]), features.history.max_length)
+            items = tf.RaggedTensor.from_sparse(present(requests[features.history.column]))
+            history = newest_first(items, features.history.max_length)
         return explain(model.query_tower, encoded_query(requests), history, candidates)
 
     def candidate_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
