@@ -16,6 +16,7 @@ import tensorflow as tf
 from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
 from modules.retrieval.top_k import NO_ROW, TopK, best, first, variable, without
+from modules.retrieval.vectors import parts
 from modules.servable import catalogue as catalogues
 from modules.servable import embedding as embeddings
 from modules.servable import explanation
@@ -44,6 +45,8 @@ HEAD_SHARE = 0.1
 _FILTER_VALUES_FILE = "filter_values_{}.txt"
 # Neighbours are rescored by cosine among this multiple of k.
 _SIMILAR_OVERFETCH = 5
+# A vector of zeros is like nothing, and has a cosine of 0 with everything.
+_NO_LENGTH = 1e-6
 
 
 class ServableModule(tf.Module):
@@ -94,6 +97,8 @@ class ServableModule(tf.Module):
         alike = np.zeros(catalogue.vectors.shape[1], np.float32)
         alike[layout.similarity.start : layout.similarity.stop] = 1.0
         self._alike = tf.constant(alike)
+        lengths = [np.linalg.norm(part * alike, axis=1) for _, part in parts(catalogue.vectors)]
+        self._per_length = variable((1.0 / np.maximum(np.concatenate(lengths), _NO_LENGTH)).astype(np.float32))
 
     def signatures(self) -> dict[str, Any]:
         """Every signature by name, as traced functions: columnar, batch dimension free, padded with "" and −inf."""
@@ -143,10 +148,10 @@ class ServableModule(tf.Module):
         """Neighbours by cosine, among the best by inner product: the latter alone favours popular items."""
         own = self.rows(item_id)[:, tf.newaxis]
         vectors = self.index.vectors(tf.maximum(own[:, 0], 0)) * self._alike
-        _, rows = self.index.search(vectors, min(_SIMILAR_OVERFETCH * self._serving.k, self.size), own)
-        neighbours = self.index.vectors(tf.maximum(rows, 0)) * self._alike
-        neighbours = tf.math.l2_normalize(neighbours, axis=-1)
-        cosine = tf.linalg.matvec(neighbours, tf.math.l2_normalize(vectors, axis=-1))
+        # Scores are inner products, of which the lengths make the cosine: no neighbour's vector is looked up.
+        scores, rows = self.index.search(vectors, min(_SIMILAR_OVERFETCH * self._serving.k, self.size), own)
+        cosine = scores * tf.gather(self._per_length, tf.maximum(own, 0))
+        cosine *= tf.gather(self._per_length, tf.maximum(rows, 0))
         rows = tf.where(own == NO_ROW, NO_ROW, rows)
         return self._answer(*best(cosine, rows, self._serving.k, own))
 
