@@ -86,16 +86,22 @@ def opened(config: Config) -> Iterator[Opened]:
         config: With the cluster's paths.
     """
     tables, kubeflow = config.tables, config.kubeflow
-    yield Opened("tables.interactions.path", tables.interactions.path, (FIRST_STAGE,))
-    yield Opened("tables.items.path", tables.items.path, (FIRST_STAGE,))
+    readers = _readers(config)
+    yield Opened("tables.interactions.path", tables.interactions.path, readers)
+    yield Opened("tables.items.path", tables.items.path, readers)
     if tables.users is not None:
-        yield Opened("tables.users.path", tables.users.path, (FIRST_STAGE,))
+        yield Opened("tables.users.path", tables.users.path, readers)
     yield Opened("kubeflow.push", push_destination(config), ("BaselineResolver", "Pusher"))
     if kubeflow.checkpoints is not None:
         yield Opened("kubeflow.checkpoints", kubeflow.checkpoints, ("Trainer",))
     schema = config.data_schema.path
     if schema is not None and not travels(schema, config):
         yield Opened("schema.path", schema, ("ImportSchemaGen",))
+
+
+def _readers(config: Config) -> tuple[str, ...]:
+    """The stages that read the tables: the first one, and the one that puts known users into the servable."""
+    return (FIRST_STAGE, "ScannIndexBuilder") if config.serving.known_users else (FIRST_STAGE,)
 
 
 def travels(schema: str, config: Config) -> bool:
@@ -126,7 +132,7 @@ def parameters(config: Config) -> list[Parameter]:
         paths["users"] = tables.users.path
     volumes = _volumes(config, FIRST_STAGE)
     of_tables = [
-        Parameter(name, path, f"tables.{name}.path", {FIRST_STAGE: ("tables", name, "path")}, volumes)
+        Parameter(name, path, f"tables.{name}.path", dict.fromkeys(_readers(config), ("tables", name, "path")), volumes)
         for name, path in paths.items()
     ]
     return [

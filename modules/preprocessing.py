@@ -128,6 +128,16 @@ def request_signature(features: Sequence[Encoding]) -> dict[str, tf.TensorSpec]:
     }
 
 
+def missing(features: Sequence[Encoding], batch: int) -> dict[str, tf.Tensor]:
+    """Requests [B] that say nothing of these features."""
+    return {
+        f.column: tf.zeros([batch, 0], tf.string)
+        if f.is_list
+        else tf.fill([batch], tf.constant(_MISSING[f.dtype], f.dtype))
+        for f in features
+    }
+
+
 def requests_from_examples(serialized: tf.Tensor, features: Sequence[Encoding]) -> dict[str, tf.Tensor]:
     """Reads serialized tf.Examples [B] as a client would send them (`request_signature`), in graph."""
     parsed = tf.io.parse_example(serialized, {f.column: tf.io.VarLenFeature(tf.as_dtype(f.dtype)) for f in features})

@@ -109,7 +109,25 @@ class Config(Settings):
                     raise ValueError(f"split.column: {self.split.column!r} is tables.interactions.{role} already; "
                                      "name the column that says train, validation or eval")  # fmt: skip
         names.check(self.tables, self.features, self.serving, self.evaluation)
+        if self.serving.known_users:
+            self._check_known_users()
         return self
+
+    def _check_known_users(self) -> None:
+        if self.features.history is None and self.tables.users is None:
+            raise ValueError(
+                f"serving.known_users: {self.serving.known_users}, but without a history and without tables.users "
+                "there is nothing to know of a user; add `{encoding: history}` to features.query, or set it to 0"
+            )
+        named = self.tables.interactions
+        for number, feature in enumerate(self.features.query):
+            wrong = f"features.query.{number}.encoding: {feature.encoding}, but with serving.known_users"
+            if feature.column == named.user and (feature.dtype != "string" or feature.is_list):
+                raise ValueError(
+                    f"{wrong} the user's id {named.user!r} must be one text; encode it as vocabulary or hash"
+                )
+            if feature.column == named.timestamp and feature.dtype != "int64":
+                raise ValueError(f"{wrong} the time {named.timestamp!r} must be in seconds; encode it as timestamp")
 
 
 def absolute(path: str) -> str:

@@ -24,6 +24,7 @@ from modules.servable.contract import (
     ITEM_ID,
     REASON_PREFIX,
     SCORE,
+    USER_ID,
 )
 from modules.settings import Evaluation, Serving, Tables
 
@@ -98,6 +99,12 @@ def names(tables: Tables, features: Features, serving: Serving, evaluation: Eval
         yield Name(IN_EXAMPLES, column, f"column {column!r} of the query side", f"tables.interactions.{role}")
     for space in (IN_EXAMPLES, IN_REQUESTS):
         yield Name(space, item, "the item's id", "tables.interactions.item")
+    if serving.known_users:
+        # Who asks for a known user gives the id, and the time that the age of the history is counted to.
+        user, time = tables.interactions.user, tables.interactions.timestamp
+        yield Name(IN_REQUESTS, USER_ID, f"column {user!r} of the query side", "tables.interactions.user")
+        if features.history_age is not None:
+            yield Name(IN_REQUESTS, time, f"column {time!r} of the query side", "tables.interactions.timestamp")
 
     for side in ("query", "candidate"):
         for number, feature in enumerate(getattr(features, side)):

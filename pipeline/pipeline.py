@@ -182,7 +182,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         },
     )
 
-    # The embedded catalogue, its index, and the one servable that is evaluated, validated, pushed and served.
+    # The embedded catalogue, its index, known users: the one servable that is evaluated, validated, pushed and served.
     index_builder = ScannIndexBuilder(
         model=trainer.outputs["model"],
         examples=examples,
@@ -192,6 +192,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         serving=config.serving,
         evaluation=config.evaluation,
         name=config.name,
+        tables=config.tables,
         code=code("components.scann_index_builder.executor"),
     )
     servable = index_builder.outputs["servable"]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modules.data import histories, tables
+from modules.data.user_tables import UserRows, UserTables
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
@@ -27,7 +28,6 @@ from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
 from pipeline.explanation import Explanation, explanations
-from pipeline.user_tables import UserRows, UserTables
 
 BATCH = 256
 _LARGEST = float(np.finfo(np.float32).max)

@@ -26,14 +26,14 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from modules import beam_tables, full_disk
-from modules.data import columns
+from modules.data import columns, user_tables
 from modules.data.tables import Column, Part, TableError
+from modules.data.user_tables import UserRows
 from modules.errors import UserError
 from modules.push_destination import newest_version
-from pipeline import beam_service, user_tables
+from pipeline import beam_service
 from pipeline.config import Config, absolute
 from pipeline.recommender import Recommender
-from pipeline.user_tables import UserRows
 
 _REPORT = "report"
 # Lines of the file of users that go on together.

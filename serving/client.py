@@ -27,6 +27,7 @@ Inputs = Mapping[str, Any]
 """Name → array, or (nested) lists of equal lengths; strings as `str` or `bytes`."""
 
 DEFAULT_SIGNATURE = "serving_default"
+USER_SIGNATURE, _USER_ID = "recommend_user", "user_id"
 
 _NUMPY_TYPES = {
     "DT_FLOAT": np.float32, "DT_DOUBLE": np.float64, "DT_INT8": np.int8, "DT_INT16": np.int16, "DT_INT32": np.int32,
@@ -167,6 +168,7 @@ class Client(abc.ABC):
         self.label = label
         self.timeout = timeout
         self.retries = retries or Retries()
+        self._of_users: Mapping[str, TensorSpec] = {}
 
     def __enter__(self: T) -> T:
         return self
@@ -189,6 +191,37 @@ class Client(abc.ABC):
             ServingError: The server refuses the request, or does not answer in time.
             ValueError: An input has lists of unequal lengths.
         """
+
+    def recommend_user(
+        self, user_ids: Sequence[str], inputs: Inputs | None = None, *, timeout: float | None = None
+    ) -> Prediction:
+        """Asks by user id a model that knows users: it has their features and histories itself.
+
+        Args:
+            user_ids: B users; unknown ones are answered as anonymous.
+            inputs: What is to be said beside the ids, as `predict` has it: the time of asking, items to exclude,
+                filters, or what is newer than what the model knows. What is left out is missing.
+            timeout: Seconds, for all attempts together.
+
+        Raises:
+            ServingError: The model knows no users, refuses the request, or does not answer in time.
+            ValueError: An input has lists of unequal lengths.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        if not self._of_users:
+            # Read once: which inputs there are follows from the configuration.
+            signature = self.metadata(timeout=deadline - time.monotonic()).signatures.get(USER_SIGNATURE)
+            if signature is None:
+                raise ServingError("NOT_FOUND", f"{self.model} has no signature {USER_SIGNATURE}: it knows no users")
+            self._of_users = signature.inputs
+        absent = {name: _missing(spec, len(user_ids)) for name, spec in self._of_users.items() if name != _USER_ID}
+        asked = {**absent, **(inputs or {}), _USER_ID: list(user_ids)}
+        try:
+            return self.predict(asked, USER_SIGNATURE, timeout=max(deadline - time.monotonic(), 1e-3))
+        except ServingError:
+            # A newer version may take other inputs.
+            self._of_users = {}
+            raise
 
     @abc.abstractmethod
     def metadata(self, *, timeout: float | None = None) -> Metadata:
@@ -442,6 +475,13 @@ def _array(name: str, value: Any) -> np.ndarray:
     if leaves <= {str, bytes}:
         return array
     return np.array(value, np.float32 if float in leaves else None)
+
+
+def _missing(spec: TensorSpec, batch: int) -> np.ndarray:
+    """An input [B] or [B, 0] that says nothing: "", NaN or -1."""
+    if spec.shape is not None and len(spec.shape) == 2:
+        return np.empty((batch, 0), spec.dtype)
+    return np.full(batch, {"O": "", "f": np.nan, "i": -1}[spec.dtype.kind], spec.dtype)
 
 
 def _fill(proto: Any, array: np.ndarray) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 
+from modules.data.user_tables import UserTables
 from modules.encodings.features import Columns, Features
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.top_k import TopK
@@ -18,7 +21,8 @@ from modules.servable.catalogue import EmbeddedCatalogue, by_popularity
 from modules.servable.contract import SERVABLE_PATH, EmbeddingContract, ServableContract, read_embedding
 from modules.servable.embedding import Embedding
 from modules.servable.signatures import ServableModule
-from modules.settings import Serving
+from modules.servable.user_snapshot import UserSnapshot, take
+from modules.settings import Interactions, Items, Serving, Tables
 from modules.towers.layout import Dimensions, VectorLayout
 
 COLUMNS = Columns(user="user_id", item="item_id", timestamp="timestamp")
@@ -85,6 +89,21 @@ class World:
         values = {"item_id": [self.items[item]], "title": [self.titles[item]], "genres": self.genres[item]}
         return _example({name: [v.encode() for v in value] for name, value in values.items()})
 
+    def interactions(self, folder: Path, histories: list[list[str]] | None = None, start: int = 0) -> Tables:
+        """Writes a table in which each user interacts with the items of a history, a second each."""
+        rows = [
+            {"user_id": user, "item_id": item, "timestamp": start + 100 * number + second}
+            for number, (user, history) in enumerate(zip(self.users, histories or self.histories, strict=True))
+            for second, item in enumerate(history)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "interactions.parquet")
+        return Tables(interactions=Interactions(path=str(folder / "interactions.parquet")), items=Items(path="none"))
+
+    def snapshot(self, folder: Path, item_ids: Sequence[str], count: int = 1000) -> UserSnapshot:
+        """What is known of users by their histories."""
+        known = UserTables(self.interactions(folder), [])
+        return take(known, [], item_ids, FEATURES, COLUMNS, count).users
+
     def save_embedding(self, path: Path) -> str:
         """Writes what the Trainer would; its tables read vocabularies from a folder that is gone afterwards."""
         assets = path.parent / f"{path.name}-assets"
@@ -135,6 +154,7 @@ def save_servable(
     serving: Serving,
     index: TopK | None = None,
     catalogue: EmbeddedCatalogue | None = None,
+    users: UserSnapshot | None = None,
     **claims: object,
 ) -> Path:
     """Writes a servable as ScannIndexBuilder does.
@@ -146,6 +166,7 @@ def save_servable(
         serving: What an answer holds.
         index: By default one that searches exactly.
         catalogue: By default everything that there is.
+        users: Who is known; by default nobody.
         claims: What its contract says otherwise, be it true or not.
     """
     loaded, catalogue = load_embedding(towers), catalogue or world.catalogue()
@@ -153,8 +174,10 @@ def save_servable(
     queries = [world.query_example(user) for user in range(len(world.users))][-21:]
     items = [world.item_example(item) for item in range(min(30, len(world.items)))]
     requests = warmup.requests(catalogue, FEATURES, serving, COLUMNS.item, queries, items)
+    if users is not None:
+        requests = warmup.with_users(requests, users, FEATURES)
     with tempfile.TemporaryDirectory() as assets:
-        built = ServableModule(loaded, catalogue, index, FEATURES, serving, 10, assets)
+        built = ServableModule(loaded, catalogue, index, FEATURES, serving, 10, assets, users)
         signatures.save(built, str(folder), contract(loaded.contract, serving, len(catalogue.item_ids)), requests)
     written = json.loads((folder / SERVABLE_PATH).read_text())
     (folder / SERVABLE_PATH).write_text(json.dumps(written | claims))

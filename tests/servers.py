@@ -23,6 +23,7 @@ from benchmarks.serving import marked_versions
 from serving.client import Client, GrpcClient, Signature
 
 RECOMMEND = ("serving_default", "recommend_excluding", "recommend_filtered")
+RECOMMEND_USER = "recommend_user"
 SIGNATURES = (
     *RECOMMEND, "similar_items", "query_embedding", "candidate_embedding", "evaluate", "explain", "explain_embedding"
 )  # fmt: skip

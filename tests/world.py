@@ -102,7 +102,7 @@ def config(folder: Path, suffix: str = "parquet", **changes: object) -> dict[str
         },
         "model": {"dimension": 16},
         "training": {"epochs": 6, "batch_size": 128, "learning_rate": 0.02, "refit": False},
-        "serving": {"k": 20, "return_columns": ["title"], "filter_columns": ["genres"]},
+        "serving": {"k": 20, "return_columns": ["title"], "filter_columns": ["genres"], "known_users": 100},
         "evaluation": {"k": [5, 20], "slices": [{"column": "gender"}, {"column": "activity", "boundaries": [5]}]},
         "output": {"root": str(folder / "runs"), "push": str(folder / "served")},
     }

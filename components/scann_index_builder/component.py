@@ -9,7 +9,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from components.scann_index_builder import executor
 from modules.encodings.features import Columns, Features
-from modules.settings import Evaluation, Index, Serving
+from modules.settings import Evaluation, Index, Serving, Tables
 
 
 class IndexReport(artifact.Artifact):
@@ -28,6 +28,8 @@ class ScannIndexBuilderSpec(ComponentSpec):
         executor.SERVING_KEY: ExecutionParameter(type=str),
         executor.EVALUATION_KEY: ExecutionParameter(type=str),
         executor.NAME_KEY: ExecutionParameter(type=str),
+        # Where known users are taken from; "" where the servable knows none. Other tables are another `examples`.
+        executor.TABLES_KEY: ExecutionParameter(type=str),
         # Hash of the code, which TFX's cache key does not see.
         executor.CODE_KEY: ExecutionParameter(type=str),
     }
@@ -60,6 +62,7 @@ class ScannIndexBuilder(base_beam_component.BaseBeamComponent):
         serving: Serving,
         evaluation: Evaluation,
         name: str,
+        tables: Tables,
         code: str,
     ) -> None:
         """Describes one execution.
@@ -71,9 +74,10 @@ class ScannIndexBuilder(base_beam_component.BaseBeamComponent):
             features: Which columns queries and candidates have.
             columns: Which of them is the item id.
             index: Layer, strategy and recall target.
-            serving: What an answer holds.
+            serving: What an answer holds, and how many users are known.
             evaluation: How many items the Evaluator looks at.
             name: The served model's name, which warm-up requests carry.
+            tables: Where what is known of users is read, up to the end of the data; not opened where none are known.
             code: Hash of the component's code; part of the cache key only.
         """
         super().__init__(
@@ -88,6 +92,7 @@ class ScannIndexBuilder(base_beam_component.BaseBeamComponent):
                     executor.SERVING_KEY: serving.model_dump_json(exclude={"latency_p99_ms"}),
                     executor.EVALUATION_KEY: evaluation.model_dump_json(include={"k"}),
                     executor.NAME_KEY: name,
+                    executor.TABLES_KEY: tables.model_dump_json() if serving.known_users else "",
                     executor.CODE_KEY: code,
                     executor.SERVABLE_KEY: types.Channel(type=standard_artifacts.Model),
                     executor.REPORT_KEY: types.Channel(type=IndexReport),

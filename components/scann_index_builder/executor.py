@@ -25,24 +25,28 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
 from components.signature import Artifacts, Properties
+from modules.data import tables
 from modules.data.examples import CATALOGUE, EVAL, VALIDATION
+from modules.data.user_tables import UserTables
 from modules.encodings.features import Columns, Features
 from modules.errors import UserError
 from modules.preprocessing import requests_from_examples
 from modules.retrieval import plot, tuning
 from modules.retrieval.tuning import QuerySample
 from modules.retrieval.vectors import VectorFile
-from modules.servable import signatures, warmup
+from modules.servable import signatures, user_snapshot, warmup
 from modules.servable.catalogue import EmbeddedCatalogue, by_popularity, check, joined, values, vector_column
 from modules.servable.contract import ServableContract, read_embedding
 from modules.servable.embedding import Embedding, candidate_requests
 from modules.servable.signatures import ServableModule
-from modules.settings import Evaluation, Index, Serving
+from modules.servable.user_snapshot import UserSnapshot
+from modules.settings import Evaluation, Index, Serving, Tables, TemporalSplit
 
 MODEL_KEY, EXAMPLES_KEY = "model", "examples"
 SERVABLE_KEY, REPORT_KEY = "servable", "report"
 FEATURES_KEY, COLUMNS_KEY, INDEX_KEY = "features", "columns", "index"
 SERVING_KEY, EVALUATION_KEY, NAME_KEY, CODE_KEY = "serving", "evaluation", "name", "code"
+TABLES_KEY = "tables"
 
 _BATCH = 512
 # Vectors that are read at once.
@@ -60,6 +64,8 @@ class _Settings:
     index: Index
     serving: Serving
     evaluation: Evaluation
+    tables: Tables | None
+    """What known users are taken from; None where none are wanted."""
 
     @classmethod
     def of(cls, exec_properties: Properties) -> _Settings:
@@ -69,6 +75,7 @@ class _Settings:
             Index.model_validate_json(exec_properties[INDEX_KEY]),
             Serving.model_validate_json(exec_properties[SERVING_KEY]),
             Evaluation.model_validate_json(exec_properties[EVALUATION_KEY]),
+            Tables.model_validate_json(exec_properties[TABLES_KEY]) if exec_properties[TABLES_KEY] else None,
         )
 
 
@@ -84,8 +91,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties: JSON of the settings, the model's name, and a stamp of the code.
 
         Raises:
-            UserError: The catalogue cannot be served (`catalogue.check`), a split has no examples, or the model was
-                exported under another contract.
+            UserError: The catalogue cannot be served (`catalogue.check`), a split has no examples, the model was
+                exported under another contract, or the tables of known users cannot be read.
         """
         settings = _Settings.of(exec_properties)
         model_path = path_utils.serving_model_path(artifact_utils.get_single_uri(input_dict[MODEL_KEY]))
@@ -121,10 +128,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             requests = warmup.requests(
                 catalogue, settings.features, settings.serving, settings.columns.item, records[EVAL], items
             )
+            users = self.TakeUsers(catalogue.item_ids, settings)
+            if users is not None:
+                requests = warmup.with_users(requests, users, settings.features)
             path = path_utils.serving_model_dir(artifact_utils.get_single_uri(output_dict[SERVABLE_KEY]))
             evaluation_k = max(settings.evaluation.k)
             servable = ServableModule(
-                embedding, catalogue, index, settings.features, settings.serving, evaluation_k, local.name
+                embedding, catalogue, index, settings.features, settings.serving, evaluation_k, local.name, users
             )
             signatures.save(servable, path, contract, requests)
         finally:
@@ -139,6 +149,25 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         report_artifact.set_float_custom_property("recall", report.chosen.recall)
         report_artifact.set_int_custom_property("target_met", int(report.target_met))
         logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
+
+    def TakeUsers(self, item_ids: Sequence[str], settings: _Settings) -> UserSnapshot | None:
+        """What the tables know of users, eval interactions included: this is what will be asked for. None if unwanted.
+
+        The Evaluator does not look at it.
+        """
+        if settings.tables is None:
+            return None
+        wanted = tables.wanted(settings.tables, settings.features, settings.evaluation, settings.serving)
+        attributes = tables.plan(settings.tables, TemporalSplit(), wanted).users
+        taken = user_snapshot.take(
+            UserTables(settings.tables, attributes), attributes, item_ids, settings.features, settings.columns,
+            settings.serving.known_users,
+        )  # fmt: skip
+        logging.info(
+            "%d users known by %d interactions; %d with items that the catalogue lacks left out.",
+            len(taken.users), taken.interactions, taken.unknown,
+        )  # fmt: skip
+        return taken.users
 
     def EmbedCatalogue(
         self, examples: list[types.Artifact], model_path: str, settings: _Settings, vectors_path: str

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
 
 from modules.data import columns, tables
+from modules.data.columns import Fault
 from modules.data.tables import Column
+from modules.errors import UserError
 
 
 def batches(
@@ -33,3 +35,22 @@ def batches(
 def ids(batch: pa.RecordBatch, column: str) -> list[str | None]:
     """The ids in a column, None where there is none."""
     return [None if value is None else value.decode() for value in columns.ids(batch.column(column))]
+
+
+def refuse(key: str, file: str, column: str, faults: Iterable[Fault]) -> None:
+    """Refuses a batch with cells that are not what is read from their column.
+
+    Args:
+        key: What named the table, an argument of a command.
+        file: Where the cells are.
+        column: Whose they are.
+        faults: What is wrong with them.
+
+    Raises:
+        UserError: There is a fault.
+    """
+    for fault in faults:
+        raise UserError(
+            f"{key}: {file}: {fault.rows.sum()} values of {column!r} {fault.what}, for instance {fault.example}: "
+            f"{fault.fix}"
+        )

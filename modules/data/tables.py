@@ -113,8 +113,8 @@ def wanted(tables: Tables, features: Features, evaluation: Evaluation, serving: 
     history = features.history
     returned = [*serving.return_columns, *serving.filter_columns, *([tables.items.title] if tables.items.title else [])]
     return Wanted(
-        query=tuple(_column(f) for f in features.query if not f.of_history),
-        candidate=tuple(_column(f) for f in features.candidate),
+        query=tuple(column_of(f) for f in features.query if not f.of_history),
+        candidate=tuple(column_of(f) for f in features.candidate),
         returned=tuple(dict.fromkeys(returned)),
         history=history.column if history else None,
         history_age=features.history_age.column if features.history_age else None,
@@ -429,7 +429,8 @@ def open_file(path: str) -> IO[bytes]:
     return pa.CompressedInputStream(stream, "gzip") if path.lower().endswith(".gz") else stream
 
 
-def _column(feature: Encoding) -> Column:
+def column_of(feature: Encoding) -> Column:
+    """The column of a table that a feature reads."""
     separator = None if isinstance(feature, (Text, Timestamp, History)) else getattr(feature, "separator", None)
     return Column(
         name=feature.column,

@@ -133,10 +133,10 @@ def write(folder: str, catalogue: EmbeddedCatalogue, partitions: Partitions | No
     if partitions is not None:
         numbers = pa.array(np.arange(len(partitions.centroids), dtype=np.int32))
         table = pa.table({"partition": numbers, "centroid": vector_column(partitions.centroids)})
-        _write(folder, PARTITIONS_PATH, table.schema, [table])
+        write_table(folder, PARTITIONS_PATH, table.schema, [table])
     schema = _rows(catalogue, partitions, 0, catalogue.vectors[:0]).schema
     groups = (_rows(catalogue, partitions, start, part) for start, part in parts(catalogue.vectors))
-    _write(folder, CATALOGUE_PATH, schema, groups)
+    write_table(folder, CATALOGUE_PATH, schema, groups)
 
 
 def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
@@ -148,7 +148,7 @@ def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
     Raises:
         UserError: A file is missing or cannot be read.
     """
-    table = _read(folder, CATALOGUE_PATH)
+    table = read_table(folder, CATALOGUE_PATH)
     catalogue = EmbeddedCatalogue(
         table["item_id"].to_pylist(),
         _matrix(table["vector"]),
@@ -158,7 +158,7 @@ def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
     )
     if "partition" not in table.column_names:
         return catalogue, None
-    centroids = _matrix(_read(folder, PARTITIONS_PATH)["centroid"])
+    centroids = _matrix(read_table(folder, PARTITIONS_PATH)["centroid"])
     return catalogue, Partitions(centroids, table["partition"].to_numpy())
 
 
@@ -227,7 +227,8 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, column.type.list_size), np.float32)
 
 
-def _write(folder: str, name: str, schema: pa.Schema, row_groups: Iterable[pa.Table]) -> None:
+def write_table(folder: str, name: str, schema: pa.Schema, row_groups: Iterable[pa.Table]) -> None:
+    """Writes a table as a file of a servable, which is local or remote."""
     path = os.path.join(folder, name)
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tempfile.TemporaryDirectory() as local:
@@ -239,7 +240,12 @@ def _write(folder: str, name: str, schema: pa.Schema, row_groups: Iterable[pa.Ta
         tf.io.gfile.copy(file, path, overwrite=True)
 
 
-def _read(folder: str, name: str) -> pa.Table:
+def read_table(folder: str, name: str) -> pa.Table:
+    """A table that is a file of a servable.
+
+    Raises:
+        UserError: It is missing or cannot be read.
+    """
     return _open(folder, name).read()
 
 

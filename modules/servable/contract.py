@@ -3,6 +3,7 @@
     saved_model.pb, variables/, assets/     the SavedModel; nobody but TensorFlow reads it
     assets.extra/servable.json              `ServableContract`
     assets.extra/catalogue.parquet          ids, vectors, popularity, returned and filter columns (catalogue.py)
+    assets.extra/users.parquet              known users, where there are such (user_snapshot.py)
     assets.extra/partitions.parquet         centres of the partitions, where there are such (catalogue.py)
     assets.extra/tf_serving_warmup_requests requests that TF Serving replays before a version takes traffic (warmup.py)
 
@@ -32,7 +33,9 @@ QUERY_EMBEDDING, CANDIDATE_EMBEDDING = "query_embedding", "candidate_embedding"
 EXPLAIN, EXPLAIN_EMBEDDING = "explain", "explain_embedding"
 """What scores are made of: those of items by their ids, or of any candidate vectors (`modules/towers/explanation.py`).
 A servable that was made before there were such signatures has neither."""
-ITEM_ID, SCORE = "item_id", "score"
+RECOMMEND_USER = "recommend_user"
+"""The signature of a servable that knows users."""
+USER_ID, ITEM_ID, SCORE = "user_id", "item_id", "score"
 EXCLUDE, FILTER_PREFIX = "exclude", "filter_"
 """Inputs beside the query's columns: items to leave out, and `filter_genres` for a filter column."""
 CANDIDATES = "candidates"
@@ -92,6 +95,8 @@ class ServableContract(_Contract):
     return_columns: tuple[str, ...]
     filter_columns: tuple[str, ...]
     embedding: EmbeddingContract
+    known_users: int = 0
+    """Users whose features and histories it has; with 0 there is no `recommend_user`."""
     signatures: dict[str, tuple[str, ...]] = {}
     """Signature → names of its inputs."""
     ops: tuple[str, ...] = ()

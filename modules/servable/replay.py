@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 RECOMMEND = ("serving_default", "recommend_excluding", "recommend_filtered")
+RECOMMEND_USER = "recommend_user"
+"""The signature of a servable that knows users."""
 SIGNATURES = (*RECOMMEND, "similar_items", "query_embedding", "candidate_embedding", "evaluate")
 EXPLAIN = ("explain", "explain_embedding")
 """Of a servable that has them: one that was made before there were any can be updated."""
@@ -55,7 +57,7 @@ def replay(path: str) -> dict[str, Any]:
     except Exception as error:
         return {"failures": [f"does not load: {_first_line(error)}"], "requests": 0, "latency_ms": None}
     with tf.io.gfile.GFile(os.path.join(path, contract["item_ids"])) as file:
-        known = {line.rstrip("\n").encode() for line in file}
+        ids = [line.rstrip("\n").encode() for line in file]
 
     warmup = os.path.join(path, "assets.extra", "tf_serving_warmup_requests")
     requests: list[tuple[str, dict[str, np.ndarray]]] = []
@@ -64,22 +66,54 @@ def replay(path: str) -> dict[str, Any]:
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
     expected = [*SIGNATURES, *(name for name in EXPLAIN if name in contract["signatures"])]
+    expected += [RECOMMEND_USER] if contract.get("known_users") else []
     failures = [f"{name}: the signature is missing" for name in expected if name not in model.signatures]
     replayed = {name for name, _ in requests}
     failures += [f"{name}: no warm-up request calls it" for name in expected if name not in replayed]
     singles = [inputs for name, inputs in requests if name == "serving_default" and _batch(inputs) == 1]
     requests += [("serving_default", _nothing(inputs)) for inputs in singles[:1]]
 
+    histories = _histories(path, ids, requests) if contract["history_column"] else {}
     for name, inputs in requests:
         if name not in model.signatures:
             continue
         try:
             outputs = {key: value.numpy() for key, value in _call(model, name, inputs).items()}
-            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, contract, known)]
+            if name == RECOMMEND_USER and histories:
+                inputs = _with_histories(inputs, contract["history_column"], histories)
+            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, contract, set(ids))]
         except Exception as error:
             failures.append(f"{name}: does not answer: {_first_line(error)}")
     latency = None if failures or not singles else _latency(model, singles)
     return {"failures": list(dict.fromkeys(failures)), "requests": len(requests), "latency_ms": latency}
+
+
+def _histories(
+    path: str, ids: Sequence[bytes], requests: Sequence[tuple[str, Mapping[str, np.ndarray]]]
+) -> dict[bytes, list[bytes]]:
+    """The histories that the servable knows of the users of requests; none where nobody is asked for by id."""
+    asked = {user.decode() for name, inputs in requests if name == RECOMMEND_USER for user in inputs["user_id"]}
+    if not asked:
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "users.parquet"), "rb") as file:
+        read = pq.read_table(
+            pa.BufferReader(file.read()), columns=["user_id", "history"], filters=[("user_id", "in", asked)]
+        )
+    return {user["user_id"].encode(): [ids[row] for row in user["history"]] for user in read.to_pylist()}
+
+
+def _with_histories(
+    inputs: Mapping[str, np.ndarray], column: str, histories: Mapping[bytes, Sequence[bytes]]
+) -> dict[str, np.ndarray]:
+    """The inputs with the histories that answer them: the request's own ones, or else those of known users."""
+    own = [[item for item in history if item] for history in inputs[column]]
+    used = [o or list(histories.get(user, ())) for o, user in zip(own, inputs["user_id"], strict=True)]
+    width = max(map(len, used))
+    return {**inputs, column: np.array([u + [b""] * (width - len(u)) for u in used], object).reshape(len(used), width)}
 
 
 def faults(
@@ -92,7 +126,7 @@ def faults(
     """What is wrong with an answer, in words."""
     batch, k = _batch(inputs), contract["k"]
     expected: dict[str, tuple[Any, tuple[int, ...]]]
-    if signature in (*RECOMMEND, "similar_items"):
+    if signature in (*RECOMMEND, RECOMMEND_USER, "similar_items"):
         columns = dict.fromkeys(contract["return_columns"], (np.object_, (batch, k)))
         expected = {"item_id": (np.object_, (batch, k)), "score": (np.float32, (batch, k)), **columns}
         wrong = _contract_faults(outputs, expected)
@@ -156,7 +190,7 @@ def _ranking_faults(
         least = min(contract["k"], left)
         if signature == "similar_items" and inputs["item_id"][number] not in known:
             least = 0
-        if signature != "recommend_filtered" and filled.sum() < least:
+        if signature not in ("recommend_filtered", RECOMMEND_USER) and filled.sum() < least:
             wrong.append(f"{filled.sum()} items come back, {least} exist")
     return wrong
 

@@ -19,7 +19,7 @@ from modules.retrieval.top_k import NO_ROW, TopK, best, first, variable, without
 from modules.retrieval.vectors import parts
 from modules.servable import catalogue as catalogues
 from modules.servable import embedding as embeddings
-from modules.servable import explanation
+from modules.servable import explanation, user_snapshot
 from modules.servable import warmup as warmups
 from modules.servable.catalogue import EmbeddedCatalogue
 from modules.servable.contract import (
@@ -29,6 +29,7 @@ from modules.servable.contract import (
     ITEM_ID,
     ITEM_IDS_FILE,
     QUERY_EMBEDDING,
+    RECOMMEND_USER,
     SCORE,
     SERVABLE_PATH,
     ServableContract,
@@ -36,13 +37,16 @@ from modules.servable.contract import (
 )
 from modules.servable.embedding import Embedding
 from modules.servable.filters import Filter
+from modules.servable.known_users import KnownUsers
 from modules.servable.lookup import line_numbers
+from modules.servable.user_snapshot import UserSnapshot
 from modules.settings import Serving
 
 HEAD_SHARE = 0.1
 """Share of the catalogue that counts as the popular head in `evaluate`."""
 
 _FILTER_VALUES_FILE = "filter_values_{}.txt"
+_USERS_FILE = "known_user_ids.txt"
 # Neighbours are rescored by cosine among this multiple of k.
 _SIMILAR_OVERFETCH = 5
 # A vector of zeros is like nothing, and has a cosine of 0 with everything.
@@ -60,6 +64,7 @@ class ServableModule(tf.Module):
         serving: What an answer holds.
         evaluation_k: Items in an answer of `evaluate`.
         assets: An existing folder for the tables' files; it must live until the servable has been saved.
+        users: What is known of users, rows of histories being those of `catalogue`; None for nothing.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class ServableModule(tf.Module):
         serving: Serving,
         evaluation_k: int,
         assets: str,
+        users: UserSnapshot | None = None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -85,6 +91,10 @@ class ServableModule(tf.Module):
             column: Filter(catalogue.filterable[column], os.path.join(assets, _FILTER_VALUES_FILE.format(number)))
             for number, column in enumerate(serving.filter_columns)
         }
+        self.users = users
+        self._known_users = (
+            None if users is None else KnownUsers(users, features, self._item_ids, os.path.join(assets, _USERS_FILE))
+        )
         # The columns of its answers and no others.
         self.catalogue = dataclasses.replace(
             catalogue,
@@ -116,6 +126,8 @@ class ServableModule(tf.Module):
             "evaluate": (self._evaluate, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
             **explanation.functions(self.embedding, self.index, self.rows, self._answer),
         }
+        if self._known_users is not None:
+            functions[RECOMMEND_USER] = (self._recommend_user, {**self._known_users.inputs(), **exclude, **filters})
         return {
             # Without AutoGraph, which has nothing to do here and takes most of a trace's time.
             name: tf.function(_with_keywords(function), autograph=False).get_concrete_function(**specs)
@@ -126,14 +138,23 @@ class ServableModule(tf.Module):
         """Rows of item ids, int32 of the same shape; -1 for padding and those out of the catalogue."""
         return tf.cast(self._item_rows.lookup(item_ids), tf.int32)
 
-    def _recommend(self, **requests: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _recommend_user(self, **requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert self._known_users is not None
+        completed, rows = self._known_users.complete(requests)
+        history = self._features.history
+        seen = None if history is None else tf.concat([rows, self.rows(requests[history.column])], axis=1)
+        rules = {n: value for n, value in requests.items() if n == EXCLUDE or n.startswith(FILTER_PREFIX)}
+        return self._recommend(seen, **completed, **rules)
+
+    def _recommend(self, seen: tf.Tensor | None = None, /, **requests: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Answers requests; `seen` are the rows of the histories, for who knows them already."""
         exclude = requests.pop(EXCLUDE, None)
         filters = {column: requests.pop(FILTER_PREFIX + column, None) for column in self._filters}
         queries = self.embedding.query(**requests)
         kept_out = [tf.zeros([tf.shape(queries)[0], 0], tf.int32)]
         history = self._features.history
         if history is not None and self._serving.exclude_history:
-            kept_out.append(self.rows(requests[history.column]))
+            kept_out.append(self.rows(requests[history.column]) if seen is None else seen)
         if exclude is not None:
             kept_out.append(self.rows(exclude))
         allowed = None
@@ -208,9 +229,12 @@ def save(
             "embedding": contract.embedding.model_copy(update={"variables": variables}),
             "signatures": {name: tuple(sorted(f.structured_input_signature[1])) for name, f in signatures.items()},
             "ops": custom_ops(path),
+            "known_users": len(servable.users or ()),
         }
     )
     catalogues.write(path, servable.catalogue, servable.index.partitions)
+    if servable.users is not None:
+        user_snapshot.write(path, servable.users)
     warmups.write(path, contract.model, {name: warmup[name] for name in warmup if name in signatures})
     with tf.io.gfile.GFile(os.path.join(path, SERVABLE_PATH), "w") as file:
         file.write(contract.model_dump_json(indent=2))

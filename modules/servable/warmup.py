@@ -10,8 +10,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
+from modules.encodings.base import MISSING_TIMESTAMP
 from modules.encodings.features import Features
-from modules.preprocessing import requests_from_examples
+from modules.preprocessing import missing, requests_from_examples
 from modules.servable.catalogue import EmbeddedCatalogue
 from modules.servable.contract import (
     CANDIDATE_EMBEDDING,
@@ -22,8 +23,11 @@ from modules.servable.contract import (
     FILTER_PREFIX,
     ITEM_ID,
     QUERY_EMBEDDING,
+    RECOMMEND_USER,
+    USER_ID,
 )
 from modules.servable.embedding import candidate_requests
+from modules.servable.user_snapshot import UserSnapshot
 from modules.settings import Serving
 
 WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
@@ -81,6 +85,29 @@ def requests(
         examples = tf.constant(list(queries[start : start + _BATCH]), tf.string)
         result[QUERY_EMBEDDING].append(requests_from_examples(examples, features.query))
     return result
+
+
+def with_users(
+    requests: Mapping[str, Sequence[Mapping[str, tf.Tensor]]], users: UserSnapshot, features: Features
+) -> dict[str, list[dict[str, tf.Tensor]]]:
+    """The same requests, and of those to `recommend_filtered` what asks as much by user id: everything else is missing.
+
+    Args:
+        requests: By signature.
+        users: Who is known.
+        features: Which columns a request has.
+    """
+    asked = []
+    first = users.table["user_id"].slice(0, _BATCH).to_pylist()
+    for number, request in enumerate(requests["recommend_filtered"]):
+        batch = int(request[EXCLUDE].shape[0])
+        nobody = missing([f for f in features.query if f.column != users.columns.user], batch)
+        if features.history_age is not None or users.columns.timestamp in nobody:
+            nobody[users.columns.timestamp] = tf.fill([batch], tf.constant(users.newest or MISSING_TIMESTAMP, tf.int64))
+        known = [first[(number + place) % len(first)] for place in range(batch)]
+        rules = {n: value for n, value in request.items() if n == EXCLUDE or n.startswith(FILTER_PREFIX)}
+        asked.append({USER_ID: tf.constant(known), **nobody, **rules})
+    return {**{name: list(map(dict, of_name)) for name, of_name in requests.items()}, RECOMMEND_USER: asked}
 
 
 def write(folder: str, model: str, requests: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from modules.settings.base import Answers, ColumnName, Distinct, Settings
+from modules.settings.base import MANY, Answers, ColumnName, Distinct, Settings
 
 
 class Serving(Settings):
@@ -18,5 +18,9 @@ class Serving(Settings):
     """Columns of the items table that come back beside each item, for instance its title."""
     filter_columns: Distinct[ColumnName] = ()
     """String columns of the items table that `recommend_filtered` can require values of."""
+    known_users: int = Field(0, ge=0, le=MANY)
+    """Users whose features and histories are inside the servable, at most: those with the newest interactions. They can
+    be asked for by id alone, with `recommend_user`. 0 leaves the signature out. A user takes 4 bytes for each item of
+    the history, of which the newest `max_length` are kept, and a few for each feature."""
     latency_p99_ms: float | None = Field(None, gt=0, le=1e9)
     """The ServableValidator refuses a servable whose single requests take longer; None measures without a limit."""

@@ -6,8 +6,9 @@ import os
 
 import click
 
+from modules.data import user_tables
 from modules.errors import UserError
-from pipeline import local_runner, terminal, user_tables
+from pipeline import local_runner, terminal
 from pipeline.commands import asking
 from pipeline.commands.options import Common, Count, LocalFile, configured
 

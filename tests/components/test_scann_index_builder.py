@@ -23,10 +23,11 @@ from modules.retrieval.plot import PLOT_FILE
 from modules.servable import catalogue as catalogues
 from modules.servable.contract import read_servable
 from modules.servable.warmup import WARMUP_PATH
-from modules.settings import Evaluation, Index, Serving
+from modules.settings import Evaluation, Index, Interactions, Items, Serving, Tables
 
 pytestmark = pytest.mark.slow
 
+_TABLES = Tables(interactions=Interactions(path="none"), items=Items(path="none"))
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -62,6 +63,7 @@ def _run(world: World, folder: Path, index: Index, serving: Serving = SERVING, s
         serving=serving,
         evaluation=Evaluation(k=(5, 10)),
         name="films",
+        tables=_TABLES,
         code="1",
     )
     options = ["--runner=DirectRunner", "--direct_running_mode=in_memory"]
@@ -230,9 +232,11 @@ def test_parameters_hold_only_what_the_servable_depends_on():
         channel = channel_utils.as_channel([standard_artifacts.Model()])
         examples = channel_utils.as_channel([standard_artifacts.Examples()])
         return ScannIndexBuilder(
-            channel, examples, FEATURES, COLUMNS, Index(), serving, evaluation, name="films", code="1"
+            channel, examples, FEATURES, COLUMNS, Index(), serving, evaluation, name="films", tables=_TABLES, code="1"
         ).exec_properties
 
     plain = properties(Serving(k=5), Evaluation())
     assert plain == properties(Serving(k=5, latency_p99_ms=3), Evaluation(floors={"mrr": 0.5}))
     assert plain != properties(Serving(k=6), Evaluation())
+    assert plain[executor.TABLES_KEY] == "", "what is not read"
+    assert properties(Serving(k=5, known_users=1), Evaluation())[executor.TABLES_KEY] == _TABLES.model_dump_json()

@@ -151,12 +151,18 @@ def test_a_stage_mounts_the_volumes_that_it_opens_something_on(tmp_path: Path):
     # A pod that mounts a volume of one node runs there; and what nobody opens no pod waits for.
     assert {stage: found for stage, found in mounts.items() if found} == {
         "InteractionExampleGen": {"/tables"}, "ImportSchemaGen": {"/schemas"}, "Trainer": {"/scratch"},
-        "BaselineResolver": {"/models"}, "Pusher": {"/models"},
+        "BaselineResolver": {"/models"}, "Pusher": {"/models"}, "ScannIndexBuilder": {"/tables"},
     }  # fmt: skip
     custom_config = json.loads(constant(spec, "Trainer", "custom_config"))
     assert custom_config["checkpoint_root"] == "/scratch/checkpoints"
     tables = json.loads(constant(spec, "InteractionExampleGen", "tables"))
     assert tables["items"]["path"] == "/tables/small/items.parquet"
+    assert json.loads(constant(spec, "ScannIndexBuilder", "tables")) == tables, "what is known of users is read there"
+    without = wanted.model_copy(update={"serving": wanted.serving.model_copy(update={"known_users": 0})})
+    reading = {stage for parameter in runner.parameters(without) for stage in parameter.targets}
+    assert "ScannIndexBuilder" not in reading
+    of_tables = [p for p in runner.parameters(wanted) if p.name in ("interactions", "items", "users")]
+    assert all(p.targets.keys() == {"InteractionExampleGen", "ScannIndexBuilder"} for p in of_tables)
 
 
 def test_a_stage_that_was_evicted_starts_again(spec: dict[str, Any], tmp_path: Path):

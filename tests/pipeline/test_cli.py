@@ -18,7 +18,8 @@ import world
 from e2e_runs import Outcome, twotower
 from ml_metadata.proto import metadata_store_pb2
 
-from pipeline import cli, runs, user_tables
+from modules.data import user_tables
+from pipeline import cli, runs
 from pipeline.commands import options
 from pipeline.config import load
 

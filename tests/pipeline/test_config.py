@@ -197,6 +197,9 @@ def test_set_replaces_a_key(override, read, expected):
         ("tables.interactions.timestamp=user_id", "tables.interactions: user and timestamp are both column 'user_id'"),
         ("tables.interactions.weight=timestamp", "tables.interactions: timestamp and weight are both"),
         ("split={strategy: column, column: user_id}", "split.column: 'user_id' is tables.interactions.user already"),
+        ("serving.known_users=-1", "serving.known_users: "),
+        ("features.query.user_id={column: user_id, encoding: log1p}", "the user's id 'user_id' must be one text"),
+        ("features.query.timestamp={column: timestamp, encoding: log1p}", "encode it as timestamp"),
         # Places that are none.
         ("features.query.².dimension=3", "--set features.query.².dimension: the list has no element '²'"),
         ("features.query.99999999999999999999=3", "the list has no element"),

@@ -23,6 +23,7 @@ def check(
     returned: tuple[str, ...] = (),
     filters: tuple[str, ...] = (),
     slices: tuple[str, ...] = (),
+    known_users: int = 0,
 ) -> None:
     """Checks an otherwise ordinary configuration; a feature is a column of a vocabulary, or its settings."""
 
@@ -36,7 +37,7 @@ def check(
             "query": [{"column": "timestamp", "encoding": "timestamp"}, {"encoding": "history"}, *map(feature, query)],
             "candidate": [feature("item_id"), *map(feature, candidate)],
         }),
-        Serving.model_validate({"return_columns": returned, "filter_columns": filters}),
+        Serving.model_validate({"return_columns": returned, "filter_columns": filters, "known_users": known_users}),
         Evaluation.model_validate({"slices": [{"column": column} for column in slices]}),
     )  # fmt: skip
 
@@ -91,6 +92,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a word of Python's": ({"query": ("class",)}, "'class' would be an input"),
     "self": ({"query": ("self",)}, "'self' would be an input"),
     "an item id with a colon": ({"tables": {"item": "item:id"}}, "tables.interactions.item: 'item:id'"),
+    "another column as the known user's id": (
+        {"query": ("user_id",), "tables": {"user": "customer"}, "known_users": 1},
+        "features.query.2.column: column 'user_id' of the query side would be 'user_id' in the inputs of the servable, "
+        "as is column 'customer' of the query side (tables.interactions.user)",
+    ),
+    "a time that ages are counted to": (
+        {"query": ({"encoding": "history_age"},), "tables": {"timestamp": "at noon"}, "known_users": 1},
+        "tables.interactions.timestamp: 'at noon' would be an input",
+    ),
     "a filter with a space": ({"filters": ("a b",)}, "serving.filter_columns: 'filter_a b' would be an input"),
 }  # fmt: skip
 
@@ -114,6 +124,8 @@ def test_a_name_for_two_things_is_refused(case: str):
         {"query": ("timestamp_hour", "slice_of_life", "filter_age"), "slices": ("age",), "filters": ("genres",)},
         {"tables": {"item": "movie"}, "candidate": ("movie",), "returned": ("title",)},
         {"filters": ("2nd",)},
+        {"query": ("user_id", {"encoding": "history_age"}), "known_users": 1},
+        {"query": ("customer",), "tables": {"user": "customer"}, "known_users": 1},
     ],
 )
 def test_one_thing_may_be_asked_for_twice_and_plain_names_are_free(arguments: dict[str, Any]):

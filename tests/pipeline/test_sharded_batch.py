@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.data import tables
+from modules.data.user_tables import UserRows, UserTables
 from modules.settings import Interactions, Items, Tables, Users
 from pipeline.sharded_batch import Question, Read, in_order
-from pipeline.user_tables import UserRows, UserTables
 
 interactions = st.lists(
     st.tuples(st.integers(1, 9) | st.none(), st.sampled_from("pqr"), st.integers(0, 2)), max_size=40

@@ -24,11 +24,13 @@ from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import SearchParameters
 from modules.servable import catalogue as catalogues
-from modules.servable import replay
+from modules.servable import replay, update_users, user_snapshot
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
-from modules.servable.update import UPDATE_PATH, NewItems, Update, update
-from modules.settings import Index
+from modules.servable.new_version import UPDATE_PATH
+from modules.servable.update import NewItems, Update, update
+from modules.servable.update_users import UsersUpdate
+from modules.settings import Index, Interactions, Items, Tables
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +81,9 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
     elif layer == "scann":
         index = Scann(trained, parameters)
     towers = world.save_embedding(destination / "embedding")
+    users = world.snapshot(destination, catalogue.item_ids)
     save_servable(
-        world, towers, destination / "served" / "7", SERVING, index, catalogue, layer=layer, strategy=strategy,
+        world, towers, destination / "served" / "7", SERVING, index, catalogue, users, layer=layer, strategy=strategy,
         partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
     )  # fmt: skip
     (destination / "served" / "7" / push_destination.STAMP_PATH).write_text("stamp")
@@ -217,6 +220,89 @@ def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_pat
         NewItems.read(str(tmp_path / "new.parquet"), "id", _PLAN)
     with pytest.raises(UserError, match="nothing has been pushed yet"):
         update(str(tmp_path / "none"), NewItems({}), ["i1"], FEATURES, SERVING, Index(), COLUMNS.item)
+
+
+def _news(folder: Path, rows: list[tuple[str, str, int]]) -> Tables:
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), folder / "news.parquet")
+    return Tables(interactions=Interactions(path=str(folder / "news.parquet")), items=Items(path="none"))
+
+
+def test_updates_of_users_and_of_items_keep_each_others_result(pushed, tmp_path):
+    world, known = pushed.world, SERVING.model_copy(update={"known_users": 100})
+
+    def update_of_users(*rows: tuple[str, str, int]) -> UsersUpdate:
+        return update_users.update(str(pushed.destination), _news(tmp_path, rows), ["interactions"], FEATURES, known)
+
+    # u1 has interacted with i… before; late is new, and i590 is not in the catalogue yet.
+    before = user_snapshot.read(str(pushed.destination / "7"))
+    [history] = [world.histories[1]]
+    first = update_of_users(("u1", "i3", 10**6), ("late", "i4", 10**6), ("late", "i590", 10**6 + 1))
+    assert (first.updated_version, first.interactions, first.unknown_items) == (7, 2, 1)
+    assert first.known_users == len(before) + 1
+    path = pushed.destination / str(first.version)
+    assert push_destination.read_stamp(str(path)) == "stamp"
+    assert UsersUpdate.model_validate_json((path / UPDATE_PATH).read_text()) == first
+
+    second = pushed.update(pushed.table([590], tmp_path), ["i4"])
+    third = update_of_users(("late", "i590", 10**6 + 1), ("u1", "i3", 10**6))
+    assert (third.updated_version, third.interactions, third.known_users) == (second.version, 1, first.known_users)
+    path = pushed.destination / str(third.version)
+    described = read_servable(str(path))
+    assert (described.catalogue_size, described.known_users) == (_KNOWN, first.known_users)
+    ids = catalogues.read(str(path))[0].item_ids
+    assert "i590" in ids and "i4" not in ids
+    histories = {
+        user["user_id"]: [ids[row] for row in user["history"]]
+        for user in user_snapshot.read(str(path)).table.to_pylist()
+    }
+    assert histories["u1"] == [*history, "i3"][-3:] and histories["late"] == ["i590"], "removed items are gone"
+    for number, user in enumerate(world.users):
+        if user != "u1":
+            indexed = [item for item in world.histories[number] if int(item[1:]) < _KNOWN][-3:]
+            assert histories.get(user, []) == [item for item in indexed if item != "i4"]
+
+    model = tf.saved_model.load(str(path))
+    nothing = {"exclude": tf.zeros([1, 0], tf.string), "filter_genres": tf.zeros([1, 0], tf.string)}
+    for user in ("u1", "late", "stranger"):
+        asked = {"user_id": tf.constant([user]), "history": tf.zeros([1, 0], tf.string), **nothing}
+        found = model.signatures["recommend_user"](**asked)["item_id"].numpy()[0]
+        seen = histories.get(user, [])
+        who = user if user in histories else ""
+        expected = model.signatures["serving_default"](
+            user_id=tf.constant([who]), history=tf.constant([seen], tf.string, [1, len(seen)])
+        )
+        assert found.tolist() == expected["item_id"].numpy()[0].tolist() and not {i.decode() for i in found} & set(seen)
+
+
+def test_what_users_cannot_be_updated_with_is_refused_and_nothing_is_pushed(pushed, tmp_path):
+    known = SERVING.model_copy(update={"known_users": 100})
+    news = _news(tmp_path, [("u1", "i3", 10**6)])
+    file = tmp_path / "news.parquet"
+
+    def refused(words: str, serving=known, destination: Path = pushed.destination) -> None:
+        with pytest.raises(UserError, match=words) as error:
+            update_users.update(str(destination), news, ["interactions"], FEATURES, serving)
+        assert "\n" not in str(error.value) and [p.name for p in destination.iterdir()] == ["7"]
+
+    refused(r"serving\.known_users is 0: no user is known to the model; set it and run the pipeline", SERVING)
+    for table, words in (
+        (
+            {"user_id": ["u1"], "timestamp": [1]},
+            r"--interactions: .*news\.parquet cannot be read: it has no column 'item_id'",
+        ),
+        ({"user_id": ["u1"], "item_id": ["i3"]}, "it has no column 'timestamp'"),
+        ({"user_id": ["u1", None], "item_id": ["i3", "i4"], "timestamp": [1, 2]}, "a row has no user_id; give every"),
+        ({"user_id": ["u1"], "item_id": ["i3"], "timestamp": [1_700_000_000_000]}, "1 values of 'timestamp' are"),
+        ({"user_id": ["u1"], "item_id": ["i3"], "timestamp": ["soon"]}, "for instance 'soon'"),
+    ):
+        pq.write_table(pa.table(table), file)
+        refused(f"--interactions: .*{words}" if "--interactions" not in words else words)
+    file.unlink()
+    refused("--interactions: there is no file")
+    described = pushed.destination / "7" / SERVABLE_PATH
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"known_users": 0}))
+    refused(r"version 7 was made with serving\.known_users 0 and knows no users; run the pipeline")
 
 
 def test_of_two_updates_at_once_none_is_lost(pushed):

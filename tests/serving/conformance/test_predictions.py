@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from servers import RECOMMEND, SIGNATURES, Target, http_request
+from servers import RECOMMEND, RECOMMEND_USER, SIGNATURES, Target, http_request
 
 from serving.client import Client, GrpcClient, RestClient
 
@@ -27,6 +27,12 @@ def rows(target: Target, signature: str, inputs: dict[str, np.ndarray], which: s
     return status, json.loads(content)
 
 
+def offered(target: Target, signature: str) -> None:
+    """A model that was made without known users, on a server that somebody else runs, does not have all of them."""
+    if signature == RECOMMEND_USER and target.base_path is None and signature not in target.signatures:
+        pytest.skip("this model knows no users: serving.known_users is 0")
+
+
 def test_the_metadata_have_every_signature(target: Target):
     assert set(SIGNATURES) <= set(target.signatures)
     with target.client(RestClient) as client:
@@ -35,10 +41,11 @@ def test_the_metadata_have_every_signature(target: Target):
 
 @BOTH
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("signature", [s for s in SIGNATURES if s != "evaluate"])
+@pytest.mark.parametrize("signature", [*(s for s in SIGNATURES if s != "evaluate"), RECOMMEND_USER])
 def test_every_signature_answers_with_the_shapes_and_dtypes_of_its_metadata(
     target: Target, kind: type[Client], signature: str, batch: int
 ):
+    offered(target, signature)
     with target.client(kind) as client:
         answer = client.predict(target.request(signature, batch), signature)
     outputs = target.signatures[signature].outputs
@@ -61,8 +68,9 @@ def test_evaluate_takes_serialized_examples(target: Target):
     np.testing.assert_array_equal(over_grpc["scores"], over_rest["scores"])
 
 
-@pytest.mark.parametrize("signature", RECOMMEND)
+@pytest.mark.parametrize("signature", [*RECOMMEND, RECOMMEND_USER])
 def test_both_interfaces_and_both_formats_give_the_same_answer(target: Target, signature: str):
+    offered(target, signature)
     request = target.request(signature, 2, history=target.items[:2])
     with target.client(GrpcClient) as grpc_client, target.client(RestClient) as rest_client:
         over_grpc, over_rest = grpc_client.predict(request, signature), rest_client.predict(request, signature)
@@ -96,6 +104,23 @@ def test_base64_is_decoded(target: Target):
         assert status == 200
         answers.append(json.loads(content))
     assert answers[0] == answers[1]
+
+
+@BOTH
+def test_an_unknown_user_id_alone_is_answered_as_nobody(target: Target, kind: type[Client]):
+    offered(target, RECOMMEND_USER)
+    nothing = {
+        name: np.full(value.shape, {"O": "", "f": np.nan, "i": -1}[value.dtype.kind], value.dtype)
+        for name, value in target.request("serving_default", 2).items()
+    }
+    with target.client(kind) as client:
+        expected = client.predict(nothing)
+        answer = client.recommend_user(["no such user", ""])
+        first = answer["item_id"][0, 0]
+        others = client.recommend_user(["no such user"], {"exclude": [[first]]})
+    np.testing.assert_array_equal(answer["item_id"], expected["item_id"])
+    np.testing.assert_allclose(answer["score"], expected["score"], rtol=1e-4)
+    assert first not in others["item_id"][0] and items(others["item_id"])
 
 
 @BOTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,15 @@ class UserTables:
             for _, batch in rows.batches(table, self.paths[table], self.columns[table]):
                 yield batch
 
-    def histories(self, known: UserRows, wanted: Set[str] | None = None) -> Histories:
+    def histories(
+        self, known: UserRows, wanted: Set[str] | None = None, keep: Callable[[str, str, int], bool] | None = None
+    ) -> Histories:
         """Whose interactions are wanted, or everybody's, in the order of the table.
+
+        Args:
+            known: What is known of users.
+            wanted: Whose; None for everybody's.
+            keep: Of a user, an item and a time: whether the interaction counts. By default each one does.
 
         Raises:
             UserError: A file is missing or cannot be read.
@@ -73,6 +80,7 @@ class UserTables:
                     zip(rows.ids(batch, table.user), rows.ids(batch, table.item), strict=True)
                 )
                 if user is not None and item is not None and not timeless[row] and (wanted is None or user in wanted)
+                if keep is None or keep(user, item, int(times[row]))
             ]
             user, item, row = np.array(taken, np.int64).reshape(-1, 3).T
             parts.append((user.astype(np.int32), item.astype(np.int32), times[row]))
@@ -117,6 +125,11 @@ class Histories(Mapping[str, tuple[list[str], int]]):
         start = self._end[number - 1] if number else 0
         items = self._item[start : self._end[number]].tolist()
         return [self._names[item] for item in items], int(self._newest[number])
+
+    def newest(self, count: int) -> list[str]:
+        """The users with the newest interactions, at most so many, the newest first; equal times as they came."""
+        names = list(self._users)
+        return [names[number] for number in np.argsort(-self._newest, kind="stable")[:count]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._users)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modules.data.user_tables import UserTables
 from modules.settings import Interactions, Items, Tables
-from pipeline.user_tables import UserTables
 
 rows_of_users = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["p", "q", None]), st.integers(0, 5)), max_size=30
