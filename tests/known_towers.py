@@ -142,6 +142,7 @@ def contract(towers: EmbeddingContract, serving: Serving, size: int, **changes: 
         "exclude_history": serving.exclude_history,
         "return_columns": serving.return_columns,
         "filter_columns": serving.filter_columns,
+        "max_per_value": serving.max_per_value,
         "embedding": towers,
     }
     return ServableContract(**(values | changes))

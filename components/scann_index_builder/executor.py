@@ -122,6 +122,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 exclude_history=settings.serving.exclude_history,
                 return_columns=settings.serving.return_columns,
                 filter_columns=settings.serving.filter_columns,
+                max_per_value=settings.serving.max_per_value,
                 embedding=embedding.contract,
             )
             items = _sample(examples, CATALOGUE, at_most=32)

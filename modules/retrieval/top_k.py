@@ -116,6 +116,7 @@ class TopK(tf.Module, abc.ABC):
         excluded: tf.Tensor,
         allowed: tf.Tensor | None = None,
         parameters: SearchParameters | None = None,
+        enough: int | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the candidates with the highest inner products.
 
@@ -129,6 +130,7 @@ class TopK(tf.Module, abc.ABC):
             excluded: [B, E] int32 rows that must not come back, padded with -1.
             allowed: [B, C] bool; where given, no other rows come back.
             parameters: Instead of the index's own; scalar int32 tensors will do, so that one graph tries many.
+            enough: Where fewer than k will do, how many: only a query with fewer than these is searched exactly.
 
         Returns:
             Scores [B, k] float32, best first, padded with −inf, and rows [B, k] int32, padded with -1.
@@ -136,7 +138,7 @@ class TopK(tf.Module, abc.ABC):
         # Neither ScaNN's ops nor map_fn take an empty batch: it gets one query that is dropped again.
         batch = tf.shape(queries)[0]
         queries, excluded, allowed = (_at_least_one(x) for x in (queries, excluded, allowed))
-        scores, rows = self._search(queries, k, excluded, allowed, parameters or self.parameters)
+        scores, rows = self._search(queries, k, excluded, allowed, parameters or self.parameters, enough or k)
         return scores[:batch], rows[:batch]
 
     def search_both(self, queries: tf.Tensor, k: int, excluded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -155,7 +157,13 @@ class TopK(tf.Module, abc.ABC):
         return *self.search(queries, k, excluded), with_excluded
 
     def _search(
-        self, queries: tf.Tensor, k: int, excluded: tf.Tensor, allowed: tf.Tensor | None, parameters: SearchParameters
+        self,
+        queries: tf.Tensor,
+        k: int,
+        excluded: tf.Tensor,
+        allowed: tf.Tensor | None,
+        parameters: SearchParameters,
+        enough: int,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         if allowed is None:
             exist, few = tf.constant(self.size), tf.constant(False)
@@ -175,7 +183,7 @@ class TopK(tf.Module, abc.ABC):
             again = few
         else:
             returned = tf.math.count_nonzero(rows != NO_ROW, axis=1, dtype=tf.int32)
-            again = few | (returned < tf.minimum(k, exist))
+            again = few | (returned < tf.minimum(enough, exist))
         chosen = tf.reshape(tf.where(again), [-1])
 
         def exact() -> tuple[tf.Tensor, tf.Tensor]:

@@ -94,6 +94,8 @@ class ServableContract(_Contract):
     exclude_history: bool
     return_columns: tuple[str, ...]
     filter_columns: tuple[str, ...]
+    max_per_value: dict[str, int] = {}
+    """Column → items of each of its values in a recommendation at most."""
     embedding: EmbeddingContract
     known_users: int = 0
     """Users whose features and histories it has; with 0 there is no `recommend_user`."""

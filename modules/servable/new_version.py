@@ -192,6 +192,7 @@ def _check_updatable(contract: ServableContract, version: str, features: Feature
         "serving.exclude_history": (contract.exclude_history, serving.exclude_history),
         "serving.return_columns": (contract.return_columns, serving.return_columns),
         "serving.filter_columns": (contract.filter_columns, serving.filter_columns),
+        "serving.max_per_value": (contract.max_per_value, serving.max_per_value),
     }
     for name, (was, is_) in made_with.items():
         if was != is_:

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ def replay(path: str) -> dict[str, Any]:
         return {"failures": [f"does not load: {_first_line(error)}"], "requests": 0, "latency_ms": None}
     with tf.io.gfile.GFile(os.path.join(path, contract["item_ids"])) as file:
         ids = [line.rstrip("\n").encode() for line in file]
+    most = contract.get("max_per_value")
+    limits = _Limits(path, most) if most else None
 
     warmup = os.path.join(path, "assets.extra", "tf_serving_warmup_requests")
     requests: list[tuple[str, dict[str, np.ndarray]]] = []
@@ -81,7 +84,7 @@ def replay(path: str) -> dict[str, Any]:
             outputs = {key: value.numpy() for key, value in _call(model, name, inputs).items()}
             if name == RECOMMEND_USER and histories:
                 inputs = _with_histories(inputs, contract["history_column"], histories)
-            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, contract, set(ids))]
+            failures += [f"{name}: {fault}" for fault in faults(name, inputs, outputs, contract, set(ids), limits)]
         except Exception as error:
             failures.append(f"{name}: does not answer: {_first_line(error)}")
     latency = None if failures or not singles else _latency(model, singles)
@@ -122,6 +125,7 @@ def faults(
     outputs: Mapping[str, np.ndarray],
     contract: Mapping[str, Any],
     known: set[bytes],
+    limits: _Limits | None = None,
 ) -> list[str]:
     """What is wrong with an answer, in words."""
     batch, k = _batch(inputs), contract["k"]
@@ -130,7 +134,7 @@ def faults(
         columns = dict.fromkeys(contract["return_columns"], (np.object_, (batch, k)))
         expected = {"item_id": (np.object_, (batch, k)), "score": (np.float32, (batch, k)), **columns}
         wrong = _contract_faults(outputs, expected)
-        return wrong or _ranking_faults(signature, inputs, outputs, contract, known)
+        return wrong or _ranking_faults(signature, inputs, outputs, contract, known, limits)
     if signature == "evaluate":
         at = (batch, contract["evaluation_k"])
         expected = dict.fromkeys(("classes", "classes_with_seen", "popular"), (np.object_, at))
@@ -173,6 +177,7 @@ def _ranking_faults(
     outputs: Mapping[str, np.ndarray],
     contract: Mapping[str, Any],
     known: set[bytes],
+    limits: _Limits | None,
 ) -> list[str]:
     wrong: list[str] = []
     for number, (items, scores) in enumerate(zip(outputs["item_id"], outputs["score"], strict=True)):
@@ -183,11 +188,15 @@ def _ranking_faults(
         elif np.any(np.diff(scores[filled]) > _FLOAT_ERROR * np.maximum(1, np.abs(scores[filled][1:]))):
             wrong.append("scores are not best first")
         kept_out = _kept_out(signature, inputs, number, contract)
-        returned = sorted(kept_out & set(items[filled]))
+        answered = set(items[filled])
+        returned = sorted(kept_out & answered)
         if returned:
             wrong.append(f"item {returned[0].decode()!r} comes back although the request excludes it")
-        left = len(known - kept_out)
-        least = min(contract["k"], left)
+        left = known - kept_out
+        if limits is not None and signature in (*RECOMMEND, RECOMMEND_USER):
+            wrong += limits.faults(answered)
+            left = answered | limits.open(answered, left - answered)
+        least = min(contract["k"], len(left))
         if signature == "similar_items" and inputs["item_id"][number] not in known:
             least = 0
         if signature not in ("recommend_filtered", RECOMMEND_USER) and filled.sum() < least:
@@ -230,6 +239,54 @@ def _explanation_faults(
         if set(named.ravel()) - {b""} - set(inputs[column][number] if column else ()):
             wrong.append("a reason is no item of the history")
     return wrong
+
+
+class _Limits:
+    """`serving.max_per_value`: at most m items of each value of a column in a recommendation."""
+
+    def __init__(self, path: str, most: Mapping[str, int]) -> None:
+        self._most = most
+        self._kinds: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+        """Item → its columns and values."""
+        self._items: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+        """Column and value → the items that have it."""
+        filterable = _filterable(path)
+        for column in most:
+            for item, of_item in filterable[column].items():
+                for value in set(of_item) - {""}:
+                    self._kinds[item].append((column, value))
+                    self._items[column, value].add(item)
+
+    def faults(self, answered: set[bytes]) -> list[str]:
+        """Of which values an answer has too many items."""
+        return [
+            f"{count} items with {column} {value!r} come back, {self._most[column]} at most may"
+            for (column, value), count in self._counts(answered).items()
+            if count > self._most[column]
+        ]
+
+    def open(self, answered: set[bytes], others: set[bytes]) -> set[bytes]:
+        """Which other items could come back beside those of an answer."""
+        for (column, value), count in self._counts(answered).items():
+            if count >= self._most[column]:
+                others = others - self._items[column, value]
+        return others
+
+    def _counts(self, answered: set[bytes]) -> Counter[tuple[str, str]]:
+        return Counter(kind for item in sorted(answered) for kind in self._kinds.get(item, ()))
+
+
+def _filterable(path: str) -> dict[str, dict[bytes, list[str]]]:
+    """Column → item → values, from the catalogue beside the SavedModel."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(os.path.join(path, "assets.extra", "catalogue.parquet"), "rb") as file:
+        table = pq.read_table(pa.BufferReader(file.read()), columns=["item_id", "filterable"])
+    items = [item.encode() for item in table["item_id"].to_pylist()]
+    column = table["filterable"].combine_chunks()
+    return {field.name: dict(zip(items, column.field(field.name).to_pylist(), strict=True)) for field in column.type}
 
 
 def _kept_out(signature: str, inputs: Mapping[str, np.ndarray], number: int, contract: Mapping[str, Any]) -> set[bytes]:

@@ -39,6 +39,7 @@ from modules.servable.embedding import Embedding
 from modules.servable.filters import Filter
 from modules.servable.known_users import KnownUsers
 from modules.servable.lookup import line_numbers
+from modules.servable.max_per_value import MaxPerValue
 from modules.servable.user_snapshot import UserSnapshot
 from modules.settings import Serving
 
@@ -95,6 +96,8 @@ class ServableModule(tf.Module):
         self._known_users = (
             None if users is None else KnownUsers(users, features, self._item_ids, os.path.join(assets, _USERS_FILE))
         )
+        limits = [(self._filters[column].rows, most) for column, most in serving.max_per_value.items()]
+        self._limited = MaxPerValue(index, limits) if limits else None
         # The columns of its answers and no others.
         self.catalogue = dataclasses.replace(
             catalogue,
@@ -162,7 +165,8 @@ class ServableModule(tf.Module):
             if wanted is not None:
                 has_one = self._filters[column].rows_with(wanted, self.size)
                 allowed = has_one if allowed is None else allowed & has_one
-        scores, rows = self.index.search(queries, self._serving.k, tf.concat(kept_out, axis=1), allowed)
+        searched = self._limited or self.index
+        scores, rows = searched.search(queries, self._serving.k, tf.concat(kept_out, axis=1), allowed)
         return self._answer(scores, rows)
 
     def _similar_items(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:

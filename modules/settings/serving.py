@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from modules.settings.base import MANY, Answers, ColumnName, Distinct, Settings
 
@@ -22,5 +22,18 @@ class Serving(Settings):
     """Users whose features and histories are inside the servable, at most: those with the newest interactions. They can
     be asked for by id alone, with `recommend_user`. 0 leaves the signature out. A user takes 4 bytes for each item of
     the history, of which the newest `max_length` are kept, and a few for each feature."""
+    max_per_value: dict[ColumnName, Answers] = Field(default_factory=dict)
+    """Column → m: a recommendation holds at most m items of each of its values. Columns of `filter_columns`; an item
+    with several values counts for each, one without a value is not limited."""
     latency_p99_ms: float | None = Field(None, gt=0, le=1e9)
     """The ServableValidator refuses a servable whose single requests take longer; None measures without a limit."""
+
+    @field_validator("max_per_value")
+    @classmethod
+    def _columns_with_filters(cls, most: dict[str, int], others: ValidationInfo) -> dict[str, int]:
+        # Not there where it is itself a mistake.
+        filtered = others.data.get("filter_columns")
+        for column in most:
+            if filtered is not None and column not in filtered:
+                raise ValueError(f"{column!r} is not one of serving.filter_columns; add it to them")
+        return most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,16 @@ def test_a_changed_setting_executes_what_depends_on_it(small: Small):
     """Other settings: a Transform of other features in tests/faults, gates below."""
     # One that leaves the model able to pass, but is not refused for being too close to the baseline.
     changes = ["--set", "serving.k=21", "--set", "evaluation.max_regression={}"]
+    changes += ["--set", "serving.max_per_value={genres: 6}"]
     outcome = twotower("run", "--config", small.config_path, *changes)
     assert outcome.code == 0, outcome.errors
     # The ExampleValidator compares k with the catalogue.
     assert executed(small.config_path) >= FROM_TRAINER - {"Trainer", "BaselineResolver"} | {"ExampleValidator"}
     assert not executed(small.config_path) & {"InteractionExampleGen", "StatisticsGen", "Transform", "Trainer"}
+    genres = {str(item["item_id"]): item["genres"] for item in world.items()}
+    answer = twotower("recommend", "--config", small.config_path, *changes, "--user", "1", "--k", "21").answer
+    counts = Counter(genre for found in answer["items"] for genre in genres[found["item_id"]])
+    assert counts and max(counts.values()) == 6
 
 
 def test_a_changed_file_of_a_package_executes_what_imports_it(small: Small, tmp_path: Path, monkeypatch):

@@ -187,6 +187,16 @@ def test_set_replaces_a_key(override, read, expected):
         ("features.candidate.genres.separator=''", "separator: String should have at least 1 character"),
         ("serving.return_columns=[title, title]", "serving.return_columns: 'title' is there twice"),
         ("serving.filter_columns=[genres, genres]", "serving.filter_columns: 'genres' is there twice"),
+        (
+            "serving.max_per_value={genres: 0}",
+            "serving.max_per_value.genres: Input should be greater than or equal to 1, not 0",
+        ),
+        (
+            "serving.max_per_value={title: 3}",
+            "serving.max_per_value: 'title' is not one of serving.filter_columns; add it to them",
+        ),
+        ("serving.max_per_value=3", "serving.max_per_value: expected keys and values"),
+        ("serving.max_per_value={genres: few}", "serving.max_per_value.genres: Input should be a valid integer"),
         ("tuner.search={model.mask_rate: [.nan]}", "tuner.search.model.mask_rate.0"),
         ("model.exploration=-1", "model.exploration"),
         ("model.exploration=21", "model.exploration"),

@@ -26,6 +26,7 @@ TREE |= {
     "output": {"root": "runs", "push": "served"},
     "metadata": {"kind": "sqlite", "port": 3306},
     "kubeflow": {"resources": {"Trainer": {"cpu": 2, "memory": 4, "node_selector": {"disk": "fast"}}}},
+    "serving": {"return_columns": ["title"], "filter_columns": ["genres"], "max_per_value": {"genres": 10}},
     "beam": {"runner": "direct", "workers": 2, "options": ["--job_name=nightly"]},
 }
 TREE["evaluation"] |= {"k": [10, 50], "floors": {"ndcg@10": 0.01}, "max_regression": {"ndcg@10": 0.1}}
@@ -178,6 +179,8 @@ def check(found: Config | str, path: Path) -> None:
     inputs += [f"filter_{c.lower()}" for c in found.serving.filter_columns] + ["exclude"]
     assert len(set(inputs)) == len(inputs)
     assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in inputs)
+    assert set(found.serving.max_per_value) <= set(found.serving.filter_columns)
+    assert all(most >= 1 for most in found.serving.max_per_value.values())
     outputs = [*found.serving.return_columns, "item_id", "score"]
     assert len(set(outputs)) == len(outputs)
 

@@ -28,7 +28,7 @@ _CONTRACT = ServableContract(
     model="films", k=20, evaluation_k=10, layer="scann", strategy="tree", partitions_to_search=3, reorder=50,
     catalogue_size=300, dimension=8, query_columns=("user_id", "history"), history_column="history",
     exclude_history=True, return_columns=("title",), filter_columns=("genres",), embedding=_EMBEDDING,
-    signatures={"similar_items": ("item_id",)}, ops=("Scann>ScannSearchBatched",),
+    max_per_value={"genres": 3}, signatures={"similar_items": ("item_id",)}, ops=("Scann>ScannSearchBatched",),
 )  # fmt: skip
 
 
@@ -43,6 +43,13 @@ def test_what_is_written_is_what_is_read(tmp_path):
     content = json.loads(_CONTRACT.model_dump_json())
     assert content["contract_version"] == CONTRACT_VERSION == 2
     assert content["embedding"]["layout"]["similarity"] == [0, 8]
+
+
+def test_a_version_from_before_there_were_limits_has_none(tmp_path):
+    content = json.loads(_CONTRACT.model_dump_json())
+    del content["max_per_value"]
+    _write(tmp_path, json.dumps(content))
+    assert read_servable(str(tmp_path)).max_per_value == {}
 
 
 @pytest.mark.parametrize("version", [1, 3])

@@ -1,5 +1,8 @@
 """The replay of warm-up requests finds what is wrong with an answer; one broken index for each fault."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +11,8 @@ from known_towers import SERVING, save_servable
 from modules.retrieval.brute_force import BruteForce
 from modules.retrieval.top_k import NO_ROW
 from modules.servable import replay
+from modules.servable.contract import SERVABLE_PATH
+from modules.settings import Serving
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +53,21 @@ class _Lazy(BruteForce):
         scores, rows = super().search(queries, k, excluded, allowed)
         keep = tf.range(k) < k - 3
         return tf.where(keep, scores, -float("inf")), tf.where(keep, rows, NO_ROW)
+
+
+def test_limits_are_looked_after(known_world, known_embedding, tmp_path):
+    limited = Serving.model_validate(SERVING.model_dump() | {"max_per_value": {"genres": 2}})
+    path = save_servable(known_world, known_embedding, tmp_path / "1", limited)
+    assert replay.replay(str(path))["failures"] == []
+    written = json.loads((path / SERVABLE_PATH).read_text())
+
+    def failures_where_it_claims(most: int) -> list[str]:
+        (path / SERVABLE_PATH).write_text(json.dumps(written | {"max_per_value": {"genres": most}}))
+        return replay.replay(str(path))["failures"]
+
+    assert "serving_default: 2 items with genres 'Comedy' come back, 1 at most may" in failures_where_it_claims(1)
+    short = r"serving_default: \d items come back, 20 exist"
+    assert any(re.fullmatch(short, failure) for failure in failures_where_it_claims(4))
 
 
 @pytest.mark.parametrize(

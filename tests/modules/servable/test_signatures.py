@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,18 @@ def _expected(world, vector, k, excluded=(), genre=None):
     ]  # fmt: skip
     best = sorted(permitted, key=lambda n: -scores[n])[:k]
     return [world.items[n] for n in best], scores[best]
+
+
+def _expected_with_at_most(most, world, vector, k, excluded=(), genre=None):
+    """(item ids, scores) of the best permitted items one after another, each unless a genre of it is full."""
+    counts = Counter()
+    taken = []
+    for item, score in zip(*_expected(world, vector, len(world.items), excluded, genre), strict=True):
+        genres = world.genres[world.items.index(item)]
+        if len(taken) < k and all(counts[g] < most for g in genres):
+            counts.update(genres)
+            taken.append((item, score))
+    return [item for item, _ in taken], np.array([score for _, score in taken])
 
 
 def _assert_answer(answer, number, items, scores, k=_SERVING.k):
@@ -225,6 +238,45 @@ def test_history_can_be_recommended_where_it_is_wanted(world, embedding, tmp_pat
     _assert_answer(answer, 0, *_expected(world, world.query("u5", _HISTORIES[1]), 20))
     classes = functions["evaluate"](tf.constant([world.query_example(5)]))["classes"].numpy()[0]
     assert not {i.decode() for i in classes} & set(world.histories[5]), "the Evaluator's ranking never holds seen items"
+
+
+@pytest.mark.parametrize("most", [1, 6])
+def test_recommendations_hold_at_most_so_many_items_of_a_value(world, embedding, signatures, most, tmp_path):
+    """Six items of each genre are short of 20 under a filter, and one item is short in every answer."""
+    serving = Serving.model_validate(_SERVING.model_dump() | {"max_per_value": {"genres": most}})
+    built, _ = _build(world, embedding, tmp_path, serving=serving)
+    limited = built.signatures()
+    request = _request(world, _USERS, _HISTORIES)
+    exclude = world.items[:40]
+    wanted = [["Drama"], [], ["no such genre"], ["Comedy", "Drama"], [GENRES[3]]]
+    in_wanted = [[i for n, i in enumerate(world.items) if not w or set(w) & set(world.genres[n])] for w in wanted]
+    excluding = {**request, "exclude": _strings([exclude] * 5)}
+    plain = limited["serving_default"](**request)
+    excluded = limited["recommend_excluding"](**excluding)
+    filtered = limited["recommend_filtered"](**excluding, filter_genres=_strings(wanted))
+    for number, (user, history) in enumerate(zip(_USERS, _HISTORIES, strict=True)):
+        vector = world.query(user, history)
+        _assert_answer(plain, number, *_expected_with_at_most(most, world, vector, 20, history))
+        out = [*history, *exclude]
+        _assert_answer(excluded, number, *_expected_with_at_most(most, world, vector, 20, out))
+        out += sorted(set(world.items) - set(in_wanted[number]))
+        _assert_answer(filtered, number, *_expected_with_at_most(most, world, vector, 20, out))
+
+    # What says how alike items are, and how good the model is, knows no limits.
+    for name, inputs in {
+        "similar_items": {"item_id": tf.constant(["i40", "i7"])},
+        "evaluate": {"examples": tf.constant([world.query_example(user) for user in (0, 5)])},
+    }.items():
+        expected = signatures[name](**inputs)
+        for key, value in limited[name](**inputs).items():
+            np.testing.assert_array_equal(value, expected[key])
+
+    # Without limits a request pays nothing for them.
+    with_loops = [
+        any(node.op in ("While", "StatelessWhile") for node in each["serving_default"].graph.as_graph_def().node)
+        for each in (signatures, limited)
+    ]
+    assert with_loops == [False, True]
 
 
 _FRESH = """

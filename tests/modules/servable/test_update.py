@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from known_towers import COLUMNS, FEATURES, SERVING, World, save_servable
+from known_towers import COLUMNS, FEATURES, GENRES, SERVING, World, save_servable
 
 from modules import push_destination
 from modules.data.tables import Column, Plan
@@ -30,7 +31,7 @@ from modules.servable.embedding import read_variables
 from modules.servable.new_version import UPDATE_PATH
 from modules.servable.update import NewItems, Update, update
 from modules.servable.update_users import UsersUpdate
-from modules.settings import Index, Interactions, Items, Tables
+from modules.settings import Index, Interactions, Items, Serving, Tables
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +72,9 @@ class Pushed:
         return [self.world.items[candidates[at]] for at in np.argsort(-scores)[: SERVING.k]]
 
 
-def _push(world: World, destination: Path, layer: str, strategy: str, parameters: SearchParameters) -> None:
+def _push(
+    world: World, destination: Path, layer: str, strategy: str, parameters: SearchParameters, serving: Serving = SERVING
+) -> None:
     catalogue = world.catalogue()
     catalogue = catalogue.only([n for n, i in enumerate(catalogue.item_ids) if int(i[1:]) < _KNOWN])
     trained = train_scann(catalogue.vectors, "tree") if strategy == "tree" else None
@@ -83,7 +86,7 @@ def _push(world: World, destination: Path, layer: str, strategy: str, parameters
     towers = world.save_embedding(destination / "embedding")
     users = world.snapshot(destination, catalogue.item_ids)
     save_servable(
-        world, towers, destination / "served" / "7", SERVING, index, catalogue, users, layer=layer, strategy=strategy,
+        world, towers, destination / "served" / "7", serving, index, catalogue, users, layer=layer, strategy=strategy,
         partitions_to_search=parameters.partitions_to_search, reorder=parameters.reorder,
     )  # fmt: skip
     (destination / "served" / "7" / push_destination.STAMP_PATH).write_text("stamp")
@@ -177,14 +180,23 @@ def test_items_are_added_and_removed(pushed, tmp_path):
 @pytest.mark.parametrize(("layer", "strategy"), [("stock", "exact"), ("stock", "quantized"), ("brute_force", "exact")])
 def test_every_stock_index_is_updated(layer, strategy, tmp_path):
     world = World(600)
-    _push(world, tmp_path, layer, strategy, SearchParameters(1, 1000))
+    # Six items of each of three genres are fewer than an answer holds.
+    most = {"genres": 6} if layer == "brute_force" else {}
+    serving = Serving.model_validate(SERVING.model_dump() | {"max_per_value": most})
+    _push(world, tmp_path, layer, strategy, SearchParameters(1, 1000), serving)
     pushed = Pushed(world, tmp_path / "served")
-    outcome = pushed.update(pushed.table([590], tmp_path), ["i5"])
-    loaded = tf.saved_model.load(str(pushed.destination / str(outcome.version)))
+    outcome = pushed.update(pushed.table([590], tmp_path), ["i5"], serving)
+    path = str(pushed.destination / str(outcome.version))
+    loaded = tf.saved_model.load(path)
     request = {"user_id": tf.constant(["u2"]), "history": tf.zeros([1, 0], tf.string)}
     there = [n for n in [*range(_KNOWN), 590] if n != 5]
     found = [i.decode() for i in loaded.signatures["serving_default"](**request)["item_id"].numpy()[0]]
-    assert found == pushed.best("u2", there)
+    assert read_servable(path).max_per_value == most
+    if most:
+        counts = Counter(genre for i in found if i for genre in world.genres[world.items.index(i)])
+        assert [counts[genre] for genre in GENRES[:3]] == [6, 6, 6]
+    else:
+        assert found == pushed.best("u2", there)
 
 
 def test_a_version_of_another_contract_or_of_scanns_own_ops_is_refused(pushed, tmp_path):
@@ -210,6 +222,10 @@ def test_what_cannot_be_updated_is_refused_and_nothing_is_pushed(pushed, tmp_pat
     refused(
         "serving.k is 10 but version 7 was made with 20", None, ["i1"], serving=SERVING.model_copy(update={"k": 10})
     )
+    refused(
+        "serving.max_per_value is {'genres': 3} but version 7 was made with {}", None, ["i1"],
+        serving=SERVING.model_copy(update={"max_per_value": {"genres": 3}}),
+    )  # fmt: skip
     with pytest.raises(UserError, match="item 'i590' is there twice"):
         pushed.table([590, 590], tmp_path)
     pq.write_table(pa.table({"id": ["i590"], "title": ["x"]}), tmp_path / "new.parquet")
