@@ -221,14 +221,14 @@ def _pruned(
     whole = wrap_function.WrappedFunction(graph, wrap_function.VariableHolder(share_variables=True))
     feeds = tf.nest.flatten({column: inputs[column] for column in columns}, expand_composites=True)
     # A function waits for all of its look-ups, wanted or not, unless the outputs are taken from before that.
-    fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(
-        tf.nest.flatten(wanted, expand_composites=True)
-    )
+    flat = tf.nest.flatten(wanted, expand_composites=True)
+    fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
     part = whole.prune(feeds, fetches)
 
     def encode(raw: Mapping[str, tf.SparseTensor]) -> dict[str, Any]:
         values = part(*tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True))
-        for value, tensor in zip(values, part.outputs, strict=True):
+        # Pruning forgets them.
+        for value, tensor in zip(values, flat, strict=True):
             value.set_shape(tensor.shape)
         return tf.nest.pack_sequence_as(wanted, values, expand_composites=True)
 

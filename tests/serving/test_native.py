@@ -85,7 +85,8 @@ def test_every_signature_of_a_pushed_version_answers_as_in_python(binary: Path, 
     requests = warmup.read(str(version))
     assert [name for name, _, _ in records] == [name for name, of_name in requests.items() for _ in of_name]
     for (_, found, _), request in zip(records, (r for of_name in requests.values() for r in of_name), strict=True):
-        assert all(np.array_equal(found[name], value.numpy()) for name, value in request.items())
+        for name, value in request.items():
+            np.testing.assert_array_equal(found[name], value.numpy(), name)
     assert report.requests == len(records)
     kinds = {(name, len(next(iter(request.values())))) for name, request, _ in records}
     assert {name for name, _ in kinds} == set(read_servable(str(version)).signatures)
