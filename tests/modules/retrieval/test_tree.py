@@ -4,7 +4,7 @@ import numpy as np
 from index_conformance import DIMENSION, IndexLayerConformance, clustered
 
 from modules.retrieval.scann import Scann, train_scann
-from modules.retrieval.top_k import Partitions, SearchParameters
+from modules.retrieval.top_k import NO_ROW, Partitions, SearchParameters
 from modules.retrieval.tree import Tree
 
 
@@ -33,3 +33,14 @@ def test_new_rows_go_to_the_nearest_centre_and_kept_ones_stay():
     np.testing.assert_array_equal(changed.of_row, [6, 3, 4, *distance.argmin(axis=1)])
     assert changed.of_row.dtype == np.int32 and changed.centroids is partitions.centroids
     np.testing.assert_array_equal(partitions.with_rows(kept, new[:0]).of_row, [6, 3, 4])
+
+
+def test_only_a_query_with_fewer_than_enough_is_searched_exactly():
+    """Three rows in one partition, 100 in the other: a search of one of them finds all of its rows and no more."""
+    vectors = np.concatenate([np.tile(np.eye(1, DIMENSION), (3, 1)), np.tile(-np.eye(1, DIMENSION), (100, 1))])
+    centroids = np.concatenate([vectors[:1], vectors[-1:]]).astype(np.float32)
+    tree = Tree(vectors.astype(np.float32), Partitions(centroids, np.repeat([0, 1], [3, 100]).astype(np.int32)))
+    queries = np.array([vectors[0], vectors[-1]], np.float32)
+    for enough, expected in ((None, [10, 10]), (4, [10, 10]), (3, [3, 10]), (1, [3, 10])):
+        _, rows = tree.search(queries, 10, np.zeros((2, 0), np.int32), enough=enough)
+        assert (rows.numpy() != NO_ROW).sum(axis=1).tolist() == expected
