@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 from sklearn.linear_model import Ridge
 
-from modules.encodings.base import Encoding, total_of_ids
+from modules.encodings.base import Encoding, count_of_ids, total_of_ids
 
 # The penalty counts as this many items without content would.
 _RIDGE = 10.0
@@ -75,8 +75,8 @@ class ContentMap(tf_keras.layers.Layer):
             values = inputs[key]
             values = values[:, tf.newaxis] if values.shape.rank == 1 else values
             if kind.has_ids:
-                of_ids, count = total_of_ids(values, functools.partial(tf.gather, table))
-                total += tf.math.divide_no_nan(of_ids, tf.sqrt(count))
+                of_ids = total_of_ids(values, functools.partial(tf.gather, table))
+                total += tf.math.divide_no_nan(of_ids, tf.sqrt(count_of_ids(values)))
             else:
                 total += tf.matmul(values, table)
         return total

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_transform as tft
 from tensorflow.python.eager import wrap_function
 from tensorflow_transform import tf2_utils
 
@@ -159,20 +158,18 @@ class Preprocessor(tf.Module):
     """Transform's graph for raw requests: the part of it that some features (one tower's) need.
 
     Args:
-        tft_output: Output of Transform.
+        transform: Transform's SavedModel, loaded.
         features: The features whose encodings are wanted.
         item_column: Column of the item's id, which a request then carries too, so that `label` comes out.
     """
 
-    def __init__(
-        self, tft_output: tft.TFTransformOutput, features: Sequence[Encoding], item_column: str | None = None
-    ) -> None:
+    def __init__(self, transform: Any, features: Sequence[Encoding], item_column: str | None = None) -> None:
         super().__init__()
         self._features = tuple(features)
         self._own = {} if item_column is None else {item_column: tf.TensorSpec([None], tf.string, name=item_column)}
         keys = [key for feature in features for key in feature.keys]
         # The tables that the graph reads must be tracked by what is saved.
-        self._transform = tf.saved_model.load(tft_output.transform_savedmodel_dir)
+        self._transform = transform
         self._encode = _pruned(
             self._transform.transform_fn, list(self.signature()), keys if item_column is None else [*keys, LABEL]
         )

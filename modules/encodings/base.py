@@ -149,25 +149,35 @@ def term(
             parts.append(values)
             continue
         assert embedding is not None
-        total, count = total_of_ids(values, embedding)
-        parts.append(tf.math.divide_no_nan(total, count))
+        parts.append(tf.math.divide_no_nan(total_of_ids(values, embedding), count_of_ids(values)))
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
-def total_of_ids(ids: tf.Tensor, embedding: Callable[[tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The sum of each row's embeddings, [B, width], and how many these are, [B, 1] float32.
+def total_of_ids(
+    ids: tf.Tensor, embedding: Callable[[tf.Tensor], tf.Tensor], weights: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The sum of each row's embeddings, [B, width].
 
     Args:
         ids: [B, L], padded with 0.
         embedding: [N] ids → [N, width].
+        weights: [B, L] factors of the embeddings.
     """
     import tensorflow as tf
 
-    if ids.shape[1] == 1:
-        present = tf.cast(ids > 0, tf.float32)
-        return present * embedding(ids[:, 0]), present
+    if ids.shape[1] == 1 and weights is None:
+        return tf.cast(ids > 0, tf.float32) * embedding(ids[:, 0])
     rows = tf.shape(ids)[0]
-    # Most of a title's 32 places and a list's 16 are padding, which is not looked up.
+    # Padding, which is most of a title's 32 places or of a window, is not looked up and has no gradient.
     places = tf.where(ids > 0)
-    total = tf.math.unsorted_segment_sum(embedding(tf.gather_nd(ids, places)), places[:, 0], rows)
-    return total, tf.math.count_nonzero(ids > 0, axis=1, keepdims=True, dtype=tf.float32)
+    vectors = embedding(tf.gather_nd(ids, places))
+    if weights is not None:
+        vectors = tf.gather_nd(weights, places)[:, tf.newaxis] * vectors
+    return tf.math.unsorted_segment_sum(vectors, places[:, 0], rows)
+
+
+def count_of_ids(ids: tf.Tensor) -> tf.Tensor:
+    """[B, 1] float32: how many ids each row [B, L] has."""
+    import tensorflow as tf
+
+    return tf.math.count_nonzero(ids > 0, axis=1, keepdims=True, dtype=tf.float32)

@@ -6,7 +6,6 @@ takes longer to load than an update to make.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -79,18 +78,17 @@ def _checked(described: UserTables, name: str, tables: Tables) -> Iterator[pa.Re
         UserError: One is not; or a user is in the users table twice.
     """
     key, wanted, time = _KEYS[name], described.columns[name], tables.interactions.timestamp
-    seen: Counter[str | None] = Counter()
+    seen: set[str | None] = set()
     for file, batch in rows.batches(name, described.paths[name], wanted, key):
         for column in wanted:
             if isinstance(column, str):
                 ids = rows.ids(batch, column)
                 if None in ids:
                     raise UserError(f"{key}: {file}: a row has no {column}; give every row one")
-                if name == "users":
-                    seen.update(ids)
-                    user, count = seen.most_common(1)[0] if seen else (None, 0)
-                    if count > 1:
+                for user in ids if name == "users" else ():
+                    if user in seen:
                         raise UserError(f"{key}: {file}: user {user!r} is there twice; keep one of the rows")
+                    seen.add(user)
             elif name == "interactions":
                 rows.refuse(key, file, time, columns.moments(batch.column(time))[1])
             else:

@@ -110,9 +110,8 @@ def take(
     Raises:
         UserError: A table cannot be read, nobody is known, or a user's id has a line break.
     """
-    return _taken(
-        _empty(attributes, columns), known, known.everything(), item_ids, features, count, "tables.interactions"
-    )
+    nobody = _empty(attributes, columns)
+    return updated(nobody, known, known.everything(), item_ids, features, count, "tables.interactions")
 
 
 def updated(
@@ -136,35 +135,6 @@ def updated(
     Raises:
         UserError: A table cannot be read, or a user's id has a line break.
     """
-    return _taken(old, known, rows, item_ids, features, count, key)
-
-
-def read(folder: str) -> UserSnapshot:
-    """The known users of a servable that has some.
-
-    Raises:
-        UserError: The file is missing or cannot be read.
-    """
-    table = catalogues.read_table(folder, USERS_PATH)
-    return UserSnapshot(table, Columns.model_validate_json(table.schema.metadata[_COLUMNS]))
-
-
-def write(folder: str, users: UserSnapshot) -> None:
-    """Writes the file of a servable."""
-    catalogues.write_table(folder, USERS_PATH, users.table.schema, [users.table])
-
-
-def ragged(lists: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Where each list ends, int64 [N], and the values of all of them, one list after the other."""
-    column = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    return np.cumsum(lengths), column.flatten().to_numpy(zero_copy_only=False)
-
-
-def _taken(
-    old: UserSnapshot, known: UserTables, rows: UserRows, item_ids: Sequence[str], features: Features, count: int,
-    key: str,
-) -> Taken:  # fmt: skip
     row_of = {item: row for row, item in enumerate(item_ids)}
     length = features.history.max_length if features.history else 0
     place = {user: number for number, user in enumerate(old.user_ids)}
@@ -202,6 +172,28 @@ def _taken(
         if "\n" in user or "\r" in user:
             raise UserError(f"{key}: user id {user!r} has a line break; correct it, or set serving.known_users to 0")
     return Taken(users, counted[True], counted[False])
+
+
+def read(folder: str) -> UserSnapshot:
+    """The known users of a servable that has some.
+
+    Raises:
+        UserError: The file is missing or cannot be read.
+    """
+    table = catalogues.read_table(folder, USERS_PATH)
+    return UserSnapshot(table, Columns.model_validate_json(table.schema.metadata[_COLUMNS]))
+
+
+def write(folder: str, users: UserSnapshot) -> None:
+    """Writes the file of a servable."""
+    catalogues.write_table(folder, USERS_PATH, users.table.schema, [users.table])
+
+
+def ragged(lists: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where each list ends, int64 [N], and the values of all of them, one list after the other."""
+    column = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    return np.cumsum(lengths), column.flatten().to_numpy(zero_copy_only=False)
 
 
 def _news(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import tensorflow as tf
 import tf_keras
 
-from modules.encodings.base import Encoding
+from modules.encodings.base import Encoding, total_of_ids
 from modules.item_item import Factors
 from modules.settings import Model
 from modules.towers.history_encoder import HistoryEncoder, Places
@@ -312,11 +313,7 @@ class QueryTower(tf_keras.layers.Layer):
         if self.dense_history:
             # Row 0 gets the padding's weights, which are 0: cut off, its gradient would be a copy of the whole table.
             return tf.matmul(many_hot(history + 1, weights, tf.shape(table)[0]), table)
-        # Only what is there is gathered, and has a gradient: most of a window is padding.
-        row, place = tf.unstack(tf.cast(tf.where(history > 0), tf.int32), axis=1)
-        here = tf.stack([row, place], axis=1)
-        terms = tf.gather_nd(weights, here)[:, tf.newaxis] * tf.gather(table, tf.gather_nd(history, here))
-        return tf.math.unsorted_segment_sum(terms, row, tf.shape(history)[0])
+        return total_of_ids(history, functools.partial(tf.gather, table), weights)
 
 
 def _is_empty(history: tf.Tensor) -> tf.Tensor:

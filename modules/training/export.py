@@ -31,8 +31,9 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     # A few requests are cheaper gathered than as rows of the whole vocabulary.
     model.query_tower.dense_history = False
     features, columns = specification.features, specification.columns
-    query = Preprocessor(tft_output, features.query)
-    candidate = Preprocessor(tft_output, features.candidate, columns.item)
+    transform = tf.saved_model.load(tft_output.transform_savedmodel_dir)
+    query = Preprocessor(transform, features.query)
+    candidate = Preprocessor(transform, features.candidate, columns.item)
     # Traced once for the signatures that begin with it.
     encoded_query = tf.function(query.__call__, autograph=False)
     module = tf.Module()

@@ -30,12 +30,12 @@ def update_index(common: Common, add: str | None, remove: str) -> int:
         wanted = tables.wanted(changed, config.features, config.evaluation, config.serving)
         plan = tables.plan(changed, config.split, wanted, "--add")
     with local_runner.captured_output(os.devnull):
-        from modules.servable import update
+        from modules.servable import update_index
 
-        new = update.NewItems({})
+        new = update_index.NewItems({})
         if add is not None and plan is not None:
-            new = update.NewItems.read(add, config.tables.items.id, plan)
-        outcome = update.update(
+            new = update_index.NewItems.read(add, config.tables.items.id, plan)
+        outcome = update_index.update(
             config.push_destination,
             new,
             removed,

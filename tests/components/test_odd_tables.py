@@ -36,7 +36,7 @@ from modules.data import columns, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
-from modules.servable.update import NewItems
+from modules.servable.update_index import NewItems
 from modules.settings import Evaluation, Serving, Tables, TemporalSplit
 
 SPLIT = TemporalSplit(validation_from=1000, eval_from=2000)

@@ -387,7 +387,7 @@ def request(rows, signature):
 def test_a_request_is_encoded_as_in_training(world, transformed, side):
     rows, encoded = (world.queries, transformed[1]) if side == "query" else (world.items, transformed[2])
     of_side = {"query": (FEATURES.query,), "candidate": (FEATURES.candidate, COLUMNS.item)}[side]
-    preprocessor = preprocessing.Preprocessor(transformed[3], *of_side)
+    preprocessor = preprocessing.Preprocessor(tf.saved_model.load(transformed[3].transform_savedmodel_dir), *of_side)
     served = preprocessor(request(rows, preprocessor.signature()))
     keys = {key for f in getattr(FEATURES, side) for key in f.keys} - {"history"}
     keys |= set() if side == "query" else {LABEL}
@@ -400,7 +400,7 @@ def test_a_request_is_encoded_as_in_training(world, transformed, side):
 
 
 def test_examples_and_requests_are_the_same(world, transformed):
-    output = transformed[3]
+    loaded = tf.saved_model.load(transformed[3].transform_savedmodel_dir)
     for features, rows in ((FEATURES.query, world.queries), (FEATURES.candidate, world.items)):
         serialized = []
         for row in rows:
@@ -413,7 +413,7 @@ def test_examples_and_requests_are_the_same(world, transformed):
                 else:
                     example.features.feature[column].float_list.value.extend(values)
             serialized.append(example.SerializeToString())
-        preprocessor = preprocessing.Preprocessor(output, features)
+        preprocessor = preprocessing.Preprocessor(loaded, features)
         expected = preprocessor(request(rows, preprocessor.signature()))
         got = preprocessor(preprocessing.requests_from_examples(tf.constant(serialized), features))
         for f in features:
@@ -423,9 +423,10 @@ def test_examples_and_requests_are_the_same(world, transformed):
 
 def test_a_request_runs_the_operations_of_its_own_features_only(transformed):
     """The queries' graph has no words of titles in it, the items' none of the time of day."""
+    loaded = tf.saved_model.load(transformed[3].transform_savedmodel_dir)
     operations = {}
     for features in (FEATURES.query, FEATURES.candidate):
-        preprocessor = preprocessing.Preprocessor(transformed[3], features)
+        preprocessor = preprocessing.Preprocessor(loaded, features)
         traced = tf.function(preprocessor.__call__, autograph=False).get_concrete_function(preprocessor.signature())
         graph = traced.graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -435,7 +436,8 @@ def test_a_request_runs_the_operations_of_its_own_features_only(transformed):
 
 
 def test_an_empty_request_encodes_to_nothing(transformed):
-    preprocessor = preprocessing.Preprocessor(transformed[3], FEATURES.query)
+    loaded = tf.saved_model.load(transformed[3].transform_savedmodel_dir)
+    preprocessor = preprocessing.Preprocessor(loaded, FEATURES.query)
     empty = [{f.column: [] for f in FEATURES.query}] * 2
     encoded = preprocessor(request(empty, preprocessor.signature()))
     for f in FEATURES.query:

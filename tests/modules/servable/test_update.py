@@ -29,7 +29,7 @@ from modules.servable import replay, update_users, user_snapshot
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
 from modules.servable.new_version import UPDATE_PATH
-from modules.servable.update import NewItems, Update, update
+from modules.servable.update_index import NewItems, Update, update
 from modules.servable.update_users import UsersUpdate
 from modules.settings import Index, Interactions, Items, Serving, Tables
 
