@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from e2e_runs import Small
     from faulty_runs import Starter
     from known_towers import World
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -87,6 +88,15 @@ def starter() -> Iterator[Starter]:
     starter = Starter()
     yield starter
     starter.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium; a test opens pages by `page` of tests/browser.py."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(params=["local", "remote"])
