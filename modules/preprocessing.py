@@ -179,7 +179,7 @@ class Preprocessor(tf.Module):
         return self._own | request_signature(self._features)
 
     def __call__(self, requests: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Encodes requests [B]; keys and shapes as the features' `encoded` says, what a tower reads."""
+        """Encodes requests [B], while a function is traced; keys and shapes as the features' `encoded` says."""
         batch = tf.shape(next(iter(requests.values())), out_type=tf.int64)[0]
         # One value in each row, also where it is missing: what reads a column takes the two for the same.
         places = tf.stack([tf.range(batch), tf.zeros([batch], tf.int64)], axis=1)
@@ -220,10 +220,20 @@ def _pruned(
     # A function waits for all of its look-ups, wanted or not, unless the outputs are taken from before that.
     flat = tf.nest.flatten(wanted, expand_composites=True)
     fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
-    part = whole.prune(feeds, fetches)
+    part = whole.prune(feeds, fetches).graph
+    nodes = part.as_graph_def()
+    places = [tensor.name for tensor in part.inputs]
 
     def encode(raw: Mapping[str, tf.SparseTensor]) -> dict[str, Any]:
-        values = part(*tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True))
+        given = tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True)
+        tables = [tf.compat.v1.get_default_graph().capture(table) for table in part.external_captures]
+        # Its nodes become the caller's own. TensorFlow would run a call of it as a graph apart, folding nothing in it.
+        values = tf.import_graph_def(
+            nodes,
+            dict(zip(places, [*given, *tables], strict=True)),
+            [tensor.name for tensor in part.outputs],
+            name="transform",
+        )
         # Pruning forgets them.
         for value, tensor in zip(values, flat, strict=True):
             value.set_shape(tensor.shape)

@@ -383,12 +383,16 @@ def request(rows, signature):
     return tensors
 
 
+def traced(preprocessor):
+    return tf.function(preprocessor.__call__, autograph=False)
+
+
 @pytest.mark.parametrize("side", ["query", "candidate"])
 def test_a_request_is_encoded_as_in_training(world, transformed, side):
     rows, encoded = (world.queries, transformed[1]) if side == "query" else (world.items, transformed[2])
     of_side = {"query": (FEATURES.query,), "candidate": (FEATURES.candidate, COLUMNS.item)}[side]
     preprocessor = preprocessing.Preprocessor(tf.saved_model.load(transformed[3].transform_savedmodel_dir), *of_side)
-    served = preprocessor(request(rows, preprocessor.signature()))
+    served = traced(preprocessor)(request(rows, preprocessor.signature()))
     keys = {key for f in getattr(FEATURES, side) for key in f.keys} - {"history"}
     keys |= set() if side == "query" else {LABEL}
     for key in keys:
@@ -414,8 +418,9 @@ def test_examples_and_requests_are_the_same(world, transformed):
                     example.features.feature[column].float_list.value.extend(values)
             serialized.append(example.SerializeToString())
         preprocessor = preprocessing.Preprocessor(loaded, features)
-        expected = preprocessor(request(rows, preprocessor.signature()))
-        got = preprocessor(preprocessing.requests_from_examples(tf.constant(serialized), features))
+        encode = traced(preprocessor)
+        expected = encode(request(rows, preprocessor.signature()))
+        got = encode(preprocessing.requests_from_examples(tf.constant(serialized), features))
         for f in features:
             for key in f.keys:
                 np.testing.assert_allclose(got[key].numpy(), expected[key].numpy(), atol=1e-6, err_msg=key)
@@ -427,9 +432,9 @@ def test_a_request_runs_the_operations_of_its_own_features_only(transformed):
     operations = {}
     for features in (FEATURES.query, FEATURES.candidate):
         preprocessor = preprocessing.Preprocessor(loaded, features)
-        traced = tf.function(preprocessor.__call__, autograph=False).get_concrete_function(preprocessor.signature())
-        graph = traced.graph.as_graph_def()
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        function = traced(preprocessor).get_concrete_function(preprocessor.signature())
+        graph = function.graph.as_graph_def()
+        nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
         operations[features] = {node.op for node in nodes}
     assert "StringSplitV2" in operations[FEATURES.candidate] - operations[FEATURES.query]
     assert "Sin" in operations[FEATURES.query] - operations[FEATURES.candidate]
@@ -439,7 +444,7 @@ def test_an_empty_request_encodes_to_nothing(transformed):
     loaded = tf.saved_model.load(transformed[3].transform_savedmodel_dir)
     preprocessor = preprocessing.Preprocessor(loaded, FEATURES.query)
     empty = [{f.column: [] for f in FEATURES.query}] * 2
-    encoded = preprocessor(request(empty, preprocessor.signature()))
+    encoded = traced(preprocessor)(request(empty, preprocessor.signature()))
     for f in FEATURES.query:
         for key in f.keys:
             assert not encoded[key].numpy().any(), key
