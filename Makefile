@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance native bench-serving bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -22,6 +22,7 @@ help:
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
 	@echo "make native     the pushed model's own latency, by the C++ code that TF Serving runs"
 	@echo "make bench-serving  latency and throughput of the development server"
+	@echo "make bench-requests  what a request costs by its history, and beside the TFRS tutorials' model"
 	@echo "make bench-index  the index layers beside ScaNN, faiss, hnswlib and usearch at equal recall, one table"
 	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
 	@echo "make bench-scale  the whole pipeline at 100k, 1M and 10M interactions, beside implicit's ALS"
@@ -84,6 +85,10 @@ native: $(READY)
 # On the model that CONFIG's runs pushed; ARGS="--soak 600 --swaps 20" for the soak.
 bench-serving: $(READY)
 	$(BIN)/python -m benchmarks.serving --config $(CONFIG) $(ARGS)
+
+# By the native probe; ARGS="VERSION_FOLDER --histories 10,500" for others.
+bench-requests: $(READY)
+	@$(BIN)/python -m benchmarks.serving.requests --config $(CONFIG) $(ARGS)
 
 # Rows per second and memory by the size of the catalogue; ARGS="--items 10000,100000" for less.
 bench-training: $(READY)

@@ -16,7 +16,7 @@ from e2e_runs import Small
 from tensorflow_serving.apis import prediction_log_pb2
 
 from benchmarks.serving import __main__ as benchmark
-from benchmarks.serving import native
+from benchmarks.serving import native, requests
 from modules.servable import warmup
 from modules.servable.contract import read_servable
 from serving.native import probe
@@ -82,9 +82,9 @@ def test_every_signature_of_a_pushed_version_answers_as_in_python(binary: Path, 
     report = probe.run(version, (1, 2), seconds=0, answers=tmp_path / "answers")
     records = assert_as_in_python(version, tmp_path / "answers")
 
-    requests = warmup.read(str(version))
-    assert [name for name, _, _ in records] == [name for name, of_name in requests.items() for _ in of_name]
-    for (_, found, _), request in zip(records, (r for of_name in requests.values() for r in of_name), strict=True):
+    replayed = warmup.read(str(version))
+    assert [name for name, _, _ in records] == [name for name, of_name in replayed.items() for _ in of_name]
+    for (_, found, _), request in zip(records, (r for of_name in replayed.values() for r in of_name), strict=True):
         for name, value in request.items():
             np.testing.assert_array_equal(found[name], value.numpy(), name)
     assert report.requests == len(records)
@@ -136,6 +136,27 @@ def test_the_benchmark_of_the_server_has_the_clock_of_the_servable(tiny: Path):
     levels, missing = benchmark.native_levels(tiny, seconds=0)
     assert [(level.interface, level.clients) for level in levels] == [("native", 1), ("native", 8), ("native", 64)]
     assert not missing and all(0 < level.p50_ms <= level.p99_ms for level in levels)
+
+
+@pytest.mark.usefixtures("binary")
+def test_requests_are_timed_by_their_history_and_beside_the_tutorials_model(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    version = small.outcome.answer["pushed"]
+    assert requests.main([version, "--histories", "1,5", "--rounds", "1", "--seconds", "0"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [requests.TUTORIAL, "history of 1", "history of 5"]
+    assert all(float(figure) > 0 for line in lines for figure in line.split()[-4:])
+    with pytest.raises(SystemExit, match="100000 is more than the catalogue's"):
+        requests.main([version, "--histories", "100000"])
+
+    items = [f"item {n}" for n in range(50)]
+    requests.export_tutorial(tmp_path / "tutorial", items, k=5)
+    served = tf.saved_model.load(str(tmp_path / "tutorial"))
+    answer = served.signatures["serving_default"](user_id=tf.constant(["7", "never seen"]))
+    vectors, queries = served._candidates.numpy(), served.query_model(tf.constant(["7", "never seen"])).numpy()
+    best = np.argsort(-(queries @ vectors.T), axis=1)[:, :5]
+    assert answer["ids"].numpy().tolist() == [[items[row].encode() for row in rows] for rows in best]
 
 
 def change(version: Path, signature: str, inputs: dict[str, tf.Tensor]) -> None:
