@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance fuzz-serving native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-portable  every Beam stage in worker processes of their own, one of them killed; minutes"
 	@echo "make test-kubeflow  the compiled steps, each in an interpreter of its own, on two kinds of metadata store; minutes"
 	@echo "make conformance    TF Serving's interface, tested on the development server or on ARGS"
+	@echo "make fuzz-serving   20,000 hostile requests to the development server, and what is in its memory meanwhile"
 	@echo "make native     the pushed model's own latency, by the C++ code that TF Serving runs"
 	@echo "make bench-serving  latency and throughput of the development server"
 	@echo "make bench-requests  what a request costs by its history, and beside the TFRS tutorials' model"
@@ -77,6 +78,10 @@ test-kubeflow: $(READY)
 # Against any TF Serving: make conformance ARGS="--serving-address H:8500 --serving-rest-address H:8501 --model-name M"
 conformance: $(READY)
 	$(BIN)/python -m pytest tests/serving/conformance $(ARGS)
+
+# Half of them over each interface, from the grammars of the test; ARGS="2000" for another half.
+fuzz-serving: $(READY)
+	HOSTILE_REQUESTS=$(or $(ARGS),10000) $(BIN)/python -m pytest -s -k whatever tests/serving/test_hostile_requests.py
 
 # Every signature of the model that CONFIG's runs pushed; ARGS="VERSION_FOLDER --threads 4" for another. Needs a C++ compiler.
 native: $(READY)

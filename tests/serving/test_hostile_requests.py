@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import time
@@ -40,6 +41,10 @@ _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _MOST_MEMORY = 160 * _MEGABYTE
 # Milliseconds, on a machine where others work as well.
 _MOST_SECONDS = 0.5
+# Requests of each grammar; `make fuzz-serving` sends more, and shows what is in memory meanwhile.
+_EXAMPLES = int(os.environ.get("HOSTILE_REQUESTS", 400))
+# Times what the server has at rest, after all of them and at any moment between.
+_MOST_GROWTH = 1.5
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,28 @@ class Attacked:
         before = self._status("VmHWM")
         yield
         assert self._status("VmHWM") - before < most
+
+    @contextmanager
+    def growth_below(self, most: float, interface: str) -> Iterator[Callable[[], None]]:
+        """The process never has more than so many times what it has now. What is given counts a request.
+
+        Prints a curve: requests so far, and megabytes.
+        """
+        process = Path(f"/proc/{self.running.process}")
+        (process / "clear_refs").write_text("5")
+        rest, sent = self._status("VmRSS"), 0
+
+        def count() -> None:
+            nonlocal sent
+            sent += 1
+            if sent % max(1, _EXAMPLES // 10) == 0:
+                print(f"{interface}: {sent:,} requests, {self._status('VmRSS') / _MEGABYTE:.0f} MB")
+
+        print(f"\n{interface}: at rest {rest / _MEGABYTE:.0f} MB")
+        yield count
+        peak = self._status("VmHWM")
+        print(f"{interface}: peak {peak / _MEGABYTE:.0f} MB, {peak / rest:.2f} times what it was at rest")
+        assert peak < most * rest
 
     def _status(self, key: str) -> int:
         text = Path(f"/proc/{self.running.process}/status").read_text()
@@ -514,22 +541,33 @@ def changed(good: predict_pb2.PredictRequest, how: Any) -> bytes:
     return body
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-@given(request=predict_requests())
-def test_whatever_comes_over_grpc_gets_a_proper_code(attacked: Attacked, request: tuple[str, Any]):
-    signature, how = request
-    body = changed(attacked.good[signature], how)
-    code, details, seconds = attacked.call(body)
-    try:
-        predict_pb2.PredictRequest.FromString(body)
-        codes = CODES
-    except Exception:
-        # What cannot be decoded gets what every gRPC server gives.
-        codes = {grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT}
-    assert code in codes, details
-    assert len(details) < 2000 or code == grpc.StatusCode.OK
-    assert seconds < 5
-    assert attacked.answers_as_before()
+fuzzing = settings(
+    max_examples=_EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
+
+
+def test_whatever_comes_over_grpc_gets_a_proper_code(attacked: Attacked):
+    with attacked.growth_below(_MOST_GROWTH, "gRPC") as count:
+
+        @fuzzing
+        @given(request=predict_requests())
+        def ask(request: tuple[str, Any]) -> None:
+            count()
+            signature, how = request
+            body = changed(attacked.good[signature], how)
+            code, details, seconds = attacked.call(body)
+            try:
+                predict_pb2.PredictRequest.FromString(body)
+                codes = CODES
+            except Exception:
+                # What cannot be decoded gets what every gRPC server gives.
+                codes = {grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT}
+            assert code in codes, details
+            assert len(details) < 2000 or code == grpc.StatusCode.OK
+            assert seconds < 5
+            assert attacked.answers_as_before()
+
+        ask()
 
 
 values = st.recursive(
@@ -609,12 +647,18 @@ def http_requests(draw: st.DrawFn) -> bytes:
     return b"\r\n".join([line, *headers, b"", body])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-@given(content=http_requests())
-def test_whatever_comes_over_rest_gets_a_proper_status_in_json(attacked: Attacked, content: bytes):
-    response = raw(attacked, content)
-    assert response.status in STATUSES, response
-    if response.status != 200:
-        assert response.headers["content-type"] == "application/json"
-        assert list(json.loads(response.body)) == ["error"] and len(response.body) < 10_000
-    assert attacked.answers_as_before()
+def test_whatever_comes_over_rest_gets_a_proper_status_in_json(attacked: Attacked):
+    with attacked.growth_below(_MOST_GROWTH, "REST") as count:
+
+        @fuzzing
+        @given(content=http_requests())
+        def ask(content: bytes) -> None:
+            count()
+            response = raw(attacked, content)
+            assert response.status in STATUSES, response
+            if response.status != 200:
+                assert response.headers["content-type"] == "application/json"
+                assert list(json.loads(response.body)) == ["error"] and len(response.body) < 10_000
+            assert attacked.answers_as_before()
+
+        ask()
