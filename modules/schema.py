@@ -8,6 +8,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from modules.data.examples import CATALOGUE, EVAL, HELD_OUT, RELEVANT, SEQUENCE_PREFIX, TRAIN, VALIDATION, WEIGHT
 from modules.encodings.features import Columns, Features
+from modules.errors import UserError
 
 TYPES = {"string": schema_pb2.BYTES, "float32": schema_pb2.FLOAT, "int64": schema_pb2.INT}
 """By `features.dtype`."""
@@ -62,6 +63,17 @@ def divided(
 
 def _is_list(known: schema_pb2.Feature) -> bool:
     return known.name.startswith(SEQUENCE_PREFIX)
+
+
+def check(schema: schema_pb2.Schema, features: Features, columns: Columns) -> None:
+    """Refuses a schema that does not describe the examples.
+
+    Raises:
+        UserError: All that is wrong with it.
+    """
+    wrong = mismatches(schema, features, columns)
+    if wrong:
+        raise UserError(f"schema: {'; '.join(wrong)}; correct the schema or the features")
 
 
 def mismatches(schema: schema_pb2.Schema, features: Features, columns: Columns) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from modules.encodings.features import Features
-from modules.errors import UserError
+from modules.errors import UserErrors
 from modules.settings import (
     Beam,
     ColumnSplit,
@@ -35,6 +35,7 @@ from pipeline.config_file import shown
 
 # So many are named in one line.
 _MISTAKES = 5
+_OF_DATA = ("tables", "split", "features", "serving", "evaluation")
 # Attention takes memory by the square of a history's length.
 _ENCODED_LENGTH = 256
 _NUMBER = re.compile(r"[-+]?[0-9.]+")
@@ -145,17 +146,34 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         UserError: The file cannot be read, a key is unknown or has the wrong type; the message has the path of the key.
     """
+    try:
+        return Config.model_validate(_tree(path, overrides))
+    except ValidationError as error:
+        raise UserErrors(_in_words(error), f"configuration {shown(path, 1000)}: ", _MISTAKES) from None
+
+
+def load_data(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config | None:
+    """The sections that say what the data are, with defaults for all others; None if these have a mistake themselves.
+
+    For a look at the tables of a configuration that `load` refuses.
+    """
+    tree = _tree(path, overrides)
+    about = {key: tree[key] for key in _OF_DATA if key in tree}
+    try:
+        return Config.model_validate({"name": "x", **about})
+    except ValidationError:
+        return None
+
+
+def _tree(path: str, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     tree = config_file.read(path)
     for override in overrides:
         config_file.replace(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"configuration {shown(path, 1000)}: {_in_words(error)}") from None
+    return tree
 
 
-def _in_words(error: ValidationError) -> str:
-    """One line for all mistakes: the path of each key, and what was expected there."""
+def _in_words(error: ValidationError) -> list[str]:
+    """Each mistake: the path of its key, and what was expected there."""
     mistakes = []
     for mistake in error.errors(include_url=False):
         if mistake["type"] == "default_factory_not_called":
@@ -174,8 +192,7 @@ def _in_words(error: ValidationError) -> str:
                 words += f", not {_as_written(mistake['input'])}"
         # A check of the whole names the key by itself.
         mistakes.append(f"{path}: {words}" if path else words)
-    more = len(mistakes) - _MISTAKES
-    return "; ".join(mistakes[:_MISTAKES] + ([f"and {more} more"] if more > 0 else []))
+    return mistakes
 
 
 def _as_written(value: Any) -> str:

@@ -53,9 +53,7 @@ class Executor(stock.Executor):
         )
         features = Features.model_validate_json(exec_properties[FEATURES_KEY])
         columns = Columns.model_validate_json(exec_properties[COLUMNS_KEY])
-        mismatches = schemas.mismatches(schema, features, columns)
-        if mismatches:
-            raise UserError(f"schema: {'; '.join(mismatches)}; correct the schema or the features")
+        schemas.check(schema, features, columns)
 
         statistics = artifact_utils.get_single_instance(input_dict[keys.STATISTICS_KEY])
         k = exec_properties[K_KEY]

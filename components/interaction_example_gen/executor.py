@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import TypeAdapter
 from tfx.components.example_gen import write_split
@@ -24,8 +23,7 @@ from tfx.types import artifact_utils, standard_component_specs
 
 from components.signature import Artifacts, Properties
 from modules import beam_tables, full_disk
-from modules.data import columns, examples, histories, tables
-from modules.data.columns import Fault
+from modules.data import columns, examples, histories, report, tables
 from modules.data.examples import (
     CATALOGUE,
     HELD_OUT,
@@ -34,15 +32,16 @@ from modules.data.examples import (
     SLICE_PREFIX,
     TRAIN,
     VALIDATION,
-    VALUE_SEPARATOR,
     WEIGHT,
     Value,
 )
 from modules.data.histories import SPLITS, Cutoffs, Interactions
-from modules.data.tables import Column, Part, Plan, Wanted, shown
+from modules.data.parsed_rows import InteractionRows, ItemRows, UserRows
+from modules.data.report import Entry, Report
+from modules.data.tables import Part, Plan, Wanted
 from modules.data.time_histogram import TimeHistogram
 from modules.errors import UserError
-from modules.settings import ColumnSplit, LeaveLastOutSplit, Slice, Split, Tables, TemporalSplit
+from modules.settings import Split, Tables, TemporalSplit
 
 EXAMPLES_KEY = standard_component_specs.EXAMPLES_KEY
 TABLES_KEY = "tables"
@@ -85,8 +84,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             _check_writable(artifact.uri)
             with self._make_beam_pipeline() as pipeline:
                 _generate(pipeline, settings, split, wanted, plan, artifact.uri)
-            report = Report.load(report_file)
-            report.raise_problems(settings, split)
+            with fileio.open(report_file, "r") as file:
+                found = Report(json.load(file))
+            found.raise_problems(settings, split)
         except Exception:
             _empty(artifact.uri)
             raise
@@ -95,85 +95,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         artifact.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
         examples_utils.set_payload_format(artifact, example_gen_pb2.FORMAT_TF_EXAMPLE)
         examples_utils.set_file_format(artifact, write_split.to_file_format_str(example_gen_pb2.FORMAT_TFRECORDS_GZIP))
-        for name, count in report.counts.items():
+        for name, count in found.counts.items():
             artifact.set_int_custom_property(name, count)
-
-
-class Problem(NamedTuple):
-    """Something in the tables that only a person can put right."""
-
-    where: str
-    what: str
-    """Follows the number of cases."""
-    fix: str
-
-
-class Report:
-    """What the workers counted and found, added up."""
-
-    def __init__(self, counts: dict[str, int], problems: dict[Problem, tuple[int, str]]) -> None:
-        self.counts = dict.fromkeys((*_COUNTS, *(f"examples_{split}" for split in (*SPLITS, CATALOGUE))), 0) | counts
-        self._problems = problems
-
-    @classmethod
-    def load(cls, path: str) -> Report:
-        with fileio.open(path, "r") as file:
-            entries = json.load(file)
-        counts = {key[0]: count for key, (count, _) in entries if len(key) == 1}
-        problems = {Problem(*key): (count, example) for key, (count, example) in entries if len(key) > 1}
-        return cls(counts, problems)
-
-    def raise_problems(self, settings: Tables, split: Split) -> None:
-        """Raises a UserError for everything that was found, or else for the first split that is empty."""
-        if self._problems:
-            raise UserError(
-                "; ".join(
-                    f"{problem.where}: {count:,} {problem.what}, for instance {example}: {problem.fix}"
-                    for problem, (count, example) in sorted(self._problems.items())
-                )
-            )
-        counts = self.counts
-        if not counts["items"]:
-            raise UserError(f"tables.items: {settings.items.path} has no rows; it must list the catalogue")
-        if not counts["interactions"]:
-            raise UserError(f"tables.interactions: {settings.interactions.path} has no rows")
-        kept = sum(counts[f"interactions_{split}"] for split in SPLITS)
-        if not kept:
-            raise UserError(
-                f"tables.interactions: none of the {counts['interactions']:,} interactions has an item and a user that "
-                f"the other tables know; do {settings.interactions.item} and {settings.items.id} hold the same ids?"
-            )
-        for name in SPLITS:
-            if not counts[f"interactions_{name}"]:
-                raise UserError(f"split: the {name} split of {kept:,} interactions is empty; {_fix_of(name, split)}")
-        if counts["cut_train_interactions"] == counts["interactions_train"]:
-            raise UserError(
-                f"tables.max_sequence is {settings.max_sequence}, which leaves validation interactions alone; raise it"
-            )
-        if not counts["weighted_train"]:
-            raise UserError(
-                f"tables.interactions.weight: all interactions of the train split have the weight 0 in column "
-                f"{settings.interactions.weight!r} of {settings.interactions.path}, which leaves nothing to learn; "
-                "correct the column, or leave tables.interactions.weight out"
-            )
-
-
-_COUNTS = ("interactions", "users", "items", "items_not_in_table", "dropped_items_not_in_table", "users_not_in_table",
-           "dropped_users_not_in_table", "weighted_train", *(f"interactions_{split}" for split in SPLITS),
-           "cut_sequences", "cut_interactions", "cut_train_interactions")  # fmt: skip
-
-
-def _fix_of(empty: str, split: Split) -> str:
-    if isinstance(split, TemporalSplit) and split.validation_from is not None:
-        return "move split.validation_from and split.eval_from into the time that the interactions cover"
-    if isinstance(split, ColumnSplit):
-        return f"write {empty!r} into column {split.column!r} of some interactions"
-    if isinstance(split, LeaveLastOutSplit):
-        return "no user has three interactions; choose another split.strategy"
-    if isinstance(split, TemporalSplit):
-        return "a temporal split needs three different times; choose another split.strategy or bring more interactions"
-    key = "or lower both fractions" if empty == "train" else f"or raise split.{empty}"
-    return f"bring more interactions, {key}"
 
 
 def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: Wanted, plan: Plan, uri: str) -> None:
@@ -235,7 +158,7 @@ def _generate(pipeline: beam.Pipeline, settings: Tables, split: Split, wanted: W
     _ = (
         reports
         | "AllReports" >> beam.Flatten()
-        | "AddUp" >> beam.CombinePerKey(_add_up)
+        | "AddUp" >> beam.CombinePerKey(report.add_up)
         | "OneReport" >> beam.combiners.ToList()
         | "WriteReport" >> beam.Map(_write_json, os.path.join(uri, _REPORT))
     )
@@ -252,39 +175,8 @@ def _shards(settings: Tables) -> dict[str, int]:
 class _Read(beam_tables.Read):
     """Base of what reads a table: a bad cell or file becomes a report instead of a stack trace."""
 
-    table: str
-
     def unreadable(self, error: tables.TableError) -> Any:
-        return _problem(error.key, "files cannot be read", f"{error.file} ({error.reason})", error.fix)
-
-    def _report(self, column: str, faults: Iterable[Fault], part: Part, first_row: int) -> Iterator[Any]:
-        for fault in faults:
-            place = f"{fault.example} in row {first_row + int(np.argmax(fault.rows)) + 1} of {part.path}"
-            count = int(fault.rows.sum())
-            yield _problem(f"tables.{self.table}", f"values of {column!r} {fault.what}", place, fault.fix, count)
-
-    def _nameless(
-        self, column: str, ids: Sequence[bytes | None] | np.ndarray, part: Part, first_row: int, fix: str
-    ) -> Iterator[Any]:
-        """Reports rows without an id."""
-        missing = pd.isna(np.asarray(ids, object))
-        if missing.any():
-            place = f"row {first_row + int(np.argmax(missing)) + 1} of {part.path}"
-            yield _problem(f"tables.{self.table}", f"rows have no {column}", place, fix, int(missing.sum()))
-
-    def _cells(
-        self, part: Part, first_row: int, batch: pa.RecordBatch, wanted: Sequence[Column], slices: Sequence[Slice] = ()
-    ) -> tuple[dict[str, Sequence[Value]], list[Any]]:
-        """Columns and slices of a batch by key of the example, [N] each, and reports."""
-        by_name: dict[str, Sequence[Value]] = {}
-        faults: dict[str, list[Fault]] = {}
-        for column in wanted:
-            by_name[column.name], faults[column.source] = columns.cells(batch, column)
-        for by in slices:
-            by_name[SLICE_PREFIX + by.column], wrong = columns.slice_values(batch, by)
-            # A column that is a feature as well is wrong once, not twice.
-            faults[by.column] = faults.get(by.column) or wrong
-        return by_name, [p for name, wrong in faults.items() for p in self._report(name, wrong, part, first_row)]
+        return _told(report.unreadable(error))
 
 
 def _encoded(cells: dict[str, Sequence[Value]], rows: int) -> list[bytes]:
@@ -296,20 +188,14 @@ def _encoded(cells: dict[str, Sequence[Value]], rows: int) -> list[bytes]:
 class _ReadItems(_Read):
     """Yields (item id, its features and the columns of an answer, serialized)."""
 
-    table = "items"
-
     def __init__(self, settings: Tables, plan: Plan) -> None:
-        self._id = settings.items.id
-        self._key = settings.interactions.item
-        self._items = [c for c in (*plan.items, *plan.returned) if c.name != self._key]
-        self.columns = [_id(self._id), *self._items]
+        self._rows = ItemRows(settings, plan)
+        self.columns = self._rows.columns
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
-        ids = columns.ids(batch.column(self._id))
-        yield from self._nameless(self._id, ids, part, first_row, "give every item an id")
-        cells, reports = self._cells(part, first_row, batch, self._items)
-        yield from reports
-        for item, encoded in zip(ids, _encoded({self._key: ids, **cells}, len(ids)), strict=True):
+        ids, cells, entries = self._rows.parse(part, first_row, batch)
+        yield from map(_told, entries)
+        for item, encoded in zip(ids, _encoded({self._rows.key: ids, **cells}, len(ids)), strict=True):
             if item is not None:
                 yield item, encoded
 
@@ -317,20 +203,14 @@ class _ReadItems(_Read):
 class _ReadUsers(_Read):
     """Yields (user id, (the user's features, the user's slices)), serialized."""
 
-    table = "users"
-
     def __init__(self, settings: Tables, plan: Plan) -> None:
-        assert settings.users is not None
-        self._id = settings.users.id
-        self._users, self._slices = plan.users, plan.user_slices
-        self.columns = [_id(self._id), *self._users, *map(Column.of_slice, self._slices)]
+        self._rows = UserRows(settings, plan)
+        self.columns = self._rows.columns
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
-        ids = columns.ids(batch.column(self._id))
-        yield from self._nameless(self._id, ids, part, first_row, "give every user an id")
-        cells, reports = self._cells(part, first_row, batch, self._users, self._slices)
-        yield from reports
-        slices = {key: cells.pop(key) for key in [SLICE_PREFIX + s.column for s in self._slices]}
+        ids, cells, entries = self._rows.parse(part, first_row, batch)
+        yield from map(_told, entries)
+        slices = {key: cells.pop(key) for key in [SLICE_PREFIX + s.column for s in self._rows.slices]}
         for user, *about in zip(ids, _encoded(cells, len(ids)), _encoded(slices, len(ids)), strict=True):
             if user is not None:
                 yield user, tuple(about)
@@ -339,84 +219,14 @@ class _ReadUsers(_Read):
 class _ReadInteractions(_Read):
     """Yields (user id, `Interactions`): what a batch has of one user."""
 
-    table = "interactions"
-
     def __init__(self, settings: Tables, split: Split, plan: Plan) -> None:
-        self._names = settings.interactions
-        self._split = split.column if isinstance(split, ColumnSplit) else None
-        self._context, self._slices = plan.interactions, plan.interaction_slices
-        self._kinds = {column.name: column.kind for column in self._context}
-        names = self._names
-        self.columns = [_id(names.user), _id(names.item), Column(name="", source=names.timestamp, kind="int64")]
-        if names.weight is not None:
-            self.columns.append(Column(name="", source=names.weight, kind="float32"))
-        if self._split is not None:
-            self.columns.append(Column(name="", source=self._split))
-        self.columns += [*self._context, *map(Column.of_slice, self._slices)]
+        self._rows = InteractionRows(settings, split, plan)
+        self.columns = self._rows.columns
 
     def rows(self, part: Part, first_row: int, batch: pa.RecordBatch) -> Iterator[Any]:
-        names = self._names
-        yield _count("interactions", batch.num_rows)
-        users = np.array(columns.ids(batch.column(names.user)), object)
-        items = np.array(columns.ids(batch.column(names.item)), object)
-        remove = "correct or remove those rows"
-        yield from self._nameless(names.user, users, part, first_row, remove)
-        yield from self._nameless(names.item, items, part, first_row, remove)
-        times, faults = columns.moments(batch.column(names.timestamp))
-        yield from self._report(names.timestamp, faults, part, first_row)
-
-        weights = np.ones(batch.num_rows, np.float32)
-        if names.weight is not None:
-            weights, light = columns.weights(batch.column(names.weight))
-            yield from self._report(names.weight, light, part, first_row)
-            faults += light
-
-        codes = None
-        if self._split is not None:
-            named = columns.texts(batch.column(self._split))
-            codes = np.array([_CODES.get(name or b"", -1) for name in named], np.int8)
-            other = codes < 0
-            if other.any():
-                name = named[int(np.argmax(other))]
-                example = shown(None if name is None else name.decode())
-                none = Fault(other, "are none of train, validation and eval", "write one of the three", example)
-                yield from self._report(self._split, [none], part, first_row)
-                faults.append(none)
-        bad = np.logical_or.reduce([pd.isna(users), pd.isna(items), *(fault.rows for fault in faults)])
-
-        cells, reports = self._cells(part, first_row, batch, self._context, self._slices)
-        yield from reports
-        context, told = {}, set()
-        for key, values in cells.items():
-            column = key.removeprefix(SLICE_PREFIX)
-            joined = np.array([isinstance(cell, list) and _holds_separator(cell) for cell in values], bool)
-            # A column that is a feature and a slice is wrong once, not twice.
-            if joined.any() and column not in told:
-                told.add(column)
-                what = "hold the character U+001F, which separates the values of a list"
-                yield from self._report(column, [Fault(joined, what, "remove it", "a list")], part, first_row)
-            context[key] = examples.aligned(values, self._kinds.get(key, "string"))
-        everything = Interactions(
-            timestamp=times,
-            # Files hold fewer rows than this.
-            order=(part.file << 40) + first_row + np.arange(batch.num_rows, dtype=np.int64),
-            item=items,
-            weight=weights,
-            split=codes,
-            context=context,
-        )
-        yield from histories.by_user(users[~bad], everything.take(~bad))
-
-
-def _id(column: str) -> Column:
-    return Column(name="", source=column)
-
-
-_CODES = {name.encode(): code for code, name in enumerate(SPLITS)}
-
-
-def _holds_separator(values: Sequence[bytes]) -> bool:
-    return any(VALUE_SEPARATOR.encode() in value for value in values)
+        users, interactions, entries = self._rows.parse(part, first_row, batch)
+        yield from map(_told, entries)
+        yield from histories.by_user(users, interactions)
 
 
 class _UniqueItems(beam.DoFn):
@@ -429,7 +239,7 @@ class _UniqueItems(beam.DoFn):
         item, rows = element
         features, *others = rows
         if others:
-            yield _duplicate("items", self._id, item)
+            yield _told(report.duplicate("items", self._id, item))
         yield item, None
         yield beam.pvalue.TaggedOutput(CATALOGUE, examples.example(features))
         yield _count("items")
@@ -448,33 +258,19 @@ class _Join(beam.DoFn):
         attributes, pieces = list(joined["users"]), list(joined["interactions"])
         if len(attributes) > 1:
             assert settings.users is not None
-            yield _duplicate("users", settings.users.id, user)
+            yield _told(report.duplicate("users", settings.users.id, user))
         if not pieces:
             return
         interactions = histories.in_time_order(pieces)
 
         known = np.fromiter((item in catalogue for item in interactions.item), bool, len(interactions))
-        unknown = int(len(known) - known.sum())
-        if unknown:
-            yield _count("items_not_in_table", unknown)
-            if settings.items_not_in_table == "fail":
-                yield _problem(
-                    "tables.interactions", f"rows have an item that {settings.items.path} lacks",
-                    shown(interactions.item[np.argmin(known)].decode()),
-                    "add those items, or set tables.items_not_in_table to drop or keep", unknown,
-                )  # fmt: skip
-            if settings.items_not_in_table != "keep":
-                yield _count("dropped_items_not_in_table", unknown)
-                interactions = interactions.take(known)
+        yield from map(_told, report.without_item(settings, interactions.item[~known]))
+        if settings.items_not_in_table != "keep" and not known.all():
+            interactions = interactions.take(known)
         if settings.users is not None and not attributes:
-            yield _count("users_not_in_table", len(known))
-            if settings.users_not_in_table == "fail":
-                yield _problem(
-                    "tables.interactions", f"rows have a user that {settings.users.path} lacks", shown(user.decode()),
-                    "add those users, or set tables.users_not_in_table to drop or keep", len(known),
-                )  # fmt: skip
+            strangers = np.full(len(known), user, object)
+            yield from map(_told, report.without_user(settings, strangers, len(interactions)))
             if settings.users_not_in_table != "keep":
-                yield _count("dropped_users_not_in_table", len(interactions))
                 return
         if len(interactions):
             yield _count("users")
@@ -504,10 +300,7 @@ class _Examples(beam.DoFn):
         about, slices = attributes or (b"", self._unknown)
         about += examples.features([(self._names.user, user)])
         codes = histories.assign(user, interactions, self._split, cutoffs)
-        kept = np.bincount(codes, minlength=len(SPLITS))
-        yield _count("weighted_train", np.count_nonzero(interactions.weight[codes == SPLITS.index(TRAIN)]))
-        for name, count in zip(SPLITS, kept.tolist(), strict=True):
-            yield _count(f"interactions_{name}", count)
+        yield from map(_told, report.of_user(interactions, codes, self._max_sequence))
 
         places = histories.sequence(codes)
         active = float(len(places))
@@ -515,11 +308,6 @@ class _Examples(beam.DoFn):
         if len(places):
             newest = histories.sequence(codes, self._max_sequence)
             yield from _written(TRAIN, [examples.example(about, self._sequence(interactions, codes, newest))])
-            if len(newest) < len(places):
-                cut = codes[places[: len(places) - len(newest)]]
-                yield _count("cut_sequences")
-                yield _count("cut_interactions", len(cut))
-                yield _count("cut_train_interactions", np.count_nonzero(SPLITS.index(TRAIN) == cut))
         for name in SPLITS[1:]:
             asked = histories.queries(
                 interactions.timestamp, interactions.item, codes, SPLITS.index(name), self._wanted.evaluation_history
@@ -603,27 +391,12 @@ def _fraction_cutoffs(histogram: tuple[np.ndarray, np.ndarray] | None, split: Te
     return None if histogram is None else histories.fraction_cutoffs(*histogram, split)
 
 
+def _told(entry: Entry) -> beam.pvalue.TaggedOutput:
+    return beam.pvalue.TaggedOutput(_REPORT, entry)
+
+
 def _count(name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
-    return beam.pvalue.TaggedOutput(_REPORT, ((name,), (int(count), "")))
-
-
-def _problem(where: str, what: str, example: str, fix: str, count: int = 1) -> beam.pvalue.TaggedOutput:
-    return beam.pvalue.TaggedOutput(_REPORT, (tuple(Problem(where, what, fix)), (int(count), example)))
-
-
-def _duplicate(table: str, column: str, key: bytes) -> beam.pvalue.TaggedOutput:
-    return _problem(
-        f"tables.{table}", f"values of {column!r} are there more than once", shown(key.decode()), "keep one row of each"
-    )
-
-
-def _add_up(findings: Iterable[tuple[int, str]]) -> tuple[int, str]:
-    """Sums counts and keeps the first example by alphabet, so that the same tables give the same words."""
-    total, first = 0, ""
-    for count, example in findings:
-        total += count
-        first = min(first, example) if first else example
-    return total, first
+    return _told(report.count(name, count))
 
 
 def _write_json(report: list[Any], path: str) -> None:

@@ -31,7 +31,7 @@ from modules.encodings.features import Features
 from modules.encodings.history import History
 from modules.encodings.text import Text
 from modules.encodings.timestamp import Timestamp
-from modules.errors import UserError
+from modules.errors import Mistakes, UserError
 from modules.settings import ColumnSplit, Evaluation, Items, Serving, Slice, Split, Tables
 from modules.settings.base import Settings
 
@@ -127,10 +127,22 @@ def check_tables(tables: Tables, split: Split, features: Features, evaluation: E
     """Finds what would stop the pipeline, from headers and from the number of items alone: before it starts.
 
     Raises:
-        UserError: A file or column is missing or unreadable, a format is unknown, a column could be meant twice, or an
+        UserErrors: A file or column is missing or unreadable, a format is unknown, a column could be meant twice, or an
             answer would be longer than the catalogue.
     """
-    planned = plan(tables, split, wanted(tables, features, evaluation, serving))
+    mistakes = Mistakes()
+    planned = None
+    with mistakes.collected():
+        planned = plan(tables, split, wanted(tables, features, evaluation, serving))
+    with mistakes.collected():
+        _check_lengths(tables, evaluation, serving)
+    mistakes.raise_found()
+    assert planned is not None
+    return planned
+
+
+def _check_lengths(tables: Tables, evaluation: Evaluation, serving: Serving) -> None:
+    """Refuses answers that would be longer than the catalogue."""
     size = _rows("items", tables.items)
     if not size:
         raise UserError(f"tables.items: {tables.items.path} has no rows; it must list the catalogue")
@@ -141,7 +153,6 @@ def check_tables(tables: Tables, split: Split, features: Features, evaluation: E
             f"{' and '.join(too_large)} but the catalogue has {size} items ({tables.items.path}); "
             f"set {'both' if len(too_large) > 1 else 'it'} to {size} or less"
         )
-    return planned
 
 
 def plan(tables: Tables, split: Split, wanted: Wanted, items_key: str = "tables.items.path") -> Plan:
@@ -154,64 +165,78 @@ def plan(tables: Tables, split: Split, wanted: Wanted, items_key: str = "tables.
         items_key: What named the items table's path, for messages: a key of the configuration or an argument.
 
     Raises:
-        UserError: A file or column is missing or unreadable, a format is unknown, or a column could be meant twice.
+        UserErrors: A file or column is missing or unreadable, a format is unknown, or a column could be meant twice.
     """
     interactions, items = tables.interactions, tables.items
-    schemas = {
-        "interactions": _schema("interactions", interactions.path),
-        "items": _schema("items", items.path, items_key),
-    }
+    mistakes = Mistakes()
+    schemas: dict[str, _Schema] = {}
+    paths = {"interactions": (interactions.path, None), "items": (items.path, items_key)}
     if tables.users is not None:
-        schemas["users"] = _schema("users", tables.users.path)
-        _need(schemas["users"], "tables.users.id", Column(name="", source=tables.users.id))
-    _need(schemas["interactions"], "tables.interactions.user", Column(name="", source=interactions.user))
-    _need(schemas["interactions"], "tables.interactions.item", Column(name="", source=interactions.item))
+        paths["users"] = (tables.users.path, None)
+    for table, (path, named) in paths.items():
+        with mistakes.collected():
+            schemas[table] = _schema(table, path, named)
+    # Without one of them nobody knows which columns are missing.
+    mistakes.raise_found()
+
+    def need(table: str, key: str, column: Column) -> None:
+        with mistakes.collected():
+            _need(schemas[table], key, column)
+
+    if tables.users is not None:
+        need("users", "tables.users.id", Column(name="", source=tables.users.id))
+    need("interactions", "tables.interactions.user", Column(name="", source=interactions.user))
+    need("interactions", "tables.interactions.item", Column(name="", source=interactions.item))
     time = Column(name="", source=interactions.timestamp, kind="int64")
-    _need(schemas["interactions"], "tables.interactions.timestamp", time)
-    _need(schemas["items"], "tables.items.id", Column(name="", source=items.id))
+    need("interactions", "tables.interactions.timestamp", time)
+    need("items", "tables.items.id", Column(name="", source=items.id))
     if interactions.weight is not None:
-        weight = Column(name="", source=interactions.weight, kind="float32")
-        _need(schemas["interactions"], "tables.interactions.weight", weight)
+        need("interactions", "tables.interactions.weight", Column(name="", source=interactions.weight, kind="float32"))
     if isinstance(split, ColumnSplit):
-        _need(schemas["interactions"], "split.column", Column(name="", source=split.column))
+        need("interactions", "split.column", Column(name="", source=split.column))
 
     keys = {interactions.user: "users", interactions.item: "items", interactions.timestamp: "interactions"}
     query: dict[str, list[Column]] = {"interactions": [], "users": []}
     for column in wanted.query:
-        if column.name == interactions.item:
-            raise UserError(
-                f"features.query: {column.name!r} is the item to be predicted; only the candidate tower may read it"
-            )
-        table = "interactions" if column.name in keys else _table_of("features.query", column.name, schemas)
-        _need(schemas[table], "features.query", column)
-        # The user's id and the time are written in any case, by themselves.
-        if column.name not in keys:
-            query[table].append(column)
+        with mistakes.collected():
+            if column.name == interactions.item:
+                raise UserError(
+                    f"features.query: {column.name!r} is the item to be predicted; only the candidate tower may read it"
+                )
+            table = "interactions" if column.name in keys else _table_of("features.query", column.name, schemas)
+            _need(schemas[table], "features.query", column)
+            # The user's id and the time are written in any case, by themselves.
+            if column.name not in keys:
+                query[table].append(column)
 
     own = {interactions.user, interactions.timestamp, wanted.history, wanted.history_age, WEIGHT}
     taken = own.union(c.name for c in wanted.query)
     item_columns = [Column(name=interactions.item, source=items.id)]
     for column in wanted.candidate:
         if column.name != interactions.item:
-            _need(schemas["items"], "features.candidate", column)
-            _refuse_twice("features.candidate", column.name, taken)
-            item_columns.append(column)
+            with mistakes.collected():
+                _need(schemas["items"], "features.candidate", column)
+                _refuse_twice("features.candidate", column.name, taken)
+                item_columns.append(column)
     returned = []
     for name in wanted.returned:
         if name not in {c.name for c in item_columns}:
-            key = "serving.return_columns, filter_columns or tables.items.title"
-            _need(schemas["items"], key, Column.any(name))
-            _refuse_twice(key, name, taken)
-            returned.append(Column.any(name))
+            with mistakes.collected():
+                key = "serving.return_columns, filter_columns or tables.items.title"
+                _need(schemas["items"], key, Column.any(name))
+                _refuse_twice(key, name, taken)
+                returned.append(Column.any(name))
 
     slices: dict[str, list[Slice]] = {"interactions": [], "users": [], ACTIVITY: []}
     for s in wanted.slices:
         if s.column == ACTIVITY:
             slices[ACTIVITY].append(s)
             continue
-        table = "interactions" if s.column in keys else _table_of("evaluation.slices", s.column, schemas)
-        _need(schemas[table], "evaluation.slices", Column.of_slice(s))
-        slices[table].append(s)
+        with mistakes.collected():
+            table = "interactions" if s.column in keys else _table_of("evaluation.slices", s.column, schemas)
+            _need(schemas[table], "evaluation.slices", Column.of_slice(s))
+            slices[table].append(s)
+    mistakes.raise_found()
     return Plan(
         interactions=tuple(query["interactions"]),
         users=tuple(query["users"]),

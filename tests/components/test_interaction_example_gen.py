@@ -36,6 +36,7 @@ from tfx.types import artifact_utils
 from components.interaction_example_gen import executor
 from modules.data import columns, histories, tables, time_histogram
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
+from modules.data.report import Report
 from modules.encodings.features import Features
 from modules.errors import UserError
 from modules.full_disk import refusal
@@ -716,7 +717,9 @@ def test_empty_tables_and_splits_name_their_fix(
 ) -> None:
     found = {"items": 4, "interactions": 8, "interactions_train": 8, **counts}
     with pytest.raises(UserError, match=message):
-        executor.Report(found, {}).raise_problems(small_world().settings(tmp_path), split)
+        Report(((name,), (number, "")) for name, number in found.items()).raise_problems(
+            small_world().settings(tmp_path), split
+        )
 
 
 @pytest.mark.slow

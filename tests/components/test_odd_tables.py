@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from components.interaction_example_gen import executor
 from modules import beam_tables
-from modules.data import columns, tables
+from modules.data import columns, report, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
@@ -580,11 +580,8 @@ def generate(tables_settings: Tables) -> dict[str, Counter[str]]:
     findings: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
     for key, finding in json.loads(json.dumps(tagged.pop("report"))):
         findings[tuple(key)].append(finding)
-    entries = {key: executor._add_up(found) for key, found in findings.items()}
-    executor.Report(
-        {key[0]: count for key, (count, _) in entries.items() if len(key) == 1},
-        {executor.Problem(*key): finding for key, finding in entries.items() if len(key) > 1},
-    ).raise_problems(tables_settings, SPLIT)
+    entries = [(key, report.add_up(found)) for key, found in findings.items()]
+    report.Report(entries).raise_problems(tables_settings, SPLIT)
     return {split: Counter(map(decoded, tagged[split])) for split in (TRAIN, VALIDATION, EVAL, CATALOGUE)}
 
 
