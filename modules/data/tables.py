@@ -474,6 +474,30 @@ class _Schema:
     columns: pa.Schema
 
 
+def readable(table: str, path: str, key: str) -> tuple[pa.Schema, dict[str, str]]:
+    """The columns of a table's first file that can be read as texts or lists of texts; and why the others cannot.
+
+    Args:
+        table: interactions, items or users.
+        path: A file or a glob.
+        key: What named the path, for messages.
+
+    Raises:
+        UserError: There is no file, or it cannot be read.
+    """
+    known = _schema(table, path, key).columns
+    fields, refused = [], {}
+    for field in known:
+        wrong = _type_problem(field.type, Column.any(field.name)) if field.name else ("it has no name", "give it one")
+        if known.names.count(field.name) > 1:
+            wrong = (f"there are {known.names.count(field.name)} columns {field.name!r}", "rename all but one")
+        if wrong is None:
+            fields.append(field)
+        else:
+            refused[field.name] = "; ".join(wrong)
+    return pa.schema(fields), refused
+
+
 def _schema(table: str, path: str, key: str | None = None) -> _Schema:
     """Columns of a table's first file; CSV columns are strings."""
     key = key or f"tables.{table}.path"
