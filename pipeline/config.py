@@ -149,7 +149,7 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     try:
         return Config.model_validate(_tree(path, overrides))
     except ValidationError as error:
-        raise UserErrors(_in_words(error), f"configuration {shown(path, 1000)}: ", _MISTAKES) from None
+        raise UserErrors(mistakes(error), f"configuration {shown(path, 1000)}: ", _MISTAKES) from None
 
 
 def load_data(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config | None:
@@ -172,9 +172,9 @@ def _tree(path: str, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
-def _in_words(error: ValidationError) -> list[str]:
+def mistakes(error: ValidationError) -> list[str]:
     """Each mistake: the path of its key, and what was expected there."""
-    mistakes = []
+    found = []
     for mistake in error.errors(include_url=False):
         if mistake["type"] == "default_factory_not_called":
             # A default that follows from another key, which is named already.
@@ -191,8 +191,8 @@ def _in_words(error: ValidationError) -> list[str]:
             if not isinstance(mistake["input"], (dict, list)) and mistake["type"] != "value_error":
                 words += f", not {_as_written(mistake['input'])}"
         # A check of the whole names the key by itself.
-        mistakes.append(f"{path}: {words}" if path else words)
-    return mistakes
+        found.append(f"{path}: {words}" if path else words)
+    return found
 
 
 def _as_written(value: Any) -> str:

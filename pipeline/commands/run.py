@@ -11,7 +11,7 @@ import click
 from modules import full_disk
 from modules.errors import UserError
 from modules.training import cluster
-from pipeline import local_runner, terminal
+from pipeline import data_check, local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
@@ -29,7 +29,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     if config.training.distribution == "multi_worker":
         cluster.check_chief(config.training.batch_size)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
-        raise UserError(f"schema.path: {config.data_schema.path} does not exist; write it with `twotower schema`")
+        raise UserError(data_check.schema_is_missing(config.data_schema.path))
     from pipeline import beam_service, runs, summary
 
     # Before the metadata store, which is made when it is asked for.

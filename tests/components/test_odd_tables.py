@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from components.interaction_example_gen import executor
 from modules import beam_tables
-from modules.data import columns, report, tables
+from modules.data import columns, report, survey, tables
 from modules.data.examples import CATALOGUE, EVAL, TRAIN, VALIDATION
 from modules.encodings.features import Features
 from modules.errors import UserError
@@ -542,6 +542,13 @@ def decoded(record: bytes) -> str:
 
 
 def generate(tables_settings: Tables) -> dict[str, Counter[str]]:
+    """Every example of every split, as the executor writes them."""
+    written, found = generated(tables_settings)
+    found.raise_problems(tables_settings, SPLIT)
+    return written
+
+
+def generated(tables_settings: Tables) -> tuple[dict[str, Counter[str]], report.Report]:
     """What the executor does, step by step, without the seconds that a Beam pipeline takes to start."""
     wanted = tables.wanted(
         tables_settings, Features.model_validate(FEATURES), Evaluation(**EVALUATION), Serving(**SERVING)
@@ -580,9 +587,16 @@ def generate(tables_settings: Tables) -> dict[str, Counter[str]]:
     findings: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
     for key, finding in json.loads(json.dumps(tagged.pop("report"))):
         findings[tuple(key)].append(finding)
-    entries = [(key, report.add_up(found)) for key, found in findings.items()]
-    report.Report(entries).raise_problems(tables_settings, SPLIT)
-    return {split: Counter(map(decoded, tagged[split])) for split in (TRAIN, VALIDATION, EVAL, CATALOGUE)}
+    found = report.Report((key, report.add_up(each)) for key, each in findings.items())
+    return {split: Counter(map(decoded, tagged[split])) for split in (TRAIN, VALIDATION, EVAL, CATALOGUE)}, found
+
+
+def surveyed(tables_settings: Tables) -> survey.Survey:
+    """What `twotower check` finds in the same tables."""
+    wanted = tables.wanted(
+        tables_settings, Features.model_validate(FEATURES), Evaluation(**EVALUATION), Serving(**SERVING)
+    )
+    return survey.survey(tables_settings, SPLIT, tables.plan(tables_settings, SPLIT, wanted))
 
 
 def spoiled(world: World, fault: Fault, at: int) -> tuple[World, int, bytes | None]:
@@ -600,7 +614,8 @@ def spoiled(world: World, fault: Fault, at: int) -> tuple[World, int, bytes | No
     )
 
 
-def assert_refused(world: World, fault: Fault, at: int, generated: Callable[[Tables], Any]) -> None:
+def assert_refused(world: World, fault: Fault, at: int, generated: Callable[[Tables], Any]) -> str:
+    """Of what is done with a spoiled world: it is refused, in one line that says what is wrong where."""
     world, number, content = spoiled(world, fault, at)
     with tempfile.TemporaryDirectory() as folder:
         tables_settings = world.write(Path(folder))
@@ -615,6 +630,7 @@ def assert_refused(world: World, fault: Fault, at: int, generated: Callable[[Tab
     assert str(path) in message and fault.table in message
     assert re.search(fault.said, message), message
     assert fault.column is None or repr(fault.column) in message or f"no {fault.column}" in message, message
+    return message.replace(folder, "")
 
 
 # Properties.
@@ -662,7 +678,22 @@ def plain() -> World:
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.table}-{f.column}-{f.said}".replace(" ", "_"))
 def test_every_fault_is_found_in_the_first_file_and_in_the_second(plain: World, fault: Fault, at: int) -> None:
-    assert_refused(plain, fault, at, generate)
+    said = assert_refused(plain, fault, at, generate)
+    if at:
+        check = lambda settings_: surveyed(settings_).report.raise_problems(settings_, SPLIT)  # noqa: E731
+        assert assert_refused(plain, fault, at, check) == said, "the check says what the run does"
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(world=worlds())
+def test_the_check_counts_what_the_run_does(world: World) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tables_settings = world.write(Path(folder))
+        _, found = generated(tables_settings)
+        counts = surveyed(tables_settings).report.counts
+        assert {name: counts[name] for name in counts if not name.startswith("examples_")} == {
+            name: found.counts[name] for name in counts if not name.startswith("examples_")
+        }
 
 
 def run_executor(tables_settings: Tables) -> dict[str, Counter[str]]:
