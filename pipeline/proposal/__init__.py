@@ -1,0 +1,1 @@
+"""`twotower init`: a configuration for tables that nobody has described, each choice with its reason."""
