@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ _SKETCH = 4096
 _HIGHEST = 2.0**64
 
 
-def hashes(values: Sequence[bytes | float | None]) -> np.ndarray:
+def hashes(values: Sequence[Any] | np.ndarray) -> np.ndarray:
     """A hash of each value, uint64 [N], texts or numbers: the same in every table and process."""
     numbers = bool(len(values)) and isinstance(values[0], (int, float))
     return pd.util.hash_array(np.array(values, np.float64 if numbers else object))

@@ -83,7 +83,7 @@ def choose(profile: Profile, is_title: bool = False) -> Choice:
     own = profile.different > _OWN_VALUE * profile.there and profile.there >= 20
     if is_title or length >= _WORDS_OF_TEXT or (own and length >= 2):
         longest = int(np.percentile([len(re.findall(r"\w+", cell)) for cell in profile.sample], 99))
-        fields = {} if longest > 28 else {"max_tokens": max(4, -(-longest // 4) * 4)}
+        fields: dict[str, Any] = {} if longest > 28 else {"max_tokens": max(4, -(-longest // 4) * 4)}
         return encoded("text", f"text, {length:.1f} words on average", **fields)
     if own:
         return left_out(f"nearly every row has a value of its own ({number} of {profile.there:,})")
@@ -139,7 +139,7 @@ def _of_category(profile: Profile, encoded: Any, reason: str, unsure: str | None
     return encoded("vocabulary", reason, unsure)
 
 
-def _most(longest: int) -> dict[str, int]:
+def _most(longest: int) -> dict[str, Any]:
     """The limit of a list's values, where the usual one is not the right one."""
     return {} if longest == 16 else {"max_values": min(longest, 32)}
 

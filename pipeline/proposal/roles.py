@@ -82,9 +82,9 @@ def find(interactions: Profiles, items: Profiles, users: Profiles | None, given:
     ):  # fmt: skip
         if column is not None and column not in table:
             raise UserError(f"{option} {column}: there is no such column; there are {_listed(table)}")
-    for table, known in (("interactions", interactions), ("items", items), ("users", users)):
+    for name, known in (("interactions", interactions), ("items", items), ("users", users)):
         if known is not None and not any(profile.rows for profile in known.values()):
-            raise UserError(f"--{table}: the table has no rows, or no column that can be read")
+            raise UserError(f"--{name}: the table has no rows, or no column that can be read")
     unsure: list[str] = []
     taken = {c for c in (given.user, given.item, given.timestamp, given.weight) if c is not None}
     timestamp = given.timestamp or _timestamp(interactions, taken)
@@ -95,7 +95,7 @@ def find(interactions: Profiles, items: Profiles, users: Profiles | None, given:
     if users is not None:
         user, user_id = _pair(rest, users, _USER, _ITEM, taken, (given.user, given.user_id), "user", unsure)
     else:
-        user = given.user or _user(rest, taken - {given.user}, unsure)
+        user = given.user or _user(rest, {column for column in taken if column != given.user}, unsure)
     weight = given.weight or _weight(rest, {user}, unsure)
     title = given.title or _title(items, item_id)
     time = interactions[timestamp]
@@ -171,7 +171,7 @@ def _pair(
     return best
 
 
-def _user(left: Profiles, taken: set[str | None], unsure: list[str]) -> str:
+def _user(left: Profiles, taken: set[str], unsure: list[str]) -> str:
     """The user's column where no table of users helps."""
     scores = {name: _named(name, _USER) for name, p in left.items() if not p.is_list and name not in taken}
     best = max(scores.values(), default=0.0)
