@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from modules.encodings.features import Features
 from modules.errors import UserErrors
+from modules.nearest import meant
 from modules.settings import (
     Beam,
     ColumnSplit,
@@ -30,7 +31,7 @@ from modules.settings import (
 )
 from modules.settings.base import Settings
 from modules.settings.renamed import RENAMED
-from pipeline import config_file, names
+from pipeline import config_file, keys, names
 from pipeline.config_file import shown
 
 # So many are named in one line.
@@ -183,7 +184,8 @@ def mistakes(error: ValidationError) -> list[str]:
         if mistake["type"] == "extra_forbidden" and path in RENAMED:
             words = f"is now {RENAMED[path]}; rename it"
         elif mistake["type"] == "extra_forbidden":
-            words = "unknown key; remove it or correct its name"
+            *place, key = mistake["loc"]
+            words = f"unknown key{meant(str(key), keys.at(Config, place), 'remove it or correct its name')}"
         elif mistake["type"] == "missing":
             words = "is missing"
         else:

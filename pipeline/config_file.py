@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from modules.errors import UserError
+from modules.nearest import meant
 
 _BYTES = 2**18
 _DEPTH = 32
@@ -186,4 +187,5 @@ def _position(node: list[Any], key: str, where: str) -> int:
             return position
     if re.fullmatch("[0-9]{1,6}", key) and int(key) < len(node):
         return int(key)
-    raise UserError(f"{where}: the list has no element {shown(key)!r}")
+    columns = [str(element["column"]) for element in node if isinstance(element, dict) and "column" in element]
+    raise UserError(f"{where}: the list has no element {shown(key)!r}{meant(key, columns)}")

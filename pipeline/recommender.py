@@ -24,6 +24,7 @@ from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
 from modules.encodings.timestamp import Timestamp
 from modules.errors import UserError
+from modules.nearest import meant
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
@@ -135,9 +136,8 @@ class Recommender:
             known = sorted(
                 c for c, f in self._wanted.items() if c != self._interactions.user and not isinstance(f, History)
             )
-            raise UserError(
-                f"{where}: the model asks for {', '.join(known) or 'no features'}; correct the column's name"
-            )
+            hint = meant(column, known, "correct the column's name")
+            raise UserError(f"{where}: the model asks for {', '.join(known) or 'no features'}{hint}")
         if feature.is_list:
             separator = getattr(feature, "separator", None)
             parts = [part.strip() for text in texts for part in (text.split(separator) if separator else [text])]
@@ -285,8 +285,8 @@ class Recommender:
             known = self.contract.filter_columns
             for column in filters:
                 if column not in known:
-                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}; "
-                                    "add the column to serving.filter_columns and run again")  # fmt: skip
+                    hint = meant(column, known, "add the column to serving.filter_columns and run again")
+                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}{hint}")
             for column in known:
                 values = list(filters.get(column, []))
                 inputs[f"filter_{column}"] = tf.constant(

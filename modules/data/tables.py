@@ -32,6 +32,7 @@ from modules.encodings.history import History
 from modules.encodings.text import Text
 from modules.encodings.timestamp import Timestamp
 from modules.errors import Mistakes, UserError
+from modules.nearest import meant
 from modules.settings import ColumnSplit, Evaluation, Items, Serving, Slice, Split, Tables
 from modules.settings.base import Settings
 
@@ -531,7 +532,9 @@ def _need(schema: _Schema, key: str, column: Column) -> None:
     where = f"{schema.table} ({schema.path})"
     count = schema.columns.names.count(column.source)
     if count == 0:
-        raise UserError(f"{key}: {where} has no column {column.source!r}; it has {_names(schema.columns.names)}")
+        names = schema.columns.names
+        hint = meant(column.source, names)
+        raise UserError(f"{key}: {where} has no column {column.source!r}; it has {_names(names)}{hint}")
     if count > 1:
         raise UserError(f"{key}: {where} has {count} columns {column.source!r}; rename all but one")
     refused = _type_problem(schema.columns.field(column.source).type, column)
@@ -728,7 +731,9 @@ def _table_of(key: str, column: str, schemas: dict[str, _Schema]) -> str:
     matching = [schema for schema in looked if column in schema.columns.names]
     if not matching:
         places = "; ".join(f"{schema.table} ({schema.path}) has {_names(schema.columns.names)}" for schema in looked)
-        raise UserError(f"{key}: no table has a column {column!r} ({places}); correct the name or add the column")
+        names = [name for schema in looked for name in schema.columns.names]
+        hint = meant(column, names, "correct the name or add the column")
+        raise UserError(f"{key}: no table has a column {column!r} ({places}){hint}")
     if len(matching) > 1:
         raise UserError(f"{key}: both interactions and users have a column {column!r}; rename one of them")
     return matching[0].table

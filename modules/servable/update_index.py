@@ -18,6 +18,7 @@ from modules.data.examples import Value
 from modules.data.tables import Column, Plan
 from modules.encodings.features import Features
 from modules.errors import UserError
+from modules.nearest import meant
 from modules.retrieval.top_k import TopK
 from modules.retrieval.tuning import SAMPLING_TOLERANCE, recall
 from modules.servable import catalogue as catalogues
@@ -131,7 +132,7 @@ def update(
 def _check_ids(newest: str, there: set[str], added: set[str], removed: set[str]) -> None:
     """What is removed must be there, what is added must not."""
     for item_id in sorted(removed - there):
-        raise UserError(f"--remove: version {newest} has no item {item_id!r}")
+        raise UserError(f"--remove: version {newest} has no item {item_id!r}{meant(item_id, there)}")
     for item_id in sorted(added & (there - removed)):
         raise UserError(f"--add: version {newest} has item {item_id!r} already; remove it in the same update")
 
