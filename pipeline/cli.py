@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -14,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from modules.errors import UserError
+from modules.nearest import meant
 from pipeline import local_runner, terminal
 from pipeline.config import Config, load
 
 # Each has its commands in a folder `commands`; nothing else of kubeflow and serving is known here.
 _PACKAGES = ("pipeline", "serving", "kubeflow")
+# click's mark of a paragraph that is not wrapped.
+_AS_IT_IS = "\b"
+# Set by what `docs/runs.md` has a shell read: the request for its completion, or for the script that asks for one.
+_COMPLETE = "_TWOTOWER_COMPLETE"
 
 
 class _Commands(click.Group):
@@ -33,9 +40,33 @@ class _Commands(click.Group):
         module = _modules().get(cmd_name)
         if module is None:
             return None
-        return getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
+        return with_examples(getattr(importlib.import_module(module), cmd_name.replace("-", "_")))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click's own shows what each command is for, which takes an import of all of them.
+        names = [CompletionItem(name) for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in _modules():
+            raise click.UsageError(f"No such command {name!r}{meant(name, _modules())}", ctx)
+        return super().resolve_command(ctx, args)
 
 
+def with_examples(command: click.Command) -> click.Command:
+    """Lays out a command's `epilog`, which is examples, one a line; and those of the commands below it."""
+    if command.epilog and not command.epilog.startswith(_AS_IT_IS):
+        lines = [line.strip() for line in command.epilog.strip().splitlines()]
+        command.epilog = "\n".join([_AS_IT_IS, "Examples:", *(f"  {line}" for line in lines)])
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        with_examples(below)
+    return command
+
+
+@functools.cache
 def _modules() -> dict[str, str]:
     """Command → its module: the files of a `commands` folder that define a command of their own name."""
     commands = {}
@@ -62,9 +93,20 @@ class Project:
         terminal.say(text, flush=True)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "obj": Project()})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "obj": Project()},
+    epilog="""
+    twotower data movielens-100k
+    twotower run
+    twotower recommend --user 42
+    """,
+)
 def twotower() -> None:
     """Run the pipeline, ask the pushed model, look at what ran."""
+
+
+with_examples(twotower)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Exit code 0: done; 1: a gate refused, or a stage crashed; 2: a mistake in what was asked, or something a person can
     mend; 130 and 143: ended by Ctrl-C or by SIGTERM.
     """
+    if arguments is None and (asked := os.environ.get(_COMPLETE)):
+        return shell_complete(twotower, {}, "twotower", _COMPLETE, asked)
     local_runner.quiet_libraries()
     terminal.never_fail_to_write()
     given = sys.argv[1:] if arguments is None else arguments

@@ -48,6 +48,8 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
     context = click.Context(command, info_name="twotower")
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         inner = command.get_command(context, words[0])
+        if inner is None and any(isinstance(parameter, click.Argument) for parameter in command.params):
+            break
         assert inner is not None, f"there is no command {words[0]}"
         command, words = inner, words[1:]
     return command, words
@@ -60,7 +62,7 @@ def test_commands_and_their_options_exist(page: Path):
             continue
         line = line.replace("\\|", "|").partition("#")[0].partition("&&")[0].partition("…")[0].partition("|")[0]
         command, words = find(shlex.split(line)[1:])
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
         for word in words:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, f"{line}: {command.name} has no {word}"

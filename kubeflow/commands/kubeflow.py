@@ -14,7 +14,9 @@ from pipeline.commands.options import Common, LocalFile, configured, single
 from pipeline.config import Config
 
 
-@click.group()
+@click.group(
+    epilog="twotower kubeflow compile --image registry.example/twotower:1 --pipeline-root gs://bucket/artifacts"
+)
 def kubeflow() -> None:
     """The same pipeline on Kubeflow Pipelines or Vertex AI."""
 
@@ -32,7 +34,10 @@ def _config(common: Common, **given: str | None) -> Config:
     return config.model_copy(update={"kubeflow": config.kubeflow.model_copy(update=changed)})
 
 
-@kubeflow.command(name="compile")
+@kubeflow.command(
+    name="compile",
+    epilog="twotower kubeflow compile --image registry.example/twotower:1 --output pipeline.yaml",
+)
 @click.option("--output", type=LocalFile(), default="pipeline.yaml", show_default=True,
               help="spec 2.0 is written as .json")  # fmt: skip
 @_site
@@ -54,7 +59,12 @@ def compile_(common: Common, output: str, image: str | None, pipeline_root: str 
     return 0
 
 
-@kubeflow.command()
+@kubeflow.command(
+    epilog="""
+    twotower kubeflow submit --host http://localhost:8888 --parameter epochs=5 --wait
+    twotower kubeflow submit --host http://localhost:8888 --schedule "0 0 3 * * *"
+    """
+)
 @click.option("--host", help="the Kubeflow Pipelines API (default: kubeflow.host)")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
               help="a runtime parameter, for instance epochs=5 or push_to=gs://bucket/folder")  # fmt: skip

@@ -8,16 +8,27 @@ import click
 
 from modules.data import user_tables
 from modules.errors import UserError
-from pipeline import local_runner, terminal
+from pipeline import completion, local_runner, terminal
 from pipeline.commands import asking
 from pipeline.commands.options import Common, Count, LocalFile, configured
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower batch --output top.parquet --k 20
+    twotower batch --output top.parquet --users users.txt --time 2026-11-23T09:00
+    twotower batch --output top --shards 16
+    """
+)
 @click.option("--output", required=True, type=LocalFile(), metavar="F.parquet", help="with --shards a new folder")
 @click.option("--shards", type=Count(), metavar="N",
               help="write N files with an Nth of the users each, on the Beam runner of the configuration")  # fmt: skip
-@click.option("--users", metavar="FILE", help="a file with one user id per line (default: every user)")
+@click.option(
+    "--users",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="a file with one user id per line (default: every user)",
+)
 @click.option("--k", type=int, default=100, show_default=True)
 @click.option("--time", metavar="T", help="ask as of this time: seconds since 1970 or ISO 8601 (default: now)")
 @configured

@@ -12,12 +12,20 @@ from pipeline import terminal
 from pipeline.commands.options import LocalFile
 
 
-@click.group()
+@click.group(
+    epilog="""
+    twotower data movielens-100k
+    twotower data synthetic --interactions 1000000
+    """
+)
 def data() -> None:
     """Fetch a data set and lay out its tables."""
 
 
-@data.command(name="movielens-100k")
+@data.command(
+    name="movielens-100k",
+    epilog="twotower data movielens-100k",
+)
 @click.option("--output", type=LocalFile(), default="data/movielens-100k", show_default=True, metavar="FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable output")
 def movielens_100k(output: str, as_json: bool) -> int:
@@ -31,7 +39,7 @@ def movielens_100k(output: str, as_json: bool) -> int:
     return 0
 
 
-@data.command()
+@data.command(epilog="twotower data synthetic --users 20000 --items 5000 --interactions 1000000 --seed 1")
 @click.option("--users", type=click.IntRange(1, 100_000_000), default=5_000, show_default=True)
 @click.option("--items", type=click.IntRange(40, 100_000_000), default=5_000, show_default=True)
 @click.option("--interactions", type=click.IntRange(3, 10_000_000_000), default=100_000, show_default=True)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from modules.errors import UserError
-from pipeline import terminal
+from pipeline import completion, terminal
 from pipeline.config import Config, load
 
 DEFAULT_CONFIG = "configs/movielens-100k.yaml"
@@ -45,8 +45,9 @@ class Common:
 def configured(command: Callable[..., int]) -> Callable[..., int]:
     """Gives a command `--config`, `--set` and `--json`, as its first argument `common`."""
 
-    @click.option("--config", "path", default=DEFAULT_CONFIG, show_default=True, help="configuration file")
-    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    @click.option("--config", "path", default=DEFAULT_CONFIG, show_default=True, help="configuration file",
+                  shell_complete=completion.files)  # fmt: skip
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", shell_complete=completion.overrides,
                   help="replace a key of the configuration, for instance training.epochs=3")  # fmt: skip
     @click.option("--json", "as_json", is_flag=True, help="machine-readable output")
     @functools.wraps(command)

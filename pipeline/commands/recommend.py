@@ -5,17 +5,26 @@ from __future__ import annotations
 import click
 
 from modules.errors import UserError
+from pipeline import completion
 from pipeline.commands import asking
 from pipeline.commands.options import Common, configured, listed, pairs
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower recommend --user 42 --k 5 --explain
+    twotower recommend --user nobody --history 50,181,174 --feature history_age=0
+    twotower recommend --user 42 --exclude 393,739 --filter genres=Comedy,Drama
+    """
+)
 @click.option("--user", metavar="U", help="user id; without one the request is anonymous")
 @click.option("--history", metavar="ID,ID,…", help="items interacted with, oldest first (default: the table's)")
-@click.option("--feature", "features", multiple=True, metavar="COLUMN=VALUE", help="a value of the request")
+@click.option("--feature", "features", multiple=True, metavar="COLUMN=VALUE", help="a value of the request",
+              shell_complete=completion.features)  # fmt: skip
 @click.option("--k", type=int, default=10, show_default=True)
 @click.option("--exclude", default="", metavar="ID,ID,…", help="items to leave out")
-@click.option("--filter", "filters", multiple=True, metavar="COLUMN=VALUE,…", help="required values of items")
+@click.option("--filter", "filters", multiple=True, metavar="COLUMN=VALUE,…", help="required values of items",
+              shell_complete=completion.filters)  # fmt: skip
 @click.option("--explain", is_flag=True, help="say under each item what its score is made of")
 @configured
 def recommend(

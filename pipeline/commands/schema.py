@@ -11,7 +11,7 @@ from modules.errors import UserError
 from pipeline.commands.options import Common, LocalFile, configured
 
 
-@click.command()
+@click.command(epilog="twotower schema --output schema.pbtxt")
 @click.option("--output", required=True, type=LocalFile(), metavar="F.pbtxt")
 @configured
 def schema(common: Common, output: str) -> int:

@@ -9,7 +9,7 @@ from pipeline.commands import asking
 from pipeline.commands.options import Common, configured
 
 
-@click.command()
+@click.command(epilog="twotower similar --item 50 --k 3")
 @click.option("--item", required=True, metavar="I")
 @click.option("--k", type=int, default=10, show_default=True)
 @configured

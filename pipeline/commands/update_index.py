@@ -7,12 +7,19 @@ import os
 import click
 
 from modules.errors import UserError
-from pipeline import local_runner
+from pipeline import completion, local_runner
 from pipeline.commands.options import Common, configured, listed
 
 
-@click.command(name="update-index")
-@click.option("--add", metavar="FILE", help="a table with the columns of tables.items, Parquet or CSV")
+@click.command(
+    name="update-index",
+    epilog="""
+    twotower update-index --add new-items.parquet
+    twotower update-index --remove 393,739
+    """,
+)
+@click.option("--add", metavar="FILE", shell_complete=completion.files,
+              help="a table with the columns of tables.items, Parquet or CSV")  # fmt: skip
 @click.option("--remove", default="", metavar="ID,ID,…", help="items that are no longer recommended")
 @configured
 def update_index(common: Common, add: str | None, remove: str) -> int:

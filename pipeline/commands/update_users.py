@@ -7,13 +7,21 @@ import os
 import click
 
 from modules.errors import UserError
-from pipeline import local_runner
+from pipeline import completion, local_runner
 from pipeline.commands.options import Common, configured
 
 
-@click.command(name="update-users")
-@click.option("--interactions", metavar="FILE", help="a table with the columns of tables.interactions, Parquet or CSV")
-@click.option("--users", metavar="FILE", help="a table with the columns of tables.users, Parquet or CSV")
+@click.command(
+    name="update-users",
+    epilog="""
+    twotower update-users --interactions new.parquet
+    twotower update-users --interactions new.parquet --users changed.csv
+    """,
+)
+@click.option("--interactions", metavar="FILE", shell_complete=completion.files,
+              help="a table with the columns of tables.interactions, Parquet or CSV")  # fmt: skip
+@click.option("--users", metavar="FILE", shell_complete=completion.files,
+              help="a table with the columns of tables.users, Parquet or CSV")  # fmt: skip
 @configured
 def update_users(common: Common, interactions: str | None, users: str | None) -> int:
     """Tell the pushed model what users did since; trains nothing."""

@@ -10,7 +10,13 @@ import click
 from serving.development_server.limits import Limits, options
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower serve
+    twotower serve --model-config-file serving/models.config --host 0.0.0.0
+    twotower serve --grpc-port 0 --rest-port 0 --json
+    """
+)
 @click.option("--model-name", metavar="NAME", help="name in requests (default: the configuration's)")
 @click.option("--model-base-path", metavar="FOLDER", help="folder with the versions (default: where runs push)")
 @click.option("--model-config-file", metavar="F", help="TF Serving's: models, version policies and labels")

@@ -12,11 +12,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import ml_metadata
 import pytest
 import world
 from e2e_runs import Outcome, twotower
-from ml_metadata.proto import metadata_store_pb2
+from metadata_stores import began
 
 from modules.data import user_tables
 from pipeline import cli, runs
@@ -170,21 +169,6 @@ def store_of(folder: Path) -> Path:
     path = folder / "runs" / "small-world" / "metadata.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def began(path: Path, *run_ids: str) -> None:
-    """Runs in a metadata store, as TFX registers them."""
-    how = metadata_store_pb2.ConnectionConfig(
-        sqlite=metadata_store_pb2.SqliteMetadataSourceConfig(filename_uri=str(path), connection_mode=3)
-    )
-    store = ml_metadata.MetadataStore(how)
-    types = {
-        name: store.put_context_type(metadata_store_pb2.ContextType(name=name)) for name in ("pipeline", "pipeline_run")
-    }
-    (pipeline,) = store.put_contexts([metadata_store_pb2.Context(type_id=types["pipeline"], name="small-world")])
-    for run_id in run_ids:
-        (run,) = store.put_contexts([metadata_store_pb2.Context(type_id=types["pipeline_run"], name=run_id)])
-        store.put_parent_contexts([metadata_store_pb2.ParentContext(child_id=run, parent_id=pipeline)])
 
 
 def test_runs_are_in_the_order_in_which_they_began_whatever_the_clock_said(tables: Path):
