@@ -44,6 +44,15 @@ def write(path: str, files: Mapping[str, File]) -> None:
         raise
 
 
+def read(path: str) -> dict[str, File]:
+    """What a manifest remembers; nothing when it is not there, or is no manifest."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {name: File(**entry) for name, entry in json.load(file).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def damage(folder: str, path: str, *, thorough: bool = False) -> str:
     """What is wrong with a folder: its first file that is not as the manifest remembers it, and why; "" for nothing.
 
@@ -55,12 +64,7 @@ def damage(folder: str, path: str, *, thorough: bool = False) -> str:
         path: Its manifest.
         thorough: Whether to read every file.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            remembered = {name: File(**entry) for name, entry in json.load(file).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return ""
-    for name, was in remembered.items():
+    for name, was in read(path).items():
         where = os.path.join(folder, name)
         try:
             status = os.stat(where)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import re
@@ -31,6 +32,11 @@ STAMP_PATH = os.path.join("assets.extra", "pipeline_stamp")
 MANIFEST_PATH = os.path.join("assets.extra", "manifest.json")
 """In each version of a local folder: its other files, by which damage is found (modules/manifest.py)."""
 
+UPDATE_PATH = os.path.join("assets.extra", "update.json")
+"""In a version that was made by an update: what was updated (modules/servable/new_version.py)."""
+ROLLBACK_PATH = os.path.join("assets.extra", "rollback.json")
+"""In a version that was made by a rollback: which version it is a copy of (modules/rollback.py)."""
+
 _SAVED_MODEL = "saved_model.pb"
 # Not a number, so TF Serving passes it over; says whose it is and since when, so that the next push knows whether
 # anybody still works in it.
@@ -47,8 +53,50 @@ def versions(push_destination: str) -> list[int]:
     return sorted(int(name) for name in _names(push_destination) if name.isascii() and name.isdigit())
 
 
+def in_force(push_destination: str) -> Iterator[str]:
+    """The versions that count, newest first: those that a rollback took back do not, as if they had not been pushed.
+
+    A version that was made by a rollback stands for the one that it is a copy of, which is given in its place as long
+    as that one is whole. What comes next is older than the copied one.
+
+    Args:
+        push_destination: The model's folder, local or remote.
+
+    Yields:
+        Folder names of versions that can be loaded.
+    """
+    below: int | None = None
+    for version in reversed(versions(push_destination)):
+        if below is not None and version >= below:
+            continue
+        folder = os.path.join(push_destination, str(version))
+        if not is_complete(folder):
+            continue
+        original = copy_of(folder)
+        if original is None:
+            yield str(version)
+            continue
+        below = original
+        standing_in = is_complete(os.path.join(push_destination, str(original)))
+        yield str(original if standing_in else version)
+
+
+def is_taken_back(folder: str) -> bool:
+    """Whether a rollback has gone back to before a version that is there."""
+    base, _, version = folder.rpartition("/")
+    return is_complete(folder) and version not in in_force(base)
+
+
+def copy_of(folder: str) -> int | None:
+    """The version that a rollback made this version from; None when no rollback made it."""
+    try:
+        return int(json.loads(read_text(folder, ROLLBACK_PATH))["copy_of"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def latest_version(push_destination: str, excluding_stamp: str = "") -> str:
-    """The newest version that can be loaded.
+    """The newest version that is in force.
 
     Args:
         push_destination: The model's folder, local or remote.
@@ -58,12 +106,9 @@ def latest_version(push_destination: str, excluding_stamp: str = "") -> str:
     Returns:
         Its folder name, "" when there is none.
     """
-    for version in reversed(versions(push_destination)):
-        folder = os.path.join(push_destination, str(version))
-        if not is_complete(folder):
-            continue
-        if not excluding_stamp or read_stamp(folder) != excluding_stamp:
-            return str(version)
+    for version in in_force(push_destination):
+        if not excluding_stamp or read_stamp(os.path.join(push_destination, version)) != excluding_stamp:
+            return version
     return ""
 
 
@@ -124,7 +169,12 @@ def damage(folder: str) -> str:
 
 def read_stamp(folder: str) -> str:
     """The stamp of a version, "" when it has none."""
-    path = os.path.join(folder, STAMP_PATH)
+    return read_text(folder, STAMP_PATH)
+
+
+def read_text(folder: str, name: str) -> str:
+    """A file that lies beside the model of a version, "" when it is not there."""
+    path = os.path.join(folder, name)
     if is_remote(folder):
         if not _gfile().exists(path):
             return ""
@@ -133,8 +183,52 @@ def read_stamp(folder: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except OSError:
+    except (OSError, UnicodeError):
         return ""
+
+
+def bring(source: str, target: str) -> None:
+    """Copies a version's folder, local or remote, to a folder that is not there yet, or empty.
+
+    A pushed version never changes, so a second name for its files is as good as a copy, and costs no space.
+    """
+    if is_remote(source) or is_remote(target):
+        from tfx.utils import io_utils
+
+        io_utils.copy_dir(source, target)
+    else:
+        shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def write_text(folder: str, name: str, text: str) -> None:
+    """Writes a file beside the model of a version that is staged; a file that `bring` linked keeps its own text."""
+    path = os.path.join(folder, name)
+    if is_remote(folder):
+        _gfile().makedirs(os.path.dirname(path))
+        with _gfile().GFile(path, "w") as file:
+            file.write(text)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)
+
+
+def withdraw(push_destination: str, version: int) -> None:
+    """Removes a version of a local folder; call it while `exclusive`.
+
+    It is gone for a server at once, whole: a version with half of its files would be a damaged one.
+    """
+    with staging(push_destination) as folder:
+        os.rename(os.path.join(push_destination, str(version)), os.path.join(folder, str(version)))
 
 
 def is_remote(path: str) -> bool:
@@ -203,7 +297,10 @@ def publish(staged: str, push_destination: str, version: int | None = None) -> s
         The version's folder name.
     """
     if not is_remote(push_destination):
-        manifest.write(os.path.join(staged, MANIFEST_PATH), manifest.of(staged))
+        path = os.path.join(staged, MANIFEST_PATH)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # of the version that this one is a copy of
+        manifest.write(path, manifest.of(staged))
     while True:
         name = str(next_version(push_destination) if version is None else version)
         target = os.path.join(push_destination, name)

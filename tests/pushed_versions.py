@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 
-import tensorflow as tf
-
 from modules import push_destination
 
 
 def write(path: str, content: str) -> None:
     """Writes a file, on any file system that TensorFlow knows."""
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "w") as file:
+    if push_destination.is_remote(path):
+        import tensorflow as tf
+
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        with tf.io.gfile.GFile(path, "w") as remote:
+            remote.write(content)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
         file.write(content)
 
 

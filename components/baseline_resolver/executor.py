@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 from absl import logging
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
-from tfx.utils import io_utils, path_utils
+from tfx.utils import path_utils
 
 from components.signature import Artifacts, Properties
 from modules import push_destination
@@ -46,22 +45,7 @@ class Executor(base_executor.BaseExecutor):
         if version:
             source = os.path.join(destination, version)
             logging.info("The baseline is %s.", source)
-            _bring(source, path_utils.serving_model_dir(baseline.uri))
+            # The artifact holds the model itself, so that lineage outlives the version in the push destination.
+            push_destination.bring(source, path_utils.serving_model_dir(baseline.uri))
         else:
             logging.info("Nothing to compare with has been pushed to %s.", destination)
-
-
-def _bring(source: str, target: str) -> None:
-    """The artifact holds the model itself, so that lineage outlives the version in the push destination."""
-    if push_destination.is_remote(source) or push_destination.is_remote(target):
-        io_utils.copy_dir(source, target)
-    else:
-        shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """A pushed version never changes, so a second name for its files is as good as a copy, and costs no space."""
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)

@@ -32,9 +32,6 @@ from modules.servable.signatures import ServableModule
 from modules.servable.user_snapshot import UserSnapshot
 from modules.settings import Serving
 
-UPDATE_PATH = os.path.join("assets.extra", "update.json")
-"""In a version that was made by an update: what was updated."""
-
 
 class Updated(BaseModel):
     """An update that was pushed."""
@@ -113,7 +110,7 @@ class Opened:
                     signatures.save(result, staged, contract, requests)
                 stamp = destinations.read_stamp(self.path)
                 if stamp:
-                    _write(os.path.join(staged, destinations.STAMP_PATH), stamp)
+                    destinations.write_text(staged, destinations.STAMP_PATH, stamp)
                 failures = replay.replay(staged)["failures"]
                 if failures:
                     raise UserError(
@@ -125,7 +122,7 @@ class Opened:
                     seconds=round(time.monotonic() - self.started, 2),
                     **outcome,
                 )
-                _write(os.path.join(staged, UPDATE_PATH), pushed.model_dump_json(indent=2))
+                destinations.write_text(staged, destinations.UPDATE_PATH, pushed.model_dump_json(indent=2))
                 # On a file system without locks, and for who copies a folder by hand, the lock is none.
                 if destinations.newest_version(base) != self.version:
                     raise UserError(f"{base}: a newer version than {self.version} was pushed meanwhile; update again")
@@ -199,9 +196,3 @@ def _check_updatable(contract: ServableContract, version: str, features: Feature
             raise UserError(
                 f"{name} is {is_} but version {version} was made with {was}; use its configuration, or run the pipeline"
             )
-
-
-def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)

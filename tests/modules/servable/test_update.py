@@ -28,7 +28,6 @@ from modules.servable import catalogue as catalogues
 from modules.servable import replay, update_users, user_snapshot
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
-from modules.servable.new_version import UPDATE_PATH
 from modules.servable.update_index import NewItems, Update, update
 from modules.servable.update_users import UsersUpdate
 from modules.settings import Index, Interactions, Items, Serving, Tables
@@ -140,7 +139,7 @@ def test_items_are_added_and_removed(pushed, tmp_path):
     assert {p.name for p in pushed.destination.iterdir()} == {"7", str(outcome.version)}
     path = pushed.destination / str(outcome.version)
     assert push_destination.read_stamp(str(path)) == "stamp"
-    assert Update.model_validate_json((path / UPDATE_PATH).read_text()) == outcome
+    assert Update.model_validate_json((path / push_destination.UPDATE_PATH).read_text()) == outcome
     ids = (path / read_servable(str(path)).item_ids).read_text().split()
     old = [i for i in world.catalogue().item_ids if int(i[1:]) < _KNOWN and int(i[1:]) not in gone]
     assert ids == [*old, *world.items[_KNOWN:]], "in the order of popularity, new items last"
@@ -258,7 +257,7 @@ def test_updates_of_users_and_of_items_keep_each_others_result(pushed, tmp_path)
     assert first.known_users == len(before) + 1
     path = pushed.destination / str(first.version)
     assert push_destination.read_stamp(str(path)) == "stamp"
-    assert UsersUpdate.model_validate_json((path / UPDATE_PATH).read_text()) == first
+    assert UsersUpdate.model_validate_json((path / push_destination.UPDATE_PATH).read_text()) == first
 
     second = pushed.update(pushed.table([590], tmp_path), ["i4"])
     third = update_of_users(("late", "i590", 10**6 + 1), ("u1", "i3", 10**6))
