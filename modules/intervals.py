@@ -9,6 +9,7 @@ not in it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,3 +67,12 @@ class Moments:
         variance = np.maximum(self.squares - np.square(self.totals) / count, 0.0) / (count - 1)
         t = scipy.special.stdtrit(count - 1, (1 + confidence) / 2)
         return np.where(self.counts > 1, t * np.sqrt(variance / count), np.nan)
+
+
+def of_difference(half: float, other_half: float) -> float:
+    """Half of the interval around the difference of two means, of queries that are not paired: √(h² + h'²).
+
+    Both halves are of one confidence. For two rankings of the same queries it is too wide as a rule: what makes a query
+    hard for both is in it twice.
+    """
+    return math.hypot(half, other_half)

@@ -13,8 +13,9 @@ _LOOK_AGAIN_SECONDS = 0.1
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOSYS)
 
 
-@contextlib.contextmanager
-def exclusive(folder: str, wait_seconds: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+def exclusive(
+    folder: str, wait_seconds: float, waiting: Callable[[], None] = lambda: None
+) -> contextlib.AbstractContextManager[bool]:
     """Keeps others out of a folder; yields whether the lock was had in time.
 
     The lock is the kernel's, on the folder itself: it leaves no file behind and ends with the process that holds it. On
@@ -28,7 +29,19 @@ def exclusive(folder: str, wait_seconds: float, waiting: Callable[[], None] = la
     Raises:
         OSError: There is no such folder, and none can be made.
     """
-    descriptor = _lock(folder, time.monotonic() + wait_seconds, waiting)
+    return _locked(fcntl.LOCK_EX, folder, wait_seconds, waiting)
+
+
+def shared(
+    folder: str, wait_seconds: float, waiting: Callable[[], None] = lambda: None
+) -> contextlib.AbstractContextManager[bool]:
+    """Keeps those out who want a folder for themselves, and lets in who shares it; otherwise as `exclusive`."""
+    return _locked(fcntl.LOCK_SH, folder, wait_seconds, waiting)
+
+
+@contextlib.contextmanager
+def _locked(kind: int, folder: str, wait_seconds: float, waiting: Callable[[], None]) -> Iterator[bool]:
+    descriptor = _lock(kind, folder, time.monotonic() + wait_seconds, waiting)
     try:
         yield descriptor is not None
     finally:
@@ -39,13 +52,13 @@ def exclusive(folder: str, wait_seconds: float, waiting: Callable[[], None] = la
             os.close(descriptor)
 
 
-def _lock(folder: str, deadline: float, waiting: Callable[[], None]) -> int | None:
+def _lock(kind: int, folder: str, deadline: float, waiting: Callable[[], None]) -> int | None:
     has_waited = False
     while True:
         os.makedirs(folder, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
         except OSError as error:

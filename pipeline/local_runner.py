@@ -18,13 +18,20 @@ from typing import Any, TextIO
 
 from rich.text import Text
 
-from modules import full_disk, manifest, push_destination
+from modules import full_disk, lock, manifest, push_destination
 from modules.errors import UserError
 from pipeline import terminal
 from pipeline.terminal import styled
 
 PROGRESS = logging.getLogger("twotower.progress")
 """Modules and components say here how far they are: one short line each."""
+
+PEAK_MEMORY_PROPERTY = "peak_memory_bytes"
+"""Of an execution: the most that the process needed while its stage ran."""
+CONFIGURATION_PROPERTY = "configuration"
+"""Of a run's context: the whole configuration, as JSON."""
+# Removing files takes seconds.
+_CLEANED_WITHIN_SECONDS = 300.0
 
 
 def quiet_libraries() -> None:
@@ -43,6 +50,20 @@ def new_log(root: str) -> str:
     """A file for what the libraries of one command write."""
     # Two commands can start in the same second.
     return os.path.join(root, "logs", time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}.log"))
+
+
+@contextlib.contextmanager
+def running(root: str) -> Iterator[None]:
+    """Keeps `twotower clean` from an output root while runs work in it; several may.
+
+    Raises:
+        UserError: It is being cleaned, and for long.
+        OSError: The folder cannot be made.
+    """
+    with lock.shared(root, _CLEANED_WITHIN_SECONDS) as is_ours:
+        if not is_ours:
+            raise UserError(f"{root}: `twotower clean` has been at work here for long; wait for it, and try again")
+        yield
 
 
 @contextlib.contextmanager
@@ -153,7 +174,11 @@ class PeakMemory(threading.Thread):
 
 
 def run(
-    pipeline: object, stream: TextIO, check_beam: Callable[[], None] = lambda: None, memory: PeakMemory | None = None
+    pipeline: object,
+    stream: TextIO,
+    check_beam: Callable[[], None] = lambda: None,
+    memory: PeakMemory | None = None,
+    configuration: str = "",
 ) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
 
@@ -164,7 +189,8 @@ def run(
         pipeline: What `create_pipeline` returns.
         stream: Where progress goes.
         check_beam: Called before each stage that uses Beam; raises a UserError when its runner cannot be reached.
-        memory: Is told which stage runs.
+        memory: Is told which stage runs; what it has seen of a stage stays in the metadata store.
+        configuration: As JSON, to be kept there with the run.
 
     Returns:
         The run's id in the metadata store.
@@ -282,6 +308,15 @@ def run(
                         raise UserError(f"{node_id}: {words}") from error
                     with metadata.Metadata(connection) as store:
                         (execution,) = store.store.get_executions_by_id([info.execution_id])
+                        peak = memory.of_stages.get(node_id) if memory is not None else None
+                        if peak is not None and execution.last_known_state == states.COMPLETE:
+                            execution.custom_properties[PEAK_MEMORY_PROPERTY].int_value = peak
+                            store.store.put_executions([execution])
+                        if configuration and node is pipeline.nodes[0]:
+                            # TFX has made the context for the first stage.
+                            context = store.store.get_context_by_type_and_name("pipeline_run", run_id)
+                            context.custom_properties[CONFIGURATION_PROPERTY].string_value = configuration
+                            store.store.put_contexts([context])
                     if execution.last_known_state == states.CACHED:
                         outcome["state"] = "cached"
                     elif execution.last_known_state == states.COMPLETE:

@@ -20,8 +20,10 @@ import ml_metadata
 from ml_metadata.proto import metadata_store_pb2
 
 from modules.errors import UserError
+from modules.nearest import meant
 from pipeline import postgresql
 from pipeline.config import Config
+from pipeline.local_runner import CONFIGURATION_PROPERTY, PEAK_MEMORY_PROPERTY
 
 _STATES = {
     metadata_store_pb2.Execution.COMPLETE: "done",
@@ -30,6 +32,7 @@ _STATES = {
     metadata_store_pb2.Execution.CANCELED: "canceled",
 }
 
+_LAST = re.compile(r"last(?:~(?P<back>[0-9]{1,9}))?")
 _CONNECT_SECONDS = 10.0
 # How often a database that others make at the same time is opened again.
 _FIRST_RUNS = 5
@@ -44,6 +47,8 @@ class Artifact:
     type: str
     uri: str
     properties: dict[str, Any]
+    is_live: bool = True
+    """Whether a later run may take it from the cache: it is not damaged, and has not been cleaned away."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ class Stage:
     seconds: float
     inputs: tuple[Artifact, ...]
     outputs: tuple[Artifact, ...]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What the component was given beside its inputs."""
+    peak_memory_bytes: int | None = None
+    """Of the whole process while the stage ran; None where nobody has looked."""
+    execution: int = 0
+    """Its number in the metadata store, after which TFX names the folders of the outputs."""
 
     def output(self, key: str) -> Artifact | None:
         return next((a for a in self.outputs if a.key == key), None)
@@ -68,6 +79,8 @@ class Run:
     id: str
     started: datetime.datetime
     stages: tuple[Stage, ...] = field(default=())
+    configuration: dict[str, Any] | None = None
+    """The whole of it, as JSON has it; None where it was not kept."""
 
     def stage(self, name: str) -> Stage | None:
         return next((s for s in self.stages if s.name == name), None)
@@ -79,6 +92,14 @@ class Run:
         # Pusher is the last stage; a run that never came to it was killed, or runs.
         last = self.stage("Pusher")
         return "done" if last is not None and last.state in ("done", "cached") else "unfinished"
+
+    @property
+    def pushed_version(self) -> int | None:
+        """The number of the version that this run has pushed; None for none, or for one of an earlier run."""
+        stage = self.stage("Pusher")
+        artifact = stage.output("pushed_model") if stage is not None and stage.state == "done" else None
+        version = str(artifact.properties.get("pushed_version", "")) if artifact is not None else ""
+        return int(version) if version.isdecimal() else None
 
 
 def connection(config: Config) -> metadata_store_pb2.ConnectionConfig:
@@ -131,18 +152,49 @@ def read_runs(config: Config, last: int | None = None) -> list[Run]:
         return [_read_run(store, context, config.name) for context in contexts[:last]]
 
 
-def read_run(config: Config, run_id: str) -> Run:
+def read_run(config: Config, name: str) -> Run:
     """One run.
 
+    Args:
+        config: Of its pipeline.
+        name: Its id, the beginning of it when no other run's begins so, `last`, or `last~N` for the Nth before that.
+
     Raises:
-        UserError: The metadata store has no such run, or cannot be read.
+        UserError: The metadata store has no such run or several, or cannot be read.
     """
     with store_errors(config):
         store, contexts = _runs_of(config)
-        for context in contexts:
-            if context.name == run_id:
-                return _read_run(store, context, config.name)
-    raise UserError(f"run {run_id!r}: not in the metadata store; `twotower runs` lists them")
+        by_id = {context.name: context for context in contexts}
+        return _read_run(store, by_id[_chosen(name, list(by_id))], config.name)
+
+
+def _chosen(name: str, ids: Sequence[str]) -> str:
+    """The id that is meant, of ids with the newest first."""
+    back = _LAST.fullmatch(name)
+    if back is not None:
+        if not ids:
+            raise UserError("no run has started yet; start with `twotower run`")
+        number = int(back["back"] or 0)
+        if number >= len(ids):
+            raise UserError(f"run {name!r}: there are {len(ids)} runs; `twotower runs` lists them")
+        return ids[number]
+    beginning = [each for each in ids if each.startswith(name)]
+    if name in ids or len(beginning) == 1:
+        return name if name in ids else beginning[0]
+    if len(beginning) > 1 and name:
+        few = ", ".join(beginning[:3]) + ("…" if len(beginning) > 3 else "")
+        raise UserError(f"run {name!r}: {len(beginning)} runs begin so ({few}); write more of the id")
+    raise UserError(f"run {name!r}: not in the metadata store{meant(name, ids, '`twotower runs` lists them')}")
+
+
+def set_aside(config: Config, artifacts: Sequence[int]) -> None:
+    """Marks artifacts as deleted, by their numbers: TFX's cache passes over the outcome that one of them belongs to."""
+    with store_errors(config):
+        store = _open(config)
+        found = store.get_artifacts_by_id(list(artifacts))
+        for artifact in found:
+            artifact.state = metadata_store_pb2.Artifact.DELETED
+        store.put_artifacts(found)
 
 
 def check_store(config: Config) -> None:
@@ -265,15 +317,13 @@ def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Cont
                 key=event.path.steps[0].key if event.path.steps else "",
                 type=types[artifact.type_id],
                 uri=artifact.uri,
-                properties={
-                    key: _value(value)
-                    for values in (artifact.properties, artifact.custom_properties)
-                    for key, value in values.items()
-                },
+                properties=_values(artifact),
+                is_live=artifact.state == metadata_store_pb2.Artifact.LIVE,
             )
         )
     stages = []
     for execution in executions:
+        parameters = _values(execution)
         nodes = [c.name for c in store.get_contexts_by_execution(execution.id) if c.name.startswith(f"{pipeline}.")]
         stages.append(
             Stage(
@@ -282,10 +332,21 @@ def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Cont
                 seconds=max(0, execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
                 inputs=tuple(of_execution[execution.id, False]),
                 outputs=tuple(of_execution[execution.id, True]),
+                peak_memory_bytes=parameters.pop(PEAK_MEMORY_PROPERTY, None),
+                parameters=parameters,
+                execution=execution.id,
             )
         )
     started = datetime.datetime.fromtimestamp(context.create_time_since_epoch / 1000).astimezone()
-    return Run(id=context.name, started=started, stages=tuple(stages))
+    kept = _values(context).get(CONFIGURATION_PROPERTY)
+    return Run(context.name, started, tuple(stages), json.loads(kept) if kept else None)
+
+
+def _values(
+    one: metadata_store_pb2.Artifact | metadata_store_pb2.Execution | metadata_store_pb2.Context,
+) -> dict[str, Any]:
+    every = (one.properties, one.custom_properties)
+    return {key: _value(value) for values in every for key, value in values.items()}
 
 
 def _value(value: metadata_store_pb2.Value) -> Any:

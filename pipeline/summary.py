@@ -25,6 +25,14 @@ PROTOCOLS = {
     "column": "the data set's own split",
 }
 
+REPORTS = {
+    ("Evaluator", "evaluation"): evaluation_summary.FILE_NAME,
+    ("ScannIndexBuilder", "report"): "report.json",
+    ("Trainer", "model_run"): "training.json",
+    ("Tuner", "tuner_results"): "tuner_results.json",
+}
+"""By stage and output: the small file with what a person is told of it. It stays when the rest is cleaned away."""
+
 
 def summarize(
     config: Config, run: Run, *, seconds: float | None = None, memory: PeakMemory | None = None
@@ -39,10 +47,10 @@ def summarize(
     """
     of_stages = memory.of_stages if memory else {}
     examples = _output(run, "InteractionExampleGen", "examples")
-    evaluation = read_json(_output(run, "Evaluator", "evaluation"), evaluation_summary.FILE_NAME)
-    report = read_json(_output(run, "ScannIndexBuilder", "report"), "report.json")
-    training = read_json(_output(run, "Trainer", "model_run"), "training.json")
-    trials = read_json(_output(run, "Tuner", "tuner_results"), "tuner_results.json", list)
+    evaluation = _report(run, "Evaluator", "evaluation")
+    report = _report(run, "ScannIndexBuilder", "report")
+    training = _report(run, "Trainer", "model_run")
+    trials = _report(run, "Tuner", "tuner_results", list)
     infra = _output(run, "ServableValidator", "blessing")
     pushed, deleted = _pushed(_output(run, "Pusher", "pushed_model"))
     gates = {}
@@ -78,12 +86,13 @@ def summarize(
         "gates": gates,
         "pushed": pushed,
         "deleted": deleted,
+        "taken_back": bool(pushed) and not deleted and push_destination.is_taken_back(pushed),
         "stages": [
             {
                 "name": s.name,
                 "state": s.state,
                 "seconds": round(s.seconds, 2),
-                "peak_memory_bytes": of_stages.get(s.name),
+                "peak_memory_bytes": of_stages.get(s.name, s.peak_memory_bytes),
             }
             for s in run.stages
         ],
@@ -99,6 +108,10 @@ def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
     folder = str(artifact.properties["pushed_destination"])
     standing = push_destination.standing(folder, str(artifact.properties.get("pipeline_stamp", "")))
     return standing or folder, not standing
+
+
+def _report(run: Run, name: str, key: str, kind: type = dict) -> Any:
+    return read_json(_output(run, name, key), REPORTS[name, key], kind)
 
 
 def _output(run: Run, name: str, key: str) -> Any:
@@ -140,8 +153,9 @@ def render(summary: dict[str, Any], console: Console) -> None:
             gate, styled(("blessed", "green")) if verdict["blessed"] else styled(("refused", "red"), f": {reasons}")
         )
     if summary["pushed"]:
-        deleted = ("; deleted or damaged since", "red") if summary["deleted"] else ""
-        table.add_row("pushed", styled(_short(summary["pushed"]), deleted))
+        since = "; deleted or damaged since" if summary["deleted"] else ""
+        since = "; taken back by a rollback since" if summary["taken_back"] else since
+        table.add_row("pushed", styled(_short(summary["pushed"]), (since, "red")))
     elif summary["gates"]:
         table.add_row("pushed", styled(("nothing", "red"), "; what was served before stays"))
     slices = [name for name in summary["metrics"] if name != "overall"]
@@ -191,7 +205,7 @@ def _count_of_slices(summary: dict[str, Any], slices: Sequence[str]) -> str:
     return f"{len(slices)}{words}; `twotower runs {summary['run']}` shows them"
 
 
-_SHOWN = (
+SHOWN = (
     ("ndcg", "NDCG"),
     ("popular_ndcg", "  most popular"),
     ("ndcg_lift", "  above most popular"),
@@ -218,7 +232,7 @@ def _quality(summary: dict[str, Any]) -> Table:
     ks = sorted({int(name.partition("@")[2]) for name in overall if "@" in name})
     for k in ks:
         table.add_column(f" @{k}")
-    for name, words in _SHOWN:
+    for name, words in SHOWN:
         table.add_row(words, *(_figure(overall, half_widths, f"{name}@{k}") for k in ks))
         if differences and name in _COMPARED:
             compared = [f"{_COMPARED[name]}@{k}" for k in ks]
@@ -286,7 +300,7 @@ def render_runs(runs: Sequence[Run], outcomes: Sequence[dict[str, Any]], console
         recall = outcome["index"].get("chosen", {}).get("recall")
         refused = [gate for gate, verdict in outcome["gates"].items() if not verdict["blessed"]]
         version = os.path.basename(outcome["pushed"]) if outcome["pushed"] else ""
-        version += " (deleted)" if outcome["deleted"] else ""
+        version += " (deleted)" if outcome["deleted"] else " (taken back)" if outcome["taken_back"] else ""
         table.add_row(
             run.id,
             run.state,

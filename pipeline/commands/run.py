@@ -15,7 +15,13 @@ from pipeline import data_check, local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower run
+    twotower run --config my-shop.yaml --set training.epochs=3
+    twotower run --no-cache --json
+    """
+)
 @click.option("--verbose", is_flag=True, help="show what TensorFlow, Beam and TFX write")
 @click.option("--no-cache", is_flag=True, help="execute every stage again")
 @configured
@@ -41,6 +47,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     try:
         with (
             runs.store_errors(config),
+            local_runner.running(config.root),
             local_runner.captured_output(None if verbose else log) as stream,
         ):
             # TFX takes seconds to import: only once everything that can be checked without it is right.
@@ -50,7 +57,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             pipeline.enable_cache = not no_cache
             os.makedirs(config.root, exist_ok=True)
             check = functools.partial(beam_service.check, config.beam, config.root)
-            run_id = local_runner.run(pipeline, stream, check, memory)
+            run_id = local_runner.run(pipeline, stream, check, memory, config.model_dump_json(by_alias=True))
     except UserError:
         raise
     except OSError as error:

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.intervals import Moments
+from modules.intervals import Moments, of_difference
 
 
 def some_values(seed, queries, columns=4):
@@ -87,3 +87,11 @@ def test_pairing_takes_out_what_makes_a_query_hard_for_both():
     assert paired.half_widths(0.95)[0] < 0.1 * single.min()
     low, high = scipy.stats.ttest_rel(one, other).confidence_interval(0.95)
     assert paired.half_widths(0.95)[0] == pytest.approx((high - low) / 2)
+
+
+def test_without_pairs_the_interval_is_that_of_welch():
+    rng = np.random.default_rng(3)
+    one, other = rng.random(400), 0.1 + 0.5 * rng.random(900)
+    halves = [Moments.of(values[:, None]).half_widths(0.95)[0] for values in (one, other)]
+    low, high = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert of_difference(*halves) == pytest.approx((high - low) / 2, rel=5e-3)

@@ -78,3 +78,12 @@ def test_a_folder_that_was_replaced_is_locked_anew(tmp_path: Path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_who_shares_lets_others_share_and_keeps_those_out_who_want_it_alone(tmp_path: Path):
+    with lock.shared(str(tmp_path), 0) as first, lock.shared(str(tmp_path), 0) as second:
+        assert first and second
+        with lock.exclusive(str(tmp_path), 0) as is_ours:
+            assert not is_ours
+    with lock.exclusive(str(tmp_path), 0) as is_ours, lock.shared(str(tmp_path), 0) as is_shared:
+        assert is_ours and not is_shared
