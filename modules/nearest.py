@@ -7,14 +7,15 @@ from collections.abc import Collection
 
 # Below this likeness a suggestion puzzles more than it helps.
 _LIKE = 0.6
-# Each name is compared by its letters: of more names than this an answer would take longer than a second.
-_MOST = 50_000
+# Each name is compared by its letters: of more an answer would take longer than a second.
+MOST = 50_000
+"""So many names are looked through."""
 
 
 def nearest(word: str, known: Collection[str]) -> str:
     """The known name that is most like a word, upper and lower case aside; "" when none is like it."""
     # A number that looks like another one is no more likely to be meant than any other.
-    if word.isdecimal() or len(known) > _MOST:
+    if word.isdecimal() or len(known) > MOST:
         return ""
     by_lower = {name.lower(): name for name in known}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=_LIKE)

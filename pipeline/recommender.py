@@ -24,7 +24,7 @@ from modules.encodings.history import History
 from modules.encodings.history_age import HistoryAge
 from modules.encodings.timestamp import Timestamp
 from modules.errors import UserError
-from modules.nearest import meant
+from modules.nearest import MOST, meant, nearest
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from pipeline.config import Config
@@ -81,9 +81,9 @@ class Recommender:
         self._interactions = config.tables.interactions
         plan = tables.check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
         self.tables = UserTables(config.tables, plan.users)
-        path = os.path.join(destination, str(self.version))
-        self.contract = read_servable(path)
-        self._model = load(path)
+        self._path = os.path.join(destination, str(self.version))
+        self.contract = read_servable(self._path)
+        self._model = load(self._path)
         described = {f.column: f for f in config.features.query}
         wanted = self._model.signatures["serving_default"].structured_input_signature[1]
         self._wanted: dict[str, Encoding] = {}
@@ -208,6 +208,18 @@ class Recommender:
         import tensorflow as tf
 
         return self._answers(self._model.signatures["similar_items"](item_id=tf.constant(list(items))))
+
+    def meant_item(self, text: str) -> str:
+        """The end of a message about an item that the catalogue lacks: the one with the nearest title, or id."""
+        from modules.servable import catalogue as catalogues
+
+        if catalogues.size(self._path) > MOST:
+            return ""
+        catalogue, _ = catalogues.read(self._path)
+        titles = catalogue.returned.get(self._config.tables.items.title or "", ())
+        by_title = dict(zip(titles, catalogue.item_ids, strict=False))
+        title = nearest(text, by_title)
+        return f"; did you mean {by_title[title]!r}, {title}?" if title else meant(text, catalogue.item_ids)
 
     def write_batch(self, path: str, k: int, requests: Iterable[tuple[str, Request]]) -> int:
         """Writes the top k of some users as Parquet, a batch of users at a time; history left out.

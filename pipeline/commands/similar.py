@@ -19,5 +19,5 @@ def similar(common: Common, item: str, k: int) -> int:
     model.check_k(k)
     (answer,) = model.similar([item])
     if not answer:
-        raise UserError(f"--item {item}: the model's catalogue has no such item")
+        raise UserError(f"--item {item}: the model's catalogue has no such item{model.meant_item(item)}")
     return asking.show(common, answer[:k], model.version)
