@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -39,8 +40,18 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def page(browser: Browser, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Page]:
-    """A page of a given size in CSS pixels. A script that fails, or says so in the console, fails the test."""
+def page(
+    browser: Browser, width: int = 1280, height: int = 900, dark: bool = False, expected: str = ""
+) -> Iterator[Page]:
+    """A page of a given size in CSS pixels. A script that fails, or says so in the console, fails the test.
+
+    Args:
+        browser: Chromium.
+        width: Of what is seen.
+        height: Of what is seen.
+        dark: Whether the person prefers dark colours.
+        expected: A regular expression of what the console may say, as the test makes it happen.
+    """
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
     )
@@ -50,4 +61,5 @@ def page(browser: Browser, width: int = 1280, height: int = 900, dark: bool = Fa
     opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     yield opened
     context.close()
+    wrong = [text for text in wrong if not (expected and re.search(expected, text))]
     assert not wrong, wrong

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from serving.development_server.limits import Limits, options
+from serving.page.bounds import Bounds
+from serving.page.bounds import options as page_options
 
 
 @click.command(
@@ -23,6 +25,9 @@ from serving.development_server.limits import Limits, options
 @click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option("--grpc-port", type=int, default=8500, show_default=True, help="0 takes a free one")
 @click.option("--rest-port", type=int, default=8501, show_default=True, help="0 takes a free one")
+@click.option("--rest-api-enable-cors-support", is_flag=True, help="TF Serving's: pages of other origins may ask")
+@click.option("--page/--no-page", "has_page", default=True, help="a page to try the model, at / of the REST port")
+@page_options("page-")
 @options
 @click.option("--config", "path", help="configuration file, for name and folder (default: that of `twotower run`)")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="replace a key of the configuration")
@@ -36,12 +41,16 @@ def serve(
     host: str,
     grpc_port: int,
     rest_port: int,
+    rest_api_enable_cors_support: bool,
+    has_page: bool,
+    page_items: int,
+    page_users: int,
     path: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     **limits: int,
 ) -> int:
-    """Development server: the pushed model over TF Serving's gRPC and REST interface."""
+    """Development server: the pushed model over TF Serving's gRPC and REST interface, and a page to try it."""
     name, base_path = model_name, model_base_path
     if not model_config_file and not (name and base_path):
         # The pipeline's configuration, which this folder knows nothing of.
@@ -55,6 +64,7 @@ def serve(
         else:
             what = model_config_file or f"{name} from {base_path}"
             where = f"gRPC {running.grpc_address}, REST {running.rest_address}"
+            where += f", page http://{running.rest_address}/" if has_page else ""
             project.say(f"development server: {what}; {where}")
 
     server.serve(
@@ -66,6 +76,8 @@ def serve(
             grpc_port=grpc_port,
             rest_port=rest_port,
             limits=Limits(**limits),
+            page=Bounds(page_items, page_users) if has_page else None,
+            enable_cors_support=rest_api_enable_cors_support,
         ),
         announce,
     )

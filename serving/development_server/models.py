@@ -252,6 +252,10 @@ class Models:
         with model.servable(version) as served:
             yield served
 
+    def names(self) -> list[str]:
+        """The models that are served, in the order of the configuration."""
+        return list(self._models)
+
     def label(self, name: str) -> str:
         """A model's name for the metrics; "" for those that are not served: strangers make as many as they like."""
         return name if name in self._models else ""

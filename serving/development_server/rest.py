@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,7 @@ from serving.development_server.errors import ServingError, as_serving_error, in
 from serving.development_server.limits import flag
 from serving.development_server.metrics import Metrics
 from serving.development_server.models import MAX_VERSION, Models
+from serving.development_server.pages import HEADERS, PAGE_PATH, Pages
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -30,6 +32,12 @@ _WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(rf"/v1/models/(?P<model>[^/:]+){_WHICH}:(?P<method>classify|regress|predict)", re.IGNORECASE)
 _GET = re.compile(rf"/v1/models(?:/(?P<model>[^/:]+))?{_WHICH}(?:/(?P<part>metadata))?", re.IGNORECASE)
 _JSON = "application/json"
+# What TF Serving lets pages of other origins do.
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 _IDLE_SECONDS = 120.0
 _LINGER_SECONDS = 2.0
 
@@ -42,6 +50,8 @@ class RestServer(ThreadingHTTPServer):
         models: What is asked.
         metrics: What is counted, and shown at `METRICS_PATH`.
         admission: What a request passes first.
+        pages: What is at `/`; None for nothing.
+        has_cors: Whether pages of other origins may ask.
 
     Raises:
         OSError: The port is taken.
@@ -53,10 +63,20 @@ class RestServer(ThreadingHTTPServer):
     # Two servers on one port would share the requests.
     allow_reuse_port = False
 
-    def __init__(self, address: tuple[str, int], models: Models, metrics: Metrics, admission: Admission) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        models: Models,
+        metrics: Metrics,
+        admission: Admission,
+        pages: Pages | None,
+        has_cors: bool,
+    ) -> None:
         self.models = models
         self.metrics = metrics
         self.admission = admission
+        self.pages = pages
+        self.has_cors = has_cors
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -119,12 +139,18 @@ class _Handler(BaseHTTPRequestHandler):
         started = time.perf_counter()
         model, code, is_counted = "", "OK", True
         status, content_type = 200, _JSON
+        headers: Mapping[str, str] = {}
         try:
             path = _path(self.path)
             is_counted = path.lower().startswith("/v1/")
+            if is_counted and self.server.has_cors:
+                headers = _CORS
             body = self._body()
             if path == METRICS_PATH:
                 content, content_type = self.server.metrics.page().encode(), "text/plain"
+            elif path == PAGE_PATH and self.command in ("GET", "HEAD") and self.server.pages is not None:
+                content, content_type = self.server.pages.page(urlsplit(self.path).query), "text/html; charset=utf-8"
+                headers = HEADERS
             elif not is_counted:
                 raise ServingError(grpc.StatusCode.NOT_FOUND, f"Not found: {path}")
             elif self.command == "POST" and (match := _POST.fullmatch(path)):
@@ -139,6 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
                 spec = _spec(match)
                 model = spec.name
                 content = self._look_up(spec, is_metadata=match["part"] is not None)
+            elif self.command == "OPTIONS" and (_POST.fullmatch(path) or _GET.fullmatch(path)):
+                # What a browser asks before some requests to another origin.
+                if not re.search("https?://", self.headers.get("Origin", "")):
+                    raise ServingError(
+                        grpc.StatusCode.FAILED_PRECONDITION, "Origin header is missing in CORS preflight"
+                    )
+                content = b""
             else:
                 raise invalid(f"Malformed request: {self.command} {path}")
         except ConnectionError:
@@ -150,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, code, content = failure.http_status, failure.code.name, _error(failure.message)
         if is_counted:
             self.server.metrics.request_count.add(self.server.models.label(model), code)
-        self._send(status, content, content_type)
+        self._send(status, content, content_type, headers)
 
     def _predict(self, spec: model_pb2.ModelSpec, method: str, body: bytes) -> bytes:
         if method != "predict":
@@ -205,12 +238,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = keeps_open
         return self.rfile.read(length)
 
-    def _send(self, status: int, content: bytes, content_type: str) -> None:
+    def _send(self, status: int, content: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         # To a request of an older version as well: no client of today reads an answer without headers.
         self.request_version = self.protocol_version
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()

@@ -18,7 +18,9 @@ from serving.development_server.errors import LOG, ServingError, StartError
 from serving.development_server.limits import Limits
 from serving.development_server.metrics import Metrics
 from serving.development_server.models import Models, check_folder, read_config, single_model
+from serving.development_server.pages import Pages
 from serving.development_server.rest import RestServer
+from serving.page.bounds import Bounds
 
 _GRACE_SECONDS = 5.0
 
@@ -42,6 +44,10 @@ class Options:
     """How often folders are looked at; TF Serving's default."""
     limits: Limits = field(default_factory=Limits)
     """How large a request may be."""
+    page: Bounds | None = field(default_factory=Bounds)
+    """How much goes into the page at `/`; None has no page."""
+    enable_cors_support: bool = False
+    """Lets pages of other origins ask over REST; TF Serving's flag `--rest_api_enable_cors_support`."""
 
 
 class Server:
@@ -68,7 +74,10 @@ class Server:
         # The ports first: whoever took one already need not wait for the models.
         host = f"[{options.host}]" if ":" in options.host else options.host
         try:
-            self._rest = RestServer((options.host, options.rest_port), self.models, metrics, admission)
+            self._rest = RestServer(
+                (options.host, options.rest_port), self.models, metrics, admission,
+                None if options.page is None else Pages(self.models, options.page), options.enable_cors_support,
+            )  # fmt: skip
         except OSError as error:
             reason = error.strerror or str(error)
             raise StartError(_port_message("rest", options.rest_port, options.host, reason)) from None
