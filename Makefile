@@ -10,10 +10,11 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance fuzz-serving native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run notebook test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance fuzz-serving native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
+	@echo "make notebook   execute docs/notebook/retrieval.ipynb on that run; with outputs in runs/notebook"
 	@echo "make test       set up, lint, type-check, run every test but those of the targets test-*"
 	@echo "make test-fast  the tests that are not marked as slow"
 	@echo "make test-faults  stages killed, interrupted, their disk full, artifacts damaged, PostgreSQL gone; minutes"
@@ -49,6 +50,11 @@ $(UV_READY):
 run: $(READY)
 	@test "$(CONFIG)" != configs/movielens-100k.yaml || $(BIN)/twotower data movielens-100k
 	@$(BIN)/twotower run --config $(CONFIG)
+
+# Opened by hand it runs as well, in any Jupyter whose kernel is this environment.
+notebook: run
+	@mkdir -p runs/notebook
+	@TWOTOWER_CONFIG=$(CONFIG) $(BIN)/jupyter execute docs/notebook/retrieval.ipynb --output=$(CURDIR)/runs/notebook/retrieval.ipynb
 
 # An empty value lets Python keep what it compiled, whatever the caller's environment says: each of the many processes of
 # a test run would compile the project again.
@@ -105,7 +111,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 lock: $(UV_READY)
-	$(UV) pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --extra dev --extra openlineage --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 # The peers live apart: their pins and TFX's have no common solution. --no-config: pyproject.toml's overrides are TFX's.
 BENCH := .venv-bench
