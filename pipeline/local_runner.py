@@ -14,7 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.text import Text
 
@@ -22,6 +22,9 @@ from modules import full_disk, lock, manifest, push_destination
 from modules.errors import UserError
 from pipeline import terminal
 from pipeline.terminal import styled
+
+if TYPE_CHECKING:
+    from pipeline.lineage_events import LineageEvents
 
 PROGRESS = logging.getLogger("twotower.progress")
 """Modules and components say here how far they are: one short line each."""
@@ -132,8 +135,8 @@ class Progress(logging.Handler):
         self.console.print(f"        {message}")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line of a stage's own progress."""
-        if self._status:
+        """One line of a stage's own progress; a warning stays."""
+        if self._status and record.levelno < logging.WARNING:
             self._status.update(self._line(record.getMessage()))
         else:
             self.note(record.getMessage())
@@ -179,6 +182,7 @@ def run(
     check_beam: Callable[[], None] = lambda: None,
     memory: PeakMemory | None = None,
     configuration: str = "",
+    lineage: LineageEvents | None = None,
 ) -> str:
     """Runs a TFX pipeline stage by stage, with progress.
 
@@ -191,6 +195,7 @@ def run(
         check_beam: Called before each stage that uses Beam; raises a UserError when its runner cannot be reached.
         memory: Is told which stage runs; what it has seen of a stage stays in the metadata store.
         configuration: As JSON, to be kept there with the run.
+        lineage: Is told which stage runs, and tells others.
 
     Returns:
         The run's id in the metadata store.
@@ -281,7 +286,8 @@ def run(
                 node_id = node.pipeline_node.node_info.id
                 if memory is not None:
                     memory.stage = node_id
-                with progress.stage(node_id) as outcome:
+                told = lineage.stage(node_id) if lineage else contextlib.nullcontext()
+                with told, progress.stage(node_id) as outcome:
                     try:
                         info = Launcher(
                             pipeline_node=node.pipeline_node,
@@ -345,7 +351,7 @@ def run(
     PROGRESS.setLevel(logging.INFO)
     cache_utils.get_cached_outputs = intact_outputs
     try:
-        with _libraries_uncollected():
+        with lineage.run(run_id) if lineage else contextlib.nullcontext(), _libraries_uncollected():
             Runner().run_with_ir(compiled)
     finally:
         cache_utils.get_cached_outputs = cached_outputs

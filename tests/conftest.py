@@ -75,7 +75,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("small")
     world.write_parquet(folder)
     path = world.write_config(folder)
-    outcome = twotower("run", "--config", path)
+    outcome = twotower("run", "--config", path, "--set", f"output.openlineage={folder / 'lineage.jsonl'}")
     assert outcome.code == 0, outcome.errors
     return Small(folder, path, outcome)
 

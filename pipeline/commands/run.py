@@ -36,11 +36,12 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
         cluster.check_chief(config.training.batch_size)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(data_check.schema_is_missing(config.data_schema.path))
-    from pipeline import beam_service, runs, summary
+    from pipeline import beam_service, lineage_events, runs, summary
 
     # Before the metadata store, which is made when it is asked for.
     beam_service.check(config.beam, config.root)
     runs.check_store(config)
+    lineage = lineage_events.LineageEvents(config)
     memory = local_runner.PeakMemory()
     memory.start()
     log = local_runner.new_log(config.root)
@@ -57,7 +58,7 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
             pipeline.enable_cache = not no_cache
             os.makedirs(config.root, exist_ok=True)
             check = functools.partial(beam_service.check, config.beam, config.root)
-            run_id = local_runner.run(pipeline, stream, check, memory, config.model_dump_json(by_alias=True))
+            run_id = local_runner.run(pipeline, stream, check, memory, config.model_dump_json(by_alias=True), lineage)
     except UserError:
         raise
     except OSError as error:
