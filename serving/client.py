@@ -214,7 +214,7 @@ class Client(abc.ABC):
             if signature is None:
                 raise ServingError("NOT_FOUND", f"{self.model} has no signature {USER_SIGNATURE}: it knows no users")
             self._of_users = signature.inputs
-        absent = {name: _missing(spec, len(user_ids)) for name, spec in self._of_users.items() if name != _USER_ID}
+        absent = {name: missing(spec, len(user_ids)) for name, spec in self._of_users.items() if name != _USER_ID}
         asked = {**absent, **(inputs or {}), _USER_ID: list(user_ids)}
         try:
             return self.predict(asked, USER_SIGNATURE, timeout=max(deadline - time.monotonic(), 1e-3))
@@ -477,7 +477,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     return np.array(value, np.float32 if float in leaves else None)
 
 
-def _missing(spec: TensorSpec, batch: int) -> np.ndarray:
+def missing(spec: TensorSpec, batch: int) -> np.ndarray:
     """An input [B] or [B, 0] that says nothing: "", NaN or -1."""
     if spec.shape is not None and len(spec.shape) == 2:
         return np.empty((batch, 0), spec.dtype)
