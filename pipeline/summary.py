@@ -86,7 +86,7 @@ def summarize(
         "gates": gates,
         "pushed": pushed,
         "deleted": deleted,
-        "taken_back": bool(pushed) and not deleted and push_destination.is_taken_back(pushed),
+        "taken_back": pushed is not None and not deleted and push_destination.is_taken_back(pushed),
         "stages": [
             {
                 "name": s.name,

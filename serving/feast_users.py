@@ -181,7 +181,7 @@ def ask(users: Sequence[str], folder: str, address: str, model: str) -> list[lis
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True, dest="command")
     pushing, asking = commands.add_parser("push"), commands.add_parser("ask")
     pushing.add_argument("version")

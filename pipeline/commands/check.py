@@ -9,7 +9,7 @@ from pipeline import terminal
 from pipeline.commands.options import Common, configured
 
 
-@click.command()
+@click.command(epilog="twotower check --config my.yaml")
 @configured
 def check(common: Common) -> int:
     """Look at the configuration and the tables: all that a run would refuse, at once."""

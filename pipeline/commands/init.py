@@ -12,7 +12,12 @@ from pipeline import config, data_check, terminal
 from pipeline.commands.options import LocalFile
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower init --interactions "data/orders-*.parquet" --items data/products.csv --output my.yaml
+    twotower init --interactions plays.csv --items tracks.csv --users people.csv --timestamp played_at
+    """
+)
 @click.option("--interactions", required=True, metavar="F", help="the table of interactions, a file or a glob")
 @click.option("--items", required=True, metavar="F", help="the catalogue")
 @click.option("--users", metavar="F", help="the users, where there is such a table")

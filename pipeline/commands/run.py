@@ -11,7 +11,7 @@ import click
 from modules import full_disk
 from modules.errors import UserError
 from modules.training import cluster
-from pipeline import data_check, local_runner, terminal
+from pipeline import local_runner, terminal
 from pipeline.commands.options import Common, configured
 
 
@@ -30,13 +30,13 @@ def run(common: Common, verbose: bool, no_cache: bool) -> int:
     started = time.monotonic()
     config = common.load()
     from modules.data.tables import check_tables
+    from pipeline import beam_service, data_check, lineage_events, runs, summary
 
     check_tables(config.tables, config.split, config.features, config.evaluation, config.serving)
     if config.training.distribution == "multi_worker":
         cluster.check_chief(config.training.batch_size)
     if config.data_schema.path is not None and not os.path.exists(config.data_schema.path):
         raise UserError(data_check.schema_is_missing(config.data_schema.path))
-    from pipeline import beam_service, lineage_events, runs, summary
 
     # Before the metadata store, which is made when it is asked for.
     beam_service.check(config.beam, config.root)

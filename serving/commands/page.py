@@ -12,7 +12,12 @@ from serving.page.bounds import Bounds, options
 from serving.page.errors import PageError
 
 
-@click.command()
+@click.command(
+    epilog="""
+    twotower page --output page.html
+    twotower page --output page.html --server http://localhost:8501
+    """
+)
 @click.option("--output", required=True, metavar="F.html", help="the file to write")
 @click.option(
     "--server", default="", metavar="URL",
