@@ -282,7 +282,7 @@ def run(
                 deployment.metadata_connection_config,
                 deployment.metadata_connection_config.WhichOneof("connection_config"),
             )
-            for node in pipeline.nodes:
+            for number, node in enumerate(pipeline.nodes):
                 node_id = node.pipeline_node.node_info.id
                 if memory is not None:
                     memory.stage = node_id
@@ -318,7 +318,7 @@ def run(
                         if peak is not None and execution.last_known_state == states.COMPLETE:
                             execution.custom_properties[PEAK_MEMORY_PROPERTY].int_value = peak
                             store.store.put_executions([execution])
-                        if configuration and node is pipeline.nodes[0]:
+                        if configuration and number == 0:
                             # TFX has made the context for the first stage.
                             context = store.store.get_context_by_type_and_name("pipeline_run", run_id)
                             context.custom_properties[CONFIGURATION_PROPERTY].string_value = configuration
