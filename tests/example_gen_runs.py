@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Rows = list[dict[str, Any]]
 class Output:
     artifact: standard_artifacts.Examples
     splits: dict[str, Rows]
+    days: dict[str, dict[int, int]]
 
     def count(self, name: str) -> int:
         return self.artifact.get_int_custom_property(name)
@@ -73,8 +75,18 @@ def run(
     context = executor.Executor.Context(beam_pipeline_args=list(BEAM_ARGS))
     executor.Executor(context).Do({}, {"examples": [artifact]}, dict(component.exec_properties))
     names = artifact_utils.decode_split_names(artifact.split_names)
-    assert sorted(os.listdir(uri)) == sorted(f"Split-{name}" for name in names)
-    return Output(artifact, {name: read_split(uri, name) for name in read})
+    assert sorted(os.listdir(uri)) == sorted([executor.DAYS_FILE, *(f"Split-{name}" for name in names)])
+    output = Output(artifact, {name: read_split(uri, name) for name in read}, read_days(uri))
+    counted = {name: sum(of_split.values()) for name, of_split in output.days.items()}
+    assert counted == {name: output.count(f"interactions_{name}") for name in (TRAIN, VALIDATION, EVAL)}
+    return output
+
+
+def read_days(uri: str) -> dict[str, dict[int, int]]:
+    """Split → day since 1970 → interactions."""
+    with open(os.path.join(uri, executor.DAYS_FILE), encoding="utf-8") as file:
+        tree = json.load(file)
+    return {name: {int(day): count for day, count in of_split.items()} for name, of_split in tree.items()}
 
 
 def read_split(uri: str, name: str) -> Rows:

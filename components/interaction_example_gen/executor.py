@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
 from pydantic import TypeAdapter
 from tfx.components.example_gen import write_split
 from tfx.components.util import examples_utils
@@ -49,9 +51,12 @@ SPLIT_KEY = "split"
 WANTED_KEY = "wanted"
 FINGERPRINT_KEY = "fingerprint"
 CODE_KEY = "code"
+DAYS_FILE = "interactions_by_day.json"
+"""Beside the splits: split → day, in days since 1970 (UTC) → interactions."""
 
 # So many users' times are collected before they are counted together.
 _PIECES = 1024
+_DAY = 86_400
 # Of tables for each file that is written: a file is one worker's to read, in this and in the next stages.
 _SHARD_BYTES = 128 * 2**20
 _REPORT = "report"
@@ -91,6 +96,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             _empty(artifact.uri)
             raise
         fileio.remove(report_file)
+        _write_json(found.days, os.path.join(artifact.uri, DAYS_FILE))
 
         artifact.split_names = artifact_utils.encode_split_names([*SPLITS, CATALOGUE])
         examples_utils.set_payload_format(artifact, example_gen_pb2.FORMAT_TF_EXAMPLE)
@@ -290,6 +296,27 @@ class _Examples(beam.DoFn):
         self._activity = [(SLICE_PREFIX + s.column, s.boundaries or ()) for s in plan.activity_slices]
         # A user who is not in the users table is in the slice "unknown".
         self._unknown = examples.features((SLICE_PREFIX + s.column, columns.UNKNOWN) for s in plan.user_slices)
+        self.start_bundle()
+
+    def start_bundle(self) -> None:
+        self._days: Counter[tuple[str, int]] = Counter()
+        self._pieces: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def finish_bundle(self) -> Iterator[Any]:
+        self._count_days()
+        for (split, day), number in self._days.items():
+            of_bundle = GlobalWindows.windowed_value(report.day(split, day, number))
+            yield beam.pvalue.TaggedOutput(_REPORT, of_bundle)
+
+    def _count_days(self) -> None:
+        """Counts the collected times by split and day."""
+        if not self._pieces:
+            return
+        codes, days = (np.concatenate(parts) for parts in zip(*self._pieces, strict=True))
+        self._pieces = []
+        for code, split in enumerate(SPLITS):
+            for day, number in zip(*np.unique(days[codes == code], return_counts=True), strict=True):
+                self._days[split, int(day)] += int(number)
 
     def process(
         self,
@@ -301,6 +328,9 @@ class _Examples(beam.DoFn):
         about += examples.features([(self._names.user, user)])
         codes = histories.assign(user, interactions, self._split, cutoffs)
         yield from map(_told, report.of_user(interactions, codes, self._max_sequence))
+        self._pieces.append((codes, interactions.timestamp // _DAY))
+        if len(self._pieces) == _PIECES:
+            self._count_days()
 
         places = histories.sequence(codes)
         active = float(len(places))
@@ -399,9 +429,9 @@ def _count(name: str, count: int = 1) -> beam.pvalue.TaggedOutput:
     return _told(report.count(name, count))
 
 
-def _write_json(report: list[Any], path: str) -> None:
+def _write_json(tree: Any, path: str) -> None:
     with fileio.open(path, "w") as file:
-        json.dump(report, file)
+        json.dump(tree, file)
 
 
 def _check_writable(uri: str) -> None:

@@ -19,7 +19,7 @@ from modules.errors import UserError
 from modules.settings import ColumnSplit, LeaveLastOutSplit, Split, Tables, TemporalSplit
 
 Entry = tuple[tuple[str, ...], tuple[int, str]]
-"""(Name of a count,), or the fields of a `Problem`; how often, and an example."""
+"""(Name of a count,), (split, day) or the fields of a `Problem`; how often, and an example."""
 
 
 class Problem(NamedTuple):
@@ -34,6 +34,11 @@ class Problem(NamedTuple):
 def count(name: str, number: int = 1) -> Entry:
     """So many more of what `Report.counts` has under this name."""
     return (name,), (int(number), "")
+
+
+def day(split: str, number_of_day: int, number: int) -> Entry:
+    """So many more interactions of a split on a day, in days since 1970."""
+    return (split, str(number_of_day)), (number, "")
 
 
 def problem(where: str, what: str, example: str, fix: str, number: int = 1) -> Entry:
@@ -116,7 +121,11 @@ class Report:
         found = [(tuple(key), finding) for key, finding in entries]
         names = (*_COUNTS, *(f"examples_{split}" for split in (*SPLITS, CATALOGUE)))
         self.counts = dict.fromkeys(names, 0) | {key[0]: number for key, (number, _) in found if len(key) == 1}
-        self._problems = {Problem(*key): finding for key, finding in found if len(key) > 1}
+        self.days: dict[str, dict[int, int]] = {split: {} for split in SPLITS}
+        """Split → day, in days since 1970 → interactions."""
+        for (split, number_of_day), (number, _) in (entry for entry in found if len(entry[0]) == 2):
+            self.days[split][int(number_of_day)] = number
+        self._problems = {Problem(*key): finding for key, finding in found if len(key) > 2}
 
     def problems(self) -> list[str]:
         """Everything that was found, one line each."""

@@ -963,6 +963,9 @@ def test_movielens_100k(tmp_path: Path) -> None:
     assert (total, found.count("examples_eval")) == (100_000, 166)
     times = np.sort(pq.read_table(tmp_path / "interactions.parquet")["timestamp"].to_numpy())
     assert found.count("interactions_eval") == pytest.approx((times >= times[90_000]).sum(), abs=5)
+    by_day = sum((Counter(of_split) for of_split in found.days.values()), Counter())
+    assert by_day == Counter((times // 86_400).tolist()), "each interaction on its day"
+    assert max(found.days[TRAIN]) <= min(found.days[VALIDATION]) <= max(found.days[VALIDATION]) <= min(found.days[EVAL])
     history_lengths = [len(row.get("history", ())) for row in found.splits[EVAL]]
     assert sum(length == 0 for length in history_lengths) == 76
     toy_story = next(row for row in found.splits[CATALOGUE] if row["item_id"] == ["1"])
