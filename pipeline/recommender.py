@@ -27,8 +27,8 @@ from modules.errors import UserError
 from modules.nearest import MOST, meant, nearest
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
+from modules.servable.explained import Explanation, explanations
 from pipeline.config import Config
-from pipeline.explanation import Explanation, explanations
 
 BATCH = 256
 _LARGEST = float(np.finfo(np.float32).max)

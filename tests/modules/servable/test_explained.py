@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.explanation import Explanation, Part, Reason
+from modules.servable.explained import Explanation, Part, Reason
 
 
 def test_exact_parts_are_shown_as_the_sum_and_items_by_what_they_add():
