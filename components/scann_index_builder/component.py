@@ -13,7 +13,7 @@ from modules.settings import Evaluation, Index, Serving, Tables
 
 
 class IndexReport(artifact.Artifact):
-    """What was tried and chosen, recall, latency, size: `report.json` and `frontier.svg` (modules/retrieval)."""
+    """What was tried and chosen, recall, latency, size: `report.json` (modules/retrieval/tuning.py)."""
 
     TYPE_NAME = "twotower.IndexReport"
 

@@ -24,14 +24,14 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
+from components import records
 from components.signature import Artifacts, Properties
 from modules.data import tables
 from modules.data.examples import CATALOGUE, EVAL, VALIDATION
 from modules.data.user_tables import UserTables
 from modules.encodings.features import Columns, Features
-from modules.errors import UserError
 from modules.preprocessing import requests_from_examples
-from modules.retrieval import plot, tuning
+from modules.retrieval import tuning
 from modules.retrieval.tuning import QuerySample
 from modules.retrieval.vectors import VectorFile
 from modules.servable import signatures, user_snapshot, warmup
@@ -51,9 +51,6 @@ TABLES_KEY = "tables"
 _BATCH = 512
 # Vectors that are read at once.
 _ROWS = 8192
-_MAX_QUERIES = 1000
-# Queries are taken evenly from this many records of each file, so that a large split is not read whole.
-_RECORDS_PER_FILE = 20_000
 _VECTOR, _RETURN, _FILTER = "vector", "return:", "filter:"
 
 
@@ -102,8 +99,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             catalogue = self.EmbedCatalogue(examples, model_path, settings, os.path.join(local.name, "vectors"))
             check(catalogue, settings.features, settings.serving)
             embedding = _load(model_path)
-            records = {split: _sample(examples, split) for split in (VALIDATION, EVAL)}
-            queries = {split: _queries(embedding, r, catalogue, settings) for split, r in records.items()}
+            sampled = {split: records.sample(examples, split) for split in (VALIDATION, EVAL)}
+            queries = {split: _queries(embedding, r, catalogue, settings) for split, r in sampled.items()}
             index, parameters, report = tuning.build_index(
                 catalogue.vectors, queries[VALIDATION], queries[EVAL], settings.index, settings.serving.k
             )
@@ -125,9 +122,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 max_per_value=settings.serving.max_per_value,
                 embedding=embedding.contract,
             )
-            items = _sample(examples, CATALOGUE, at_most=32)
+            items = records.sample(examples, CATALOGUE, at_most=32)
             requests = warmup.requests(
-                catalogue, settings.features, settings.serving, settings.columns.item, records[EVAL], items
+                catalogue, settings.features, settings.serving, settings.columns.item, sampled[EVAL], items
             )
             users = self.TakeUsers(catalogue.item_ids, settings)
             if users is not None:
@@ -146,7 +143,6 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         io_utils.write_string_file(
             os.path.join(report_artifact.uri, tuning.REPORT_FILE), report.model_dump_json(indent=2)
         )
-        io_utils.write_string_file(os.path.join(report_artifact.uri, plot.PLOT_FILE), plot.svg(report))
         report_artifact.set_float_custom_property("recall", report.chosen.recall)
         report_artifact.set_int_custom_property("target_met", int(report.target_met))
         logging.info("Servable of %d items written to %s.", report.catalogue_size, path)
@@ -270,28 +266,6 @@ def _read_catalogue(folder: str, serving: Serving, vectors_path: str) -> Embedde
         {column: ordered(_RETURN + column) for column in serving.return_columns},
         {column: ordered(_FILTER + column) for column in serving.filter_columns},
     )
-
-
-def _sample(examples: list[types.Artifact], split: str, at_most: int = _MAX_QUERIES) -> list[bytes]:
-    """Serialized examples of a split, evenly from its files.
-
-    Raises:
-        UserError: There are none.
-    """
-    [uri] = artifact_utils.get_split_uris(examples, split)
-    files = sorted(fileio.glob(io_utils.all_files_pattern(uri)))
-
-    def records() -> Iterator[bytes]:
-        for file in files:
-            dataset = tf.data.TFRecordDataset(file, compression_type="GZIP" if file.endswith(".gz") else "")
-            yield from dataset.take(max(at_most, _RECORDS_PER_FILE)).as_numpy_iterator()
-
-    # Read twice and not kept: they are many more than are chosen.
-    count = sum(1 for _ in records())
-    if not count:
-        raise UserError(f"split {split!r} has no examples; choose another split or add interactions")
-    chosen = set(np.linspace(0, count - 1, min(at_most, count)).round().astype(int).tolist())
-    return [record for number, record in enumerate(records()) if number in chosen]
 
 
 def _queries(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,14 +151,14 @@ def read(folder: str) -> tuple[EmbeddedCatalogue, Partitions | None]:
     table = read_table(folder, CATALOGUE_PATH)
     catalogue = EmbeddedCatalogue(
         table["item_id"].to_pylist(),
-        _matrix(table["vector"]),
+        matrix(table["vector"]),
         table["popularity"].to_numpy(),
-        _fields(table, "returned"),
-        _fields(table, "filterable"),
+        fields(table, "returned"),
+        fields(table, "filterable"),
     )
     if "partition" not in table.column_names:
         return catalogue, None
-    centroids = _matrix(read_table(folder, PARTITIONS_PATH)["centroid"])
+    centroids = matrix(read_table(folder, PARTITIONS_PATH)["centroid"])
     return catalogue, Partitions(centroids, table["partition"].to_numpy())
 
 
@@ -169,6 +169,25 @@ def size(folder: str) -> int:
         UserError: The file is missing or cannot be read.
     """
     return _open(folder, CATALOGUE_PATH).metadata.num_rows
+
+
+def row_groups(folder: str, columns: Sequence[str], at_most: int | None = None) -> Iterator[tuple[int, pa.Table]]:
+    """(First row, columns) of the catalogue file's row groups, one in memory at a time.
+
+    Args:
+        folder: The servable, local or remote.
+        columns: Names of columns.
+        at_most: So many groups, evenly from all of them; None for all.
+
+    Raises:
+        UserError: The file is missing or cannot be read.
+    """
+    file = _open(folder, CATALOGUE_PATH)
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = np.cumsum([0, *counts])
+    chosen = min(len(counts), at_most or len(counts))
+    for group in np.linspace(0, len(counts) - 1, chosen).round().astype(int).tolist():
+        yield int(starts[group]), file.read_row_group(group, columns)
 
 
 def values(example: tf.train.Example, column: str) -> list[str]:
@@ -209,7 +228,8 @@ def _struct(columns: Mapping[str, Sequence[object]], kind: pa.DataType) -> pa.St
     return pa.StructArray.from_arrays([pa.array(values, kind) for values in columns.values()], list(columns))
 
 
-def _fields(table: pa.Table, name: str) -> dict[str, list]:
+def fields(table: pa.Table, name: str) -> dict[str, list]:
+    """`returned` or `filterable` by column; empty where the catalogue has no such."""
     if name not in table.column_names:
         return {}
     column = table[name].combine_chunks()
@@ -222,7 +242,8 @@ def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Lists of D numbers as [N, D]."""
     parts = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in column.chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.zeros((0, column.type.list_size), np.float32)
 
@@ -252,7 +273,10 @@ def read_table(folder: str, name: str) -> pa.Table:
 def _open(folder: str, name: str) -> pq.ParquetFile:
     path = os.path.join(folder, name)
     try:
+        if "://" not in path:
+            # A file of this machine is read as far as it is asked for.
+            return pq.ParquetFile(pa.OSFile(path))
         with tf.io.gfile.GFile(path, "rb") as file:
             return pq.ParquetFile(pa.BufferReader(file.read()))
-    except (tf.errors.OpError, pa.ArrowException) as error:
+    except (tf.errors.OpError, OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:200]}); run the pipeline again") from None

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,6 @@ from components.scann_index_builder.component import IndexReport, ScannIndexBuil
 from components.scann_index_builder.executor import Executor
 from modules.errors import UserError
 from modules.retrieval import tuning
-from modules.retrieval.plot import PLOT_FILE
 from modules.servable import catalogue as catalogues
 from modules.servable.contract import read_servable
 from modules.servable.warmup import WARMUP_PATH
@@ -28,7 +26,6 @@ from modules.settings import Evaluation, Index, Interactions, Items, Serving, Ta
 pytestmark = pytest.mark.slow
 
 _TABLES = Tables(interactions=Interactions(path="none"), items=Items(path="none"))
-_SVG = "{http://www.w3.org/2000/svg}"
 
 
 def _write(path: Path, records: list[bytes]) -> None:
@@ -145,11 +142,6 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
         own = partitions.centroids[partitions.of_row]
         distance = ((catalogue.vectors[:, None] - partitions.centroids[None]) ** 2).sum(axis=2)
         np.testing.assert_allclose(((catalogue.vectors - own) ** 2).sum(axis=1), distance.min(axis=1), rtol=1e-4)
-
-    plot = ElementTree.fromstring((tmp_path / "report" / PLOT_FILE).read_text())
-    dots = [c for c in plot.iter(f"{_SVG}circle") if c.find(f"{_SVG}title") is not None]
-    assert len(dots) == len(result.report["tried"]) + len(result.report["measured"]), "every trial, and the legend"
-    assert all(0 < float(dot.get("cx")) < 820 and 0 < float(dot.get("cy")) < 480 for dot in dots)
 
 
 def test_the_catalogue_is_read_some_rows_at_a_time_into_the_order_of_popularity(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The cheapest search parameters that reach the recall target, and the plot of what was tried."""
+"""The cheapest search parameters that reach the recall target."""
 
 import numpy as np
 import pytest
