@@ -48,7 +48,10 @@ CHECKS_OPTION = "--checked_parameters"
 MOUNTS_VARIABLE = "TWOTOWER_MOUNTS"
 """Environment variable: the folder in which the launcher's `gcs`, `minio` and `s3` are, by default `/`."""
 
-_CUSTOM_TYPES = {"twotower.IndexReport": "components.scann_index_builder.component.IndexReport"}
+_CUSTOM_TYPES = {
+    "twotower.IndexReport": "components.scann_index_builder.component.IndexReport",
+    "twotower.ReportPage": "components.run_report.component.ReportPage",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from components.evaluator.component import Evaluator
 from components.example_validator.component import ExampleValidator
 from components.interaction_example_gen.component import InteractionExampleGen
 from components.pusher.component import Pusher
+from components.run_report.component import RunReport
 from components.scann_index_builder.component import ScannIndexBuilder
 from components.schema_gen.component import SchemaGen
 from components.servable_validator.component import ServableValidator
@@ -38,6 +39,9 @@ from modules.push_destination import latest_version
 from pipeline import runs
 from pipeline.config import Config
 from pipeline.fingerprint import code
+
+# Sections that decide what a model is and whether it passes; the others say where the pipeline runs.
+_TOLD = {"tables", "split", "features", "model", "training", "tuner", "index", "serving", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,23 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         pipeline_stamp=site.stamp,
     )
 
+    # A page to judge the run by, of a refused model too.
+    run_report = RunReport(
+        examples=examples,
+        anomalies=example_validator.outputs["anomalies"],
+        model_run=trainer.outputs["model_run"],
+        servable=servable,
+        index_report=index_builder.outputs["report"],
+        evaluation=evaluator.outputs["evaluation"],
+        infra_blessing=servable_validator.outputs["blessing"],
+        pushed_model=pusher.outputs["pushed_model"],
+        configuration=config.model_dump_json(include=_TOLD, exclude_unset=True),
+        user=columns.user,
+        title=config.tables.items.title,
+        min_queries=config.evaluation.min_queries,
+        code=code("components.run_report.executor"),
+    )
+
     return tfx_pipeline.Pipeline(
         pipeline_name=config.name,
         pipeline_root=site.root,
@@ -239,6 +260,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
             evaluator,
             servable_validator,
             pusher,
+            run_report,
         ],
         enable_cache=True,
         metadata_connection_config=site.metadata,

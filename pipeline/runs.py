@@ -89,9 +89,9 @@ class Run:
     def state(self) -> str:
         if any(s.state == "failed" for s in self.stages):
             return "failed"
-        # Pusher is the last stage; a run that never came to it was killed, or runs.
-        last = self.stage("Pusher")
-        return "done" if last is not None and last.state in ("done", "cached") else "unfinished"
+        # A run that never came to the Pusher was killed, or runs; behind it there may be a stage that does.
+        is_through = self.stage("Pusher") is not None and all(s.state in ("done", "cached") for s in self.stages)
+        return "done" if is_through else "unfinished"
 
     @property
     def pushed_version(self) -> int | None:

@@ -30,8 +30,9 @@ REPORTS = {
     ("ScannIndexBuilder", "report"): "report.json",
     ("Trainer", "model_run"): "training.json",
     ("Tuner", "tuner_results"): "tuner_results.json",
+    ("RunReport", "page"): "report.html",
 }
-"""By stage and output: the small file with what a person is told of it. It stays when the rest is cleaned away."""
+"""By stage and output: the file with what a person is told of it. It stays when the rest is cleaned away."""
 
 
 def summarize(
@@ -87,6 +88,7 @@ def summarize(
         "pushed": pushed,
         "deleted": deleted,
         "taken_back": pushed is not None and not deleted and push_destination.is_taken_back(pushed),
+        "report": page(run),
         "stages": [
             {
                 "name": s.name,
@@ -99,6 +101,12 @@ def summarize(
         "seconds": seconds,
         "peak_memory_bytes": memory.bytes if memory else None,
     }
+
+
+def page(run: Run) -> str | None:
+    """The file of a run's page (components/run_report), if the run came so far."""
+    artifact = _output(run, "RunReport", "page")
+    return os.path.join(artifact.uri, REPORTS["RunReport", "page"]) if artifact else None
 
 
 def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
@@ -158,6 +166,8 @@ def render(summary: dict[str, Any], console: Console) -> None:
         table.add_row("pushed", styled(_short(summary["pushed"]), (since, "red")))
     elif summary["gates"]:
         table.add_row("pushed", styled(("nothing", "red"), "; what was served before stays"))
+    if summary["report"]:
+        table.add_row("report", f"{_short(summary['report'])}; `twotower report --open` shows it")
     slices = [name for name in summary["metrics"] if name != "overall"]
     if slices:
         table.add_row("slices", _count_of_slices(summary, slices))

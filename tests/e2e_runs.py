@@ -12,7 +12,9 @@ from typing import Any
 
 from pipeline import cli, config, runs
 
-FROM_TRAINER = {"Trainer", "ScannIndexBuilder", "BaselineResolver", "Evaluator", "ServableValidator", "Pusher"}
+# What a gate's own setting executes; the page says what came of it.
+GATES_AND_PUSH = {"BaselineResolver", "Evaluator", "Pusher", "RunReport"}
+FROM_TRAINER = GATES_AND_PUSH | {"Trainer", "ScannIndexBuilder", "ServableValidator"}
 FROM_TRANSFORM = FROM_TRAINER | {"Transform"}
 
 

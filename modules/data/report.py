@@ -123,8 +123,9 @@ class Report:
         self.counts = dict.fromkeys(names, 0) | {key[0]: number for key, (number, _) in found if len(key) == 1}
         self.days: dict[str, dict[int, int]] = {split: {} for split in SPLITS}
         """Split → day, in days since 1970 → interactions."""
-        for (split, number_of_day), (number, _) in (entry for entry in found if len(entry[0]) == 2):
-            self.days[split][int(number_of_day)] = number
+        by_day = [(split, int(day), number) for (split, day), (number, _) in (e for e in found if len(e[0]) == 2)]
+        for split, number_of_day, number in sorted(by_day):
+            self.days[split][number_of_day] = number
         self._problems = {Problem(*key): finding for key, finding in found if len(key) > 2}
 
     def problems(self) -> list[str]:

@@ -38,10 +38,11 @@ def test_a_run_after_cleaning_takes_what_stayed_and_makes_again_what_went(small:
     evaluation = refused.stage("Evaluator").output("evaluation")  # type: ignore[union-attr]
     assert not evaluation.is_live and [path.name for path in Path(evaluation.uri).iterdir()] == ["summary.json"]
     assert twotower("runs", refused.id, "--config", small.config_path).answer["metrics"] == found_metrics(refused)
+    assert twotower("report", refused.id, "--config", small.config_path).code == 0, "its page stays too"
     assert run() == (0, set()), "everything that the newest run refers to is there"
     # Its folder is there, with the summary: by the mark alone the cache knows that it is no outcome any more.
     code, again = run(FLOOR)
-    assert code == 1 and again == {"Evaluator", "Pusher"}
+    assert code == 1 and again == {"Evaluator", "Pusher", "RunReport"}
     assert versions(small.folder) == before
 
 

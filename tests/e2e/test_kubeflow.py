@@ -23,7 +23,7 @@ def on_cluster(small: Small, tmp_path_factory: pytest.TempPathFactory) -> OnClus
 def test_every_compiled_step_ends_well_by_its_own_command_line(on_cluster: OnCluster):
     failures = {name: o.error for name, o in on_cluster.outcomes.items() if o.state != "done"}
     assert not failures
-    assert len(on_cluster.outcomes) == 11
+    assert len(on_cluster.outcomes) == 12
     for outcome in on_cluster.outcomes.values():
         assert outcome.command[:3] == ("python", "-m", "kubeflow.entrypoint")
         # What the metadata store keeps are the store's own names, not the folders that the step worked in.
@@ -64,13 +64,14 @@ def test_a_run_again_executes_what_a_changed_setting_changes(on_cluster: OnClust
 
     assert set(run().values()) == {"cached"}
     again = run("serving.latency_p99_ms=60000")
-    assert {name for name, state in again.items() if state != "cached"} == {"ServableValidator", "Pusher"}
+    assert {name for name, state in again.items() if state != "cached"} == {"ServableValidator", "Pusher", "RunReport"}
     assert set(again.values()) == {"cached", "done"}
 
 
 def test_a_gate_that_refuses_leaves_the_push_undone(on_cluster: OnCluster):
     before = on_cluster.versions()
-    upstream = {name: o for name, o in on_cluster.outcomes.items() if name not in ("Evaluator", "Pusher")}
+    below = ("Evaluator", "Pusher", "RunReport")
+    upstream = {name: o for name, o in on_cluster.outcomes.items() if name not in below}
     compiled = on_cluster.compiled("evaluation.floors={ndcg@5: 0.99}")
     outcomes = on_cluster.cluster(compiled).run(finished=upstream)
     assert {o.state for o in outcomes.values()} == {"done"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import world
-from e2e_runs import FROM_TRAINER, Small, executed, twotower, versions
+from e2e_runs import FROM_TRAINER, GATES_AND_PUSH, Small, executed, twotower, versions
 
 from pipeline import config, fingerprint, pipeline
 
@@ -70,7 +71,7 @@ def test_a_changed_file_of_a_package_executes_what_imports_it(small: Small, tmp_
     monkeypatch.setattr(fingerprint, "_ROOT", tmp_path)
     outcome = twotower("run", "--config", small.config_path)
     # Another setting was pushed before: what compares with it, and pushes, executes at most.
-    assert outcome.code == 0 and executed(small.config_path) <= {"BaselineResolver", "Evaluator", "Pusher"}
+    assert outcome.code == 0 and executed(small.config_path) <= GATES_AND_PUSH
     with open(tmp_path / "modules/towers/terms.py", "a") as file:
         file.write("\n# another version\n")
     outcome = twotower("run", "--config", small.config_path)
@@ -82,11 +83,13 @@ def test_a_model_below_a_floor_is_not_pushed_and_the_old_one_stays(small: Small)
     before = versions(small.folder)
     outcome = twotower("run", "--config", small.config_path, "--set", "evaluation.floors={ndcg@5: 0.99}")
     assert outcome.code == 1
-    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator", "Pusher"}
+    assert executed(small.config_path) <= GATES_AND_PUSH
     assert outcome.answer["pushed"] is None
     assert versions(small.folder) == before
     (reason,) = outcome.answer["gates"]["Evaluator"]["reasons"]
     assert "ndcg@5" in reason and "0.99" in reason
+    text = html.unescape(Path(outcome.answer["report"]).read_text(encoding="utf-8"))
+    assert "Nothing was pushed: Evaluator refused the model" in text and reason in text
     assert twotower("recommend", "--config", small.config_path, "--user", "1").code == 0
 
 
@@ -94,7 +97,7 @@ def test_a_slow_servable_is_not_pushed(small: Small):
     before = versions(small.folder)
     outcome = twotower("run", "--config", small.config_path, "--set", "serving.latency_p99_ms=0.0001")
     assert outcome.code == 1
-    assert executed(small.config_path) <= {"BaselineResolver", "Evaluator", "ServableValidator", "Pusher"}
+    assert executed(small.config_path) <= GATES_AND_PUSH | {"ServableValidator"}
     assert versions(small.folder) == before
     assert not outcome.answer["gates"]["ServableValidator"]["blessed"]
     assert "0.0001" in " ".join(outcome.answer["gates"]["ServableValidator"]["reasons"])

@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_from_the_beginning(chain: Chain):
 def test_after_all_of_it_the_same_model_is_pushed(chain: Chain, small: Small):
     outcome = chain.starter.run("run", "--config", chain.path)
     assert outcome.code == 0, outcome.errors
-    assert executed(chain.path) == {"Pusher"}
+    assert executed(chain.path) == {"Pusher", "RunReport"}
     (version,) = versions(chain.folder)
     destination = chain.folder / "served" / "small-world"
     assert [path.name for path in destination.iterdir()] == [version], "what the killed push left is cleaned up"

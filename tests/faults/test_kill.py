@@ -79,7 +79,7 @@ def test_killed_in_trainer_and_killed_again_in_the_push(small: Small, tmp_path: 
 
     outcome = twotower("run", "--config", path, *overrides)
     assert outcome.code == 0, outcome.errors
-    assert executed(path, *outputs) == {"Pusher"}
+    assert executed(path, *outputs) == {"Pusher", "RunReport"}
     assert outcome.answer["training"]["resumed_from_epoch"] > 0
     (version,) = versions(tmp_path)
     assert [p.name for p in destination.iterdir()] == [version], "what the killed push left is cleaned up"

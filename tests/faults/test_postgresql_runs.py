@@ -9,7 +9,7 @@ from pathlib import Path
 import postgresql
 import pytest
 import world
-from e2e_runs import executed, twotower, versions
+from e2e_runs import GATES_AND_PUSH, executed, twotower, versions
 from faulty_runs import Starter
 
 pytestmark = [
@@ -50,7 +50,7 @@ def test_two_runs_at_once_that_begin_with_an_empty_database(folder: Path, starte
 def test_what_has_run_is_not_run_again(folder: Path):
     path = str(folder / "config.yaml")
     assert twotower("run", "--config", path).code == 0
-    assert executed(path) <= {"BaselineResolver", "Evaluator", "Pusher"}
+    assert executed(path) <= GATES_AND_PUSH
     assert twotower("recommend", "--config", path, "--user", "1").code == 0
 
 

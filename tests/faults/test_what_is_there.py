@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import world
-from e2e_runs import Outcome, twotower
+from e2e_runs import GATES_AND_PUSH, Outcome, twotower
 from faulty_runs import Starter
 
 from pipeline import config, runs
@@ -59,7 +59,7 @@ def test_a_version_that_was_deleted_is_pushed_again_though_an_older_one_stays(
     assert twotower(*finished.command("runs", "last")).answer["deleted"]
     outcome = finished.run()
     assert f"{pushed} is no longer there: made again" in capfd.readouterr().err
-    assert finished.executed() <= {"BaselineResolver", "Evaluator", "Pusher"} and "Pusher" in finished.executed()
+    assert finished.executed() <= GATES_AND_PUSH and "Pusher" in finished.executed()
     shutil.rmtree(finished.served / "7")
     assert finished.run().answer["pushed"] == outcome.answer["pushed"], "and once is enough"
 
@@ -118,7 +118,7 @@ def test_a_damaged_artifact_is_named_and_made_again(
     assert words in capfd.readouterr().err
     assert stage in finished.executed() and "InteractionExampleGen" not in finished.executed()
     finished.run("--set", "evaluation.max_regression={}")
-    assert finished.executed() <= {"BaselineResolver", "Evaluator", "Pusher"}
+    assert finished.executed() <= GATES_AND_PUSH
 
 
 def test_damage_that_nobody_can_see_is_found_when_a_stage_fails(finished: World):
