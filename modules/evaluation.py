@@ -2,10 +2,12 @@
 
 A query is one eval example. Its ranking is what the servable's `evaluate` signature answers: R items, best first, none
 of which is in the example's history. Its relevant items are `relevant_items` without those of the history, since an
-answer can never hold those; a query that has none left is skipped. Every metric is the mean over the queries of a slice
-(macro average), except coverage, which is about all of them together. modules/metrics.py has the formulas, and
-`metric_names` in modules/settings.py lists the names; here are three more: `queries`, the number of queries that
-counted, and `ndcg_lift@k` and `recall_lift@k`, the mean difference to the most popular items on the same query.
+answer can never hold those; a query that has none left is skipped. With `serving.exclude_history` off answers may
+hold them: then the ranking may, the most popular items may, and all `relevant_items` are relevant. Every metric is the
+mean over the queries of a slice (macro average), except coverage, which is about all of them together.
+modules/metrics.py has the formulas, and `metric_names` in modules/settings.py lists the names; here are three more:
+`queries`, the number of queries that counted, and `ndcg_lift@k` and `recall_lift@k`, the mean difference to the most
+popular items on the same query.
 
 Every mean has the ends of its interval (modules/intervals.py) beside it in TFMA's files, as `recall@10/lower` and
 `recall@10/upper`. Where there is a baseline, both models answer the same queries in the same pass, and the model has
@@ -365,7 +367,7 @@ def metrics_config(
 
     Args:
         k: The cut-offs.
-        history: Name of the history feature, if there is one.
+        history: Name of the history feature, whose items are no hits; None where there is none, or where they are.
         confidence: Of the intervals, if a certain one is asked for.
         allowed: Metrics whose margin is asked for, with the share of the baseline's value that may be lost.
     """

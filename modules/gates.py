@@ -32,7 +32,7 @@ def eval_config(evaluation: Evaluation, history: str | None) -> config_pb2.EvalC
 
     Args:
         evaluation: The settings.
-        history: Name of the history feature, if there is one.
+        history: Name of the history feature, whose items are no hits; None where there is none, or where they are.
     """
     by_interval = set(measured.mean_names(evaluation.k)) if evaluation.confidence else set()
     allowed = {metric: share for metric, share in evaluation.max_regression.items() if metric in by_interval}

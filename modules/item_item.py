@@ -5,7 +5,8 @@ truncated singular value decomposition of the interactions, which covers any num
 
 B minimises α‖X − XB‖² + ‖T − SB‖² + λ‖B‖² with a zero diagonal: which items go together (X, whole histories: EASE,
 Steck, WWW 2019) and which come next (S before and T after a place in a history, nearer items counting more: SLIST, Choi
-et al., WWW 2021).
+et al., WWW 2021). Where items come again it is SLIT, of the same paper: α is 0 and the diagonal is free, since an item
+is in every history that it is in, and what comes next may be itself.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class Moments:
     cross: np.ndarray
     """[V, V] float32: α XᵀX + SᵀT."""
     histories: scipy.sparse.csr_matrix
-    """X [U, V]: 1 where a user has an item."""
+    """X [U, V]: 1 where a user has an item; how often where it comes again."""
+    repeats: bool = False
+    """Whether an item can come again, so that it may score itself."""
 
     def of_most_frequent(self, items: int) -> Moments:
         """The same over the first so many items."""
-        return Moments(self.gram[:items, :items], self.cross[:items, :items], self.histories[:, :items])
+        gram, cross = self.gram[:items, :items], self.cross[:items, :items]
+        return Moments(gram, cross, self.histories[:, :items], self.repeats)
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,15 @@ class Factors:
         return Factors(_with_rows(self.history, item_rows), _with_rows(self.items, candidate_rows))
 
 
-def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> Moments:
+def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float, repeats: bool = False) -> Moments:
     """Co-occurrences and transitions.
 
     Args:
         offsets: [U + 1] where each user's sequence begins and the last one ends.
-        item: [T] item ids, oldest first, of each user each item once; ids above `items` are left out.
+        item: [T] item ids, oldest first; ids above `items` are left out.
         items: V.
         decay: In transitions the n-th item before or behind a place weighs n ** −decay.
+        repeats: Whether what comes again is a transition as well; else a user has each item once.
     """
     users = len(offsets) - 1
     gram, cross = np.zeros((items, items)), np.zeros((items, items), np.float32)
@@ -95,7 +100,7 @@ def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> 
         covered = (ids > 0) & (ids <= items)
         ids, user = ids[covered] - 1, user[covered]
         whole = scipy.sparse.csr_matrix((np.ones(len(ids), np.float32), (user, ids)), (len(part) - 1, items))
-        together = _TOGETHER * (whole.T @ whole)
+        together = (0.0 if repeats else _TOGETHER) * (whole.T @ whole)
         s = _neighbours(user, ids, items, [-n for n in range(1, _BEFORE + 1)], decay)
         t = _neighbours(user, ids, items, list(range(_AFTER)), decay)
         # The first item of a history has nothing before it.
@@ -104,7 +109,7 @@ def moments(offsets: np.ndarray, item: np.ndarray, items: int, decay: float) -> 
         gram += (together + s.T @ s).toarray()
         cross += (together + s.T @ t).toarray()
         histories.append(whole)
-    return Moments(gram, cross, scipy.sparse.vstack(histories, format="csr"))
+    return Moments(gram, cross, scipy.sparse.vstack(histories, format="csr"), repeats)
 
 
 def _neighbours(
@@ -125,7 +130,7 @@ def _neighbours(
 
 
 def solve(moments: Moments, ridge: float) -> np.ndarray:
-    """[V, V] float32 weights B: column j scores item j, and no item scores itself.
+    """[V, V] float32 weights B: column j scores item j, and no item scores itself unless items come again.
 
     With P = (gram + λI)⁻¹: B = P · cross − P · diag(diag(P · cross) / diag(P)), as in EASE (Steck 2019, equation 8),
     whose Lagrange multipliers keep the diagonal at zero.
@@ -139,6 +144,8 @@ def solve(moments: Moments, ridge: float) -> np.ndarray:
     # By Cholesky: the matrix is positive definite. In place where it can be: it may have gigabytes.
     inverse = scipy.linalg.inv(ridged, overwrite_a=True, assume_a="pos").astype(np.float32)
     weights = inverse @ moments.cross
+    if moments.repeats:
+        return weights
     inverse *= np.diag(weights) / np.diag(inverse)
     weights -= inverse
     return weights

@@ -161,6 +161,7 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         "columns": columns.model_dump_json(),
         "model": config.model.model_dump_json(),
         "training": config.training.model_dump_json(),
+        "repeats": json.dumps(not config.serving.exclude_history),
     }
     tuner = None
     if config.tuner.enabled:
@@ -207,7 +208,10 @@ def create_pipeline(config: Config, site: Site | None = None) -> tfx_pipeline.Pi
         model=servable,
         baseline_model=baseline_resolver.outputs["baseline"],
         example_splits=[EVAL],
-        eval_config=eval_config(config.evaluation, config.features.history.column if config.features.history else None),
+        eval_config=eval_config(
+            config.evaluation,
+            config.features.history.column if config.features.history and config.serving.exclude_history else None,
+        ),
         code=code("components.evaluator.executor", "modules.evaluation"),
     )
     servable_validator = ServableValidator(

@@ -67,6 +67,7 @@ def summarize(
         "run": run.id,
         "state": run.state,
         "protocol": PROTOCOLS[config.split.strategy],
+        "seen_items": "left out" if config.serving.exclude_history else "ranked, too",
         "data": {k: v for k, v in (examples.properties if examples else {}).items() if isinstance(v, int)},
         "tuner": trials,
         "training": training,
@@ -137,7 +138,8 @@ def render(summary: dict[str, Any], console: Console) -> None:
     data = summary["data"]
     if data:
         table.add_row("data", _counts(data))
-    table.add_row("protocol", f"{summary['protocol']}; the whole catalogue is ranked, seen items are left out")
+    seen = summary["seen_items"]
+    table.add_row("protocol", f"{summary['protocol']}; the whole catalogue is ranked, seen items are {seen}")
     if summary["tuner"]:
         best, *_ = sorted(summary["tuner"], key=lambda trial: -trial["score"])
         values = ", ".join(f"{key} {value:g}" for key, value in best.items() if key not in ("trial_id", "score"))

@@ -122,3 +122,11 @@ def random_sequences(seed: int, users: int = 5) -> Sequences:
             "time_cyclic": rng.normal(size=(total, 4)).astype(np.float32),
         },
     )
+
+
+def rounds(users: int = 2 * USERS) -> Sequences:
+    """Everybody comes back, at random, to three items of their own: none is new after the first times."""
+    rng = np.random.default_rng(5)
+    own = np.stack([rng.permutation(ITEMS)[:3] for _ in range(users)])
+    items = 1 + np.take_along_axis(own, rng.integers(0, 3, (users, PER_USER)), axis=1)
+    return replace(sequences(HISTORY_ONLY, users), items=items.reshape(-1).astype(np.int32))

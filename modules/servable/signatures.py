@@ -181,12 +181,14 @@ class ServableModule(tf.Module):
         return self._answer(*best(cosine, rows, self._serving.k, own))
 
     def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Rankings for the Evaluator; items of the example's history count as seen."""
+        """Rankings for the Evaluator; items of the example's history count as seen where answers leave them out."""
         requests = requests_from_examples(examples, self._features.query)
         queries = self.embedding.query(**requests)
         batch, k = tf.shape(queries)[0], self._evaluation_k
         history = self._features.history
-        seen = tf.zeros([batch, 0], tf.int32) if history is None else self.rows(requests[history.column])
+        seen = tf.zeros([batch, 0], tf.int32)
+        if history is not None and self._serving.exclude_history:
+            seen = self.rows(requests[history.column])
         # As many as an answer has, then the first of them: a search for fewer looks at less.
         answer = max(k, self._serving.k)
         found = self.index.search_both(queries, answer, seen)

@@ -13,7 +13,8 @@ class Serving(Settings):
     k: Answers = 100
     """Number of items in an answer."""
     exclude_history: bool = True
-    """Never recommend an item of the request's own history."""
+    """Never recommend an item of the request's own history. Off where coming back to an item is right, as to a song:
+    training then learns repeats, and the gates count them (docs/model.md)."""
     return_columns: Distinct[ColumnName] = ()
     """Columns of the items table that come back beside each item, for instance its title."""
     filter_columns: Distinct[ColumnName] = ()

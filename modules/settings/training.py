@@ -86,9 +86,9 @@ class Training(Settings):
     worker_wait: int = Field(300, ge=1, le=604_800)
     """Seconds that the Trainer waits under multi_worker for the other workers to be there."""
     metric: Literal["ndcg", "recall"] = "ndcg"
-    """What validation chooses by, over the full catalogue, items of the history excluded: the number of epochs, the
-    blend weights, the recent window, the item-item model, the history's encoder, and the Tuner's trial. ndcg is for
-    answers that are shown in their order, recall for candidates that a ranking stage orders anew."""
+    """What validation chooses by, over the full catalogue, items of the history excluded as in answers: the number of
+    epochs, the blend weights, the recent window, the item-item model, the history's encoder, and the Tuner's trial.
+    ndcg is for answers that are shown in their order, recall for candidates that a ranking stage orders anew."""
     metric_k: Answers = 10
     """The same at so many answers. For candidates as many as the ranking stage takes."""
 

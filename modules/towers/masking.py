@@ -17,7 +17,8 @@ class Masked(NamedTuple):
     hidden: tf.Tensor
     """[B, S] bool: the targets."""
     visible: tf.Tensor
-    """[B, S] int32: what the query sees; 0 where an item is hidden, dropped or equal to the target."""
+    """[B, S] int32: what the query sees; 0 where an item is hidden, dropped, or equal to the target, unless repeats are
+    answers."""
 
 
 def mask_items(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
@@ -37,22 +38,24 @@ def mask_items(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
     return Masked(hidden, tf.where(hidden, 0, window))
 
 
-def mask_next(window: tf.Tensor, rate: float, seed: tf.Tensor) -> Masked:
+def mask_next(window: tf.Tensor, rate: float, seed: tf.Tensor, repeats: bool = False) -> Masked:
     """`next_item`: the newest item is to be found from those before it.
 
     Args:
         window: [B, S] int32; an item can be there more than once.
         rate: Probability with which the query does not see an item of its history either.
         seed: [2] int32.
+        repeats: Whether a known item can be an answer.
     """
     drawn = tf.random.stateless_uniform(tf.shape(window), seed)
     dropped = (drawn < rate) & (window > 0)
-    # Who interacts with an item again must not see the earlier time.
-    again = window == window[:, :1]
-    return Masked(_is_newest(window), tf.where(again | dropped, 0, window))
+    newest = _is_newest(window)
+    # Who interacts with an item again must not see the earlier time, unless that it was there is what tells.
+    out_of_sight = newest if repeats else window == window[:, :1]
+    return Masked(newest, tf.where(out_of_sight | dropped, 0, window))
 
 
-def some_places(window: tf.Tensor, can_be: tf.Tensor, count: int, seed: tf.Tensor) -> tf.Tensor:
+def some_places(window: tf.Tensor, can_be: tf.Tensor, count: int, seed: tf.Tensor, repeats: bool = False) -> tf.Tensor:
     """[B, S] bool: at most so many random places of each window whose item is to be found from those before it.
 
     Args:
@@ -61,13 +64,15 @@ def some_places(window: tf.Tensor, can_be: tf.Tensor, count: int, seed: tf.Tenso
             is known, and no answer.
         count: At most so many a row.
         seed: [2] int32.
+        repeats: Whether a known item can be an answer.
     """
     size = tf.shape(window)[1]
-    older = tf.range(size)[tf.newaxis, tf.newaxis] > tf.range(size)[tf.newaxis, :, tf.newaxis]
-    again = tf.reduce_any((window[:, tf.newaxis] == window[:, :, tf.newaxis]) & older, axis=2)
-    has_older = tf.pad(window[:, 1:] > 0, [[0, 0], [0, 1]])
+    can_be &= tf.pad(window[:, 1:] > 0, [[0, 0], [0, 1]])
+    if not repeats:
+        older = tf.range(size)[tf.newaxis, tf.newaxis] > tf.range(size)[tf.newaxis, :, tf.newaxis]
+        can_be &= ~tf.reduce_any((window[:, tf.newaxis] == window[:, :, tf.newaxis]) & older, axis=2)
     noise = tf.random.stateless_uniform(tf.shape(window), seed + 11)
-    noise = tf.where(can_be & has_older & ~again, noise, -1.0)
+    noise = tf.where(can_be, noise, -1.0)
     least = tf.math.top_k(noise, tf.minimum(count, size)).values[:, -1:]
     return (noise >= 0) & (noise >= least)
 

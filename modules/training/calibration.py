@@ -399,7 +399,7 @@ def choose_item_item(
 
     Args:
         specification: Of the fit.
-        sets: Item ids of users, each user's once and oldest first.
+        sets: Item ids of users, oldest first, each user's once unless `Specification.repeats`.
         ranker: The validation queries.
         chosen: The ridge without a ranker; None: the spectral model.
     """
@@ -422,7 +422,7 @@ def choose_item_item(
         return spectral()
     few = sets.take(sampling.some_users(sets.lengths, _CLOSED_FORM_INTERACTIONS, specification.training.seed))
     items = min(size, model.item_item_items)
-    moments = item_item.moments(few.offsets, few.values, items, model.item_item_decay)
+    moments = item_item.moments(few.offsets, few.values, items, model.item_item_decay, specification.repeats)
     if ranker is None:
         assert chosen is not None
         return closed_form(moments, chosen)

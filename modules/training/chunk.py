@@ -22,7 +22,8 @@ class Chunk:
     sequences: Sequences
     """Of the users that have something trainable."""
     sets: Sequences
-    """The same with each item of a user once, at its newest place, up to the newest one that can be an answer."""
+    """The same with each item of a user once, at its newest place, up to the newest one that can be an answer; with
+    `Specification.repeats` every place."""
     is_trainable: np.ndarray
     """[T] places of `sequences` whose item can be an answer."""
 
@@ -35,7 +36,7 @@ class Chunk:
         last = np.full(len(sequences), -1)
         np.maximum.at(last, sequences.owner[trainable], np.flatnonzero(trainable))
         sequences = sequences.take(np.arange(len(trainable)) <= last[sequences.owner])
-        sets = sequences.distinct()
+        sets = sequences if specification.repeats else sequences.distinct()
         size = features.history.max_length + 1 if features.history else 1
         sets = sets.take(np.repeat(sets.offsets[1:], sets.counts) - np.arange(len(sets.items)) <= size)
         return cls(specification, sequences, sets, sequences.trainable(catalogue))
@@ -47,11 +48,13 @@ class Chunk:
 
     @functools.cached_property
     def has_next(self) -> np.ndarray:
-        """[U] bool: users with an item that can be asked for, and that comes new after another one."""
+        """[U] bool: users with an item that can be asked for, and that comes, new or again, after another one."""
         sequences = self.sequences
-        size = int(sequences.items.max(initial=0)) + 1
-        _, first = np.unique(sequences.owner * size + sequences.items, return_index=True)
-        asked = first[self.is_trainable[first] & (first > sequences.starts[first])]
+        places = np.arange(len(sequences.items))
+        if not self.specification.repeats:
+            size = int(sequences.items.max(initial=0)) + 1
+            _, places = np.unique(sequences.owner * size + sequences.items, return_index=True)
+        asked = places[self.is_trainable[places] & (places > sequences.starts[places])]
         return np.bincount(sequences.owner[asked], minlength=len(sequences)) > 0
 
     @property

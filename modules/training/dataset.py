@@ -6,6 +6,7 @@ part of it hidden, is cut in the input pipeline (training/windows.py) and never 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -65,6 +66,8 @@ class Specification:
     item_rows: int
     """Rows of the table that the history and the item id share: 1 + V + out-of-vocabulary buckets."""
     catalogue: CandidateTable
+    repeats: bool = False
+    """Whether an item of the history can be the answer: `serving.exclude_history` is off."""
 
     def setting(self, name: str) -> float:
         """The value of `model.…` or `training.…`."""
@@ -211,7 +214,7 @@ class Queries:
     relevant: np.ndarray
     """[Q, R], at least one each, none of them seen."""
     seen: np.ndarray
-    """[Q, S]: the whole history."""
+    """[Q, S] what cannot be an answer: the whole history; nothing where `Specification.repeats`."""
 
     def __len__(self) -> int:
         return len(self.relevant)
@@ -223,7 +226,8 @@ def read_specification(
     """The settings, and what Transform learned and encoded of the catalogue, whose split lies beside `train_files`.
 
     Args:
-        config: `features`, `columns`, `model` and `training`, JSON of each, as in custom_config of Trainer and Tuner.
+        config: `features`, `columns`, `model` and `training`, JSON of each, as in custom_config of Trainer and Tuner;
+            `repeats` is `true` where an item of the history can be the answer.
         train_files: Patterns of the train split's files.
         tft_output: Of Transform.
     """
@@ -242,6 +246,7 @@ def read_specification(
         catalogue=read_catalogue(
             [catalogue_files], features, tft_output, items.min_count <= 1 and items.max_size is None
         ),
+        repeats=json.loads(config.get("repeats", "false")),
     )
 
 
@@ -312,6 +317,8 @@ def answerable(
 ) -> Queries | None:
     """Queries as the Evaluator counts them: an item of the history is not relevant; who asks for no other is left out.
 
+    With `Specification.repeats` every item that is asked for is relevant, and nothing is seen.
+
     Args:
         specification: Says what a candidate is, and how long a history the tower reads.
         features: Transformed query features [Q, ...] without the history.
@@ -325,7 +332,8 @@ def answerable(
     labels = catalogue.label_of(relevant.values)
     size = int(max(labels.max(initial=0), seen.values.max(initial=0))) + 1
     wanted = np.unique((relevant.rows * size + labels)[catalogue.is_candidate[labels]])
-    wanted = np.setdiff1d(wanted, seen.rows * size + seen.values, assume_unique=False)
+    kept_out = Lists(seen.values[:0], np.zeros_like(seen.lengths)) if specification.repeats else seen
+    wanted = np.setdiff1d(wanted, kept_out.rows * size + kept_out.values, assume_unique=False)
     asked = Lists(wanted % size, np.bincount(wanted // size, minlength=len(relevant.lengths)))
     left = np.flatnonzero(asked.lengths)
     if not len(left):
@@ -335,7 +343,7 @@ def answerable(
     histories_ = seen.take(drawn)
     if history is not None:
         chosen[history.column] = newest_first(histories_.ragged(), history.max_length).numpy()
-    return Queries(chosen, asked.take(drawn).padded(), histories_.padded())
+    return Queries(chosen, asked.take(drawn).padded(), kept_out.take(drawn).padded())
 
 
 def most_queries(catalogue: CandidateTable) -> int:

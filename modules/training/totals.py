@@ -40,7 +40,7 @@ class Totals:
     beginners: Sequences
     """The first trainable interaction of some users."""
     item_item: Lists
-    """Item ids of some users, each user's once and oldest first."""
+    """Item ids of some users, as `Chunk.sets` has them, oldest first."""
 
     @classmethod
     def of(cls, chunks: Callable[[], Iterable[Chunk]], size: int, windows: Iterable[float], seed: int) -> Totals:

@@ -47,7 +47,7 @@ class TrainingData:
         self._whole = Chunk.of(specification, train) if isinstance(train, Sequences) else None
         size = len(specification.catalogue.is_candidate)
         self.totals = Totals.of(self._chunks, size, settings.recent_windows, settings.seed)
-        self.windows = Windows(specification.features, specification.model, settings)
+        self.windows = Windows(specification.features, specification.model, settings, specification.repeats)
 
     @property
     def frequency(self) -> np.ndarray:

@@ -77,12 +77,14 @@ class Windows:
         features: What the query tower reads.
         model: `mask_rate` of it.
         training: Batch size, objective and locality.
+        repeats: Whether an item can be asked for that is known: a query then sees the earlier times, and what it sees
+            is a negative as well, or nothing would say that most of it does not come again.
     """
 
-    def __init__(self, features: Features, model: Model, training: Training) -> None:
+    def __init__(self, features: Features, model: Model, training: Training, repeats: bool = False) -> None:
         self._batch_size = training.batch_size
         self._rate, self._locality = model.mask_rate, training.locality
-        self._history = features.history
+        self._history, self._repeats = features.history, repeats
         self._masks_items = masks_items(features, model, training)
         self._all_places = asks_all_places(features, model)
         self._targets = 1 if training.negatives == "in_batch" else training.sampled_targets
@@ -113,12 +115,16 @@ class Windows:
             hidden, visible = mask_items(window, self._rate, seed)
             near = closeness(window, self._locality, seed + 5)
         else:
-            hidden, visible = mask_next(window, self._rate, seed)
+            hidden, visible = mask_next(window, self._rate, seed, self._repeats)
             near = tf.ones_like(window, tf.float32)
         if self._history is not None:
             query[self._history.column] = visible
         targets = near * tf.cast(hidden, tf.float32)
-        return Batch(query, window, targets, near, tf.gather(tensors.weights, ends), seed)
+        return Batch(query, self._known(window, hidden), targets, near, tf.gather(tensors.weights, ends), seed)
+
+    def _known(self, window: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:
+        """`Batch.window`: what a loss asks for, and what takes no part in it because it is known."""
+        return tf.where(hidden, window, 0) if self._repeats else window
 
     def _cut_all(
         self, tensors: SequenceTensors, window: tf.Tensor, index: tf.Tensor, can_be: tf.Tensor, seed: tf.Tensor
@@ -135,7 +141,7 @@ class Windows:
         # Rows of a batch are of about one length (sampling.by_length), most of them far below that of a window.
         longest = tf.reduce_max(tf.reduce_sum(tf.cast(window > 0, tf.int32), axis=1))
         window, index, can_be = window[:, :longest], index[:, :longest], can_be[:, :longest]
-        chosen = some_places(window, can_be, self._targets, seed)
+        chosen = some_places(window, can_be, self._targets, seed, self._repeats)
         # A loss needs a row; where nothing can be asked for it counts nothing.
         is_empty = ~tf.reduce_any(chosen)
         chosen |= is_empty & tf.reshape(tf.range(tf.size(window)) == 0, tf.shape(window))
@@ -151,8 +157,9 @@ class Windows:
         count = tf.math.unsorted_segment_sum(tf.ones_like(ends), row, tf.shape(window)[0])
         weight = tf.gather(tensors.weights, ends) / tf.cast(tf.gather(count, row), tf.float32)
         weight *= 1.0 - tf.cast(is_empty, tf.float32)
+        places = Places(window[:, 1:], row, place)
         return Batch(
-            query, known, targets, tf.ones_like(targets), weight, seed, places=Places(window[:, 1:], row, place)
+            query, self._known(known, of_row == 0), targets, tf.ones_like(targets), weight, seed, places=places
         )
 
 

@@ -15,9 +15,9 @@ def histories(users=80, items=12, longest=9, seed=0):
     return [rng.permutation(np.arange(1, items + 1))[: rng.integers(0, longest + 1)] for _ in range(users)]
 
 
-def moments(owned, items=12):
+def moments(owned, items=12, repeats=False):
     offsets = np.append(0, np.cumsum([len(own) for own in owned]))
-    return item_item.moments(offsets, np.concatenate(owned), items, DECAY)
+    return item_item.moments(offsets, np.concatenate(owned), items, DECAY, repeats)
 
 
 def designs(owned, items):
@@ -60,6 +60,19 @@ def test_weights_are_the_least_squares_under_a_zero_diagonal():
         target = np.concatenate([np.sqrt(2) * whole[:, item], after[:, item], np.zeros(items - 1)])
         np.testing.assert_allclose(weights[others, item], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-6)
         assert weights[item, item] == pytest.approx(0, abs=1e-6)
+
+
+def test_where_items_come_again_weights_are_the_least_squares_of_what_comes_next():
+    rng, items, ridge = np.random.default_rng(1), 6, 3.0
+    owned = [rng.integers(1, items + 2, rng.integers(0, 9)) for _ in range(40)]
+    _, before, after = designs(owned, items)
+    found = moments(owned, items, repeats=True)
+    counts = np.stack([np.bincount(own, minlength=items + 2)[1 : items + 1] for own in owned])
+    np.testing.assert_array_equal(found.histories.toarray(), counts)
+    design, target = np.concatenate([before, np.sqrt(ridge) * np.eye(items)]), np.pad(after, [(0, items), (0, 0)])
+    weights = item_item.solve(found, ridge)
+    np.testing.assert_allclose(weights, np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-5)
+    assert np.diag(item_item.solve(found.of_most_frequent(4), ridge)).any()
 
 
 def test_factors_of_full_rank_are_the_weights_up_to_the_scale():

@@ -45,6 +45,16 @@ def test_places_that_are_asked_for_are_all_that_can_be_or_a_random_part_of_them(
     assert (some != other).any()
 
 
+def test_where_repeats_are_answers_a_query_sees_the_earlier_times_of_its_target():
+    window = tf.constant([[3, 5, 3, 7, 3, 0]])
+    hidden, visible = mask_next(window, 0.0, SEED, repeats=True)
+    np.testing.assert_array_equal(hidden, [[True] + [False] * 5])
+    np.testing.assert_array_equal(visible, [[0, 5, 3, 7, 3, 0]])
+    asked = some_places(window, window > 0, 6, SEED, repeats=True)
+    # All but the oldest, which has nothing before it.
+    np.testing.assert_array_equal(asked, [[True] * 4 + [False] * 2])
+
+
 def test_where_nothing_would_be_hidden_the_newest_is():
     hidden, visible = mask_items(tf.constant([[3, 5, 0]]), 0.0, SEED)
     np.testing.assert_array_equal(hidden, [[True, False, False]])

@@ -58,6 +58,17 @@ def query_example(user: int, history: list[int], relevant: list[int]) -> dict:
     return {"user": user, "user_hash": user, "history": history, "history_age": 5.0, "relevant_items": relevant}
 
 
+def test_with_repeats_what_was_seen_is_asked_for_as_well(tmp_path, output):
+    examples = [query_example(4, [8, 20, 8], [20, 21, 8]), query_example(1, [3], [3])]
+    spec = replace(SPEC, repeats=True)
+    queries = dataset.read_queries([write(tmp_path, VALIDATION, examples)], spec, output)
+    rows = {int(user): row for row, user in enumerate(queries.features["user"])}
+    assert set(queries.relevant[rows[4]]) == {8, 20, 21} and set(queries.relevant[rows[1]]) - {0} == {3}
+    assert not queries.seen.any()
+    # The tower reads every time, newest first.
+    np.testing.assert_array_equal(queries.features["history"][rows[4]][:4], [8, 20, 8, 0])
+
+
 def test_queries_are_read_as_the_evaluator_counts_them(tmp_path, output):
     history = list(range(1, 9))
     examples = [

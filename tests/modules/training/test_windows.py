@@ -2,6 +2,7 @@
 
 import checkerboard
 import numpy as np
+import pytest
 import tensorflow as tf
 from checkerboard import random_sequences
 from hypothesis import given, settings
@@ -13,9 +14,9 @@ from modules.training.windows import SequenceTensors, Windows
 SPEC = checkerboard.specification()
 
 
-def cut(sequences, features, model, training, weights, places, seed, is_target=None):
+def cut(sequences, features, model, training, weights, places, seed, is_target=None, repeats=False):
     """The batches of an epoch, in numpy."""
-    windows = Windows(features, model, training)
+    windows = Windows(features, model, training, repeats)
     tensors = SequenceTensors.of(sequences, features, weights, is_target)
     return [tf.nest.map_structure(np.array, windows.cut(tensors, *step)) for step in windows.steps(places, seed)]
 
@@ -82,6 +83,19 @@ def test_each_place_of_a_sequence_is_asked_for_with_what_came_before_it(seed):
                 np.testing.assert_allclose(batch.weight[row], weights[place] / len(asked), rtol=1e-6)
                 row += 1
         assert row == len(batch.targets)
+
+
+@pytest.mark.parametrize("objective", ["next_item", "masked_items", "all places"])
+def test_where_repeats_are_answers_what_a_query_sees_is_a_negative_of_its_loss(objective):
+    sequences = random_sequences(2)
+    model = Model(mask_rate=0.3, history_encoder="transformer" if objective == "all places" else "mean")
+    training = Training(batch_size=50, locality=0.0, objective=objective if objective != "all places" else "next_item")
+    places = sequences.offsets[1:] - 1
+    (batch,) = cut(sequences, SPEC.features, model, training, sequences.weights, places, 3, repeats=True)
+    # A loss leaves out what is in the window and no target.
+    np.testing.assert_array_equal(batch.window > 0, batch.targets > 0)
+    both = [set(seen) & set(asked) - {0} for seen, asked in zip(batch.query["history"], batch.window, strict=True)]
+    assert any(both), "nothing is asked for that is seen"
 
 
 def test_where_nothing_can_be_asked_for_a_row_counts_nothing():
