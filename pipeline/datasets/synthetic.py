@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modules.errors import UserError
+from pipeline.datasets.drawing import activity, load_law, names, save_law, staged
 
-TRUTH_FILE = "truth.npz"
 INTERACTIONS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
 ITEMS = pa.schema(
     [("item_id", pa.string()), ("title", pa.string()), ("topics", pa.list_(pa.string())), ("released", pa.int64())]
@@ -93,13 +91,11 @@ class Law:
     @classmethod
     def load(cls, folder: str) -> Law:
         """The law that a folder's tables were drawn from; items and users in the order of their tables."""
-        with np.load(os.path.join(folder, TRUTH_FILE)) as arrays:
-            return cls(**arrays)
+        return load_law(cls, folder)
 
     def save(self, folder: str) -> None:
         """Writes what `load` reads."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        np.savez(os.path.join(folder, TRUTH_FILE), **arrays)
+        save_law(self, folder)
 
     @property
     def topics(self) -> int:
@@ -187,43 +183,18 @@ def write(users: int, items: int, interactions: int, seed: int, folder: str, row
     if users * min(most, interactions // users + 1) < interactions:
         raise UserError(f"--items: {items} are too few for {interactions // users} interactions a user; 10 for each")
     law = Law.draw(users, items, seed)
-    counts = _activity(users, interactions, most, np.random.default_rng([seed, 1]))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as staging:
-            law.save(staging)
-            pq.write_table(_items(law), os.path.join(staging, "items.parquet"))
-            pq.write_table(_users(law, np.random.default_rng([seed, 2])), os.path.join(staging, "users.parquet"))
-            shards = -(-interactions // rows_in_shard)
-            starts = np.searchsorted(np.cumsum(counts), np.arange(shards) * (interactions / shards), side="right")
-            for shard, (start, stop) in enumerate(zip(starts, [*starts[1:], users], strict=True)):
-                some = np.arange(start, stop)
-                table = _interactions(law, some, counts[some], np.random.default_rng([seed, 3, shard]))
-                pq.write_table(table, os.path.join(staging, f"interactions-{shard:05d}-of-{shards:05d}.parquet"))
-            for old in Path(folder).glob("interactions-*.parquet"):
-                old.unlink()
-            for file in os.listdir(staging):
-                os.replace(os.path.join(staging, file), os.path.join(folder, file))
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; choose another --output, or make room") from error
+    counts = activity(users, interactions, 3, most, np.random.default_rng([seed, 1]))
+    with staged(folder) as staging:
+        law.save(staging)
+        pq.write_table(_items(law), os.path.join(staging, "items.parquet"))
+        pq.write_table(_users(law, np.random.default_rng([seed, 2])), os.path.join(staging, "users.parquet"))
+        shards = -(-interactions // rows_in_shard)
+        starts = np.searchsorted(np.cumsum(counts), np.arange(shards) * (interactions / shards), side="right")
+        for shard, (start, stop) in enumerate(zip(starts, [*starts[1:], users], strict=True)):
+            some = np.arange(start, stop)
+            table = _interactions(law, some, counts[some], np.random.default_rng([seed, 3, shard]))
+            pq.write_table(table, os.path.join(staging, f"interactions-{shard:05d}-of-{shards:05d}.parquet"))
     return Synthetic(folder, interactions, users, items, shards)
-
-
-def _activity(users: int, interactions: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """[U] interactions of each user, from 3 to `most`, long-tailed; they add up to `interactions`."""
-    share = rng.lognormal(0.0, 1.0, users)
-    low, high = 0.0, float(most) * interactions
-    for _ in range(200):
-        middle = (low + high) / 2
-        if np.clip(share * middle, 3, most).sum() < interactions:
-            low = middle
-        else:
-            high = middle
-    counts = np.clip(share * low, 3, most).astype(np.int64)
-    while missing := interactions - int(counts.sum()):
-        places = np.flatnonzero(counts < most)
-        counts[rng.permutation(places)[:missing]] += 1
-    return counts
 
 
 def _interactions(law: Law, users: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> pa.Table:
@@ -241,15 +212,15 @@ def _interactions(law: Law, users: np.ndarray, counts: np.ndarray, rng: np.rando
         by_pair = np.lexsort((np.arange(len(user)), item, user))
         again = (np.diff(user[by_pair]) == 0) & (np.diff(item[by_pair]) == 0)
         redrawn = np.sort(by_pair[1:][again])
-    return pa.table({"user_id": _names("u", user), "item_id": _names("i", item), "timestamp": seconds}, INTERACTIONS)
+    return pa.table({"user_id": names("u", user), "item_id": names("i", item), "timestamp": seconds}, INTERACTIONS)
 
 
 def _items(law: Law) -> pa.Table:
-    names = [[f"t{topic}" for topic in dict.fromkeys(row)] for row in law.item_topics.tolist()]
-    titles = [f"{name[0]} number {number}" for number, name in enumerate(names)]
+    topics = [[f"t{topic}" for topic in dict.fromkeys(row)] for row in law.item_topics.tolist()]
+    titles = [f"{name[0]} number {number}" for number, name in enumerate(topics)]
     released = _START + law.released * _LENGTH // PERIODS
-    ids = _names("i", np.arange(len(titles)))
-    return pa.table({"item_id": ids, "title": titles, "topics": names, "released": released}, ITEMS)
+    ids = names("i", np.arange(len(titles)))
+    return pa.table({"item_id": ids, "title": titles, "topics": topics, "released": released}, ITEMS)
 
 
 def _users(law: Law, rng: np.random.Generator) -> pa.Table:
@@ -257,8 +228,4 @@ def _users(law: Law, rng: np.random.Generator) -> pa.Table:
     users = np.arange(len(law.joined))
     liked = law.user_topics[users, np.argmax(law.early, axis=1)] % 8
     segment = np.where(rng.random(len(users)) < 2 / 3, liked, rng.integers(0, 8, len(users)))
-    return pa.table({"user_id": _names("u", users), "segment": _names("s", segment)}, USERS)
-
-
-def _names(prefix: str, numbers: np.ndarray) -> pa.Array:
-    return pa.array(np.char.add(prefix, numbers.astype(str)))
+    return pa.table({"user_id": names("u", users), "segment": names("s", segment)}, USERS)
