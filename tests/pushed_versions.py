@@ -13,9 +13,6 @@ def write(path: str, content: str) -> None:
         import tensorflow as tf
 
         tf.io.gfile.makedirs(os.path.dirname(path))
-        # TensorFlow's file system in memory appends to a file that is there.
-        if tf.io.gfile.exists(path):
-            tf.io.gfile.remove(path)
         with tf.io.gfile.GFile(path, "w") as remote:
             remote.write(content)
         return

@@ -18,9 +18,9 @@ from modules.rollback import listed, plan, roll_back
 def publish(destination: str, content: str, stamp: str = "", **update: int) -> int:
     """As the Pusher does, or an update."""
     with destinations.staging(destination) as staging:
-        push(staging, "model", stamp)
-        staged = os.path.join(staging, "model")
-        write(os.path.join(staged, "variables", "variables.index"), content)
+        # What it holds is its name.
+        push(staging, content, stamp)
+        staged = os.path.join(staging, content)
         if update:
             write(os.path.join(staged, destinations.UPDATE_PATH), json.dumps(update))
         return int(destinations.publish(staged, destination))
@@ -53,25 +53,25 @@ def test_the_version_before_is_served_again_under_a_higher_number(destination: s
     assert destinations.copy_of(folder) == first and destinations.read_stamp(folder) == "a"
     # The record is of the copy alone, though its other files may be the very same.
     assert destinations.copy_of(os.path.join(destination, str(first))) is None
-    names = {
-        n.rstrip("/")
-        for n in (os.listdir(destination) if "://" not in destination else destinations._names(destination))
-    }
+    names = set(destinations._names(destination))
     assert names == {str(v) for v in destinations.versions(destination)}, "nothing half-written"
 
 
 def test_a_run_finds_the_baseline_that_it_found_before(destination: str):
     """So nothing is evaluated and pushed again, which would undo the rollback, only because of it."""
-    stamps = ["a", "b", "c"]
-    made = {stamp: publish(destination, f"by {stamp}", stamp) for stamp in stamps}
-    before = {stamp: destinations.latest_version(destination, excluding_stamp=stamp) for stamp in stamps[:2]}
-    del before["b"]
+    made, found = {}, {}
+    for stamp in ("a", "b", "c"):
+        found[stamp] = destinations.latest_version(destination, excluding_stamp=stamp)
+        made[stamp] = publish(destination, f"by {stamp}", stamp)
     roll_back(destination)
+    assert found == {"a": "", "b": str(made["a"]), "c": str(made["b"])}
     # c was taken back: for everybody it is as if it had not been pushed.
-    assert destinations.latest_version(destination, excluding_stamp="c") == str(made["b"])
+    for stamp in ("b", "c"):
+        assert destinations.latest_version(destination, excluding_stamp=stamp) == found[stamp]
     assert destinations.latest_version(destination, excluding_stamp="new") == str(made["b"])
-    assert destinations.latest_version(destination, excluding_stamp="b") == str(made["a"])
-    assert destinations.standing(os.path.join(destination, str(made["c"])), "c"), "and its run need not push it again"
+    last = os.path.join(destination, str(made["c"]))
+    assert destinations.standing(last, "c") == last, "and its run need not push it again"
+    assert destinations.is_taken_back(last) and not destinations.is_taken_back(last.replace(str(made["c"]), found["c"]))
 
 
 def test_one_after_the_other_goes_back_and_back_and_forth_by_name(destination: str):

@@ -92,7 +92,7 @@ def answered(shown: Page) -> Iterator[None]:
     """Waits until what is done in the block has its answer in the page."""
     shown.evaluate("document.getElementById('status').textContent = ''")
     yield
-    shown.wait_for_function("document.getElementById('status').textContent")
+    shown.wait_for_selector("#status:not(:empty)")
 
 
 def listed(shown: Page, column: int = 0) -> list[str]:
@@ -289,7 +289,7 @@ def test_what_is_typed_at_once_is_asked_once_and_an_old_answer_never_replaces_a_
 
     with opened(browser, served.url) as shown:
         shown.uncheck("#reasons")
-        shown.wait_for_function("!document.querySelector('.reasons')")
+        shown.wait_for_selector(".reasons", state="detached")
         shown.route(re.compile(":predict$"), hold_the_first)
         type_age = """(texts) => { const field = document.getElementById("feature-age");
             for (const text of texts) { field.value = text; field.dispatchEvent(new Event("input")); } }"""
