@@ -10,7 +10,7 @@ UV_READY := $(VENV)/.uv-$(UV_VERSION)
 READY := $(VENV)/.ready
 CONFIG ?= configs/movielens-100k.yaml
 
-.PHONY: help setup run notebook test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance fuzz-serving native bench-serving bench-requests bench-index bench-training bench-scale bench-published kubeflow
+.PHONY: help setup run notebook test test-fast test-faults test-portable test-kubeflow lint lock clean bench-setup bench-lock bench-quality bench-ablations bench-new-items conformance fuzz-serving native bench-serving bench-requests bench-index bench-training bench-scale bench-published bench-ranking kubeflow
 
 help:
 	@echo "make run        set up, fetch MovieLens-100K, run the whole pipeline"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-training  a training step beside the plain TFRS loop, at 10k, 100k and 1M items"
 	@echo "make bench-scale  the whole pipeline at 100k, 1M and 10M interactions, beside implicit's ALS"
 	@echo "make bench-published  our row beside the tables of papers, on their data and protocol"
+	@echo "make bench-ranking  retrieval, then a ranking model, then last rules: what each stage gives"
 	@echo "make kubeflow   compile for Kubeflow, execute the compiled steps here, compare with the local run"
 	@echo "make lock       write requirements.lock again from pyproject.toml"
 	@echo "make bench-setup    the environment of the benchmarks' peers (downloads 3 GB, most of it PyTorch)"
@@ -169,3 +170,7 @@ bench-scale: $(READY) $(if $(findstring --no-als,$(ARGS)),,$(BENCH_READY))
 # On data that papers report on; ARGS="--data lastfm --seeds 1" for less, --from FOLDER where there is no network.
 bench-published: $(READY)
 	@$(BIN)/python -m benchmarks.published $(ARGS)
+
+# The second stage on the eval queries of the last run, after `make run`; ARGS="--max-per-genre 3" for other last rules.
+bench-ranking: $(READY)
+	@$(BIN)/python -m benchmarks.ranking --config $(CONFIG) $(ARGS)

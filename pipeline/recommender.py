@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import itertools
 import math
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +26,7 @@ from modules.nearest import MOST, meant, nearest
 from modules.push_destination import newest_version
 from modules.servable.contract import load, read_servable
 from modules.servable.explained import Explanation, explanations
+from pipeline import atomic
 from pipeline.config import Config
 
 BATCH = 256
@@ -236,33 +235,17 @@ class Recommender:
             UserError: k is larger than the model's answers, or the file cannot be written.
         """
         self.check_k(k)
-        # Workers of different machines have the same process ids, and of two attempts at a file one may be late.
-        partial = f"{path}.{uuid.uuid4().hex[:12]}.partial"
         count = 0
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            if os.path.isdir(path):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            # Opened here: PyArrow would take a name with a colon for an address.
-            with open(partial, "wb") as file, pq.ParquetWriter(file, _OUTPUT_SCHEMA) as writer:
-                left = iter(requests)
-                while batch := list(itertools.islice(left, BATCH)):
-                    writer.write_table(self._rows(batch, k))
-                    count += len(batch)
-            os.replace(partial, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
+        with atomic.new_file(path) as file, pq.ParquetWriter(file, _OUTPUT_SCHEMA) as writer:
+            left = iter(requests)
+            while batch := list(itertools.islice(left, BATCH)):
+                writer.write_table(self._rows(batch, k))
+                count += len(batch)
         return count
 
     def check_k(self, k: int) -> None:
         """Refuses a k that the model has no answers for."""
-        most = self.contract.k
-        if not 1 <= k <= most:
-            raise UserError(f"--k {k}: version {self.version} answers with 1 to {most} items; "
-                            "raise serving.k and run again for more")  # fmt: skip
+        check_k(k, self.contract.k, self.version)
 
     def _rows(self, batch: Sequence[tuple[str, Request]], k: int) -> pa.Table:
         outputs = self._ask([request for _, request in batch], (), {})
@@ -352,6 +335,13 @@ class Recommender:
 
     def _age(self, request: Request) -> int | None:
         return histories.age(request.newest, self._asked(request, self._interactions.timestamp))
+
+
+def check_k(k: int, most: int, version: int) -> None:
+    """Refuses a k that a version, which answers with at most so many items, has no answers for."""
+    if not 1 <= k <= most:
+        raise UserError(f"--k {k}: version {version} answers with 1 to {most} items; "
+                        "raise serving.k and run again for more")  # fmt: skip
 
 
 def seconds(text: str, where: str) -> int:

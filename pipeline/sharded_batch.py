@@ -6,16 +6,11 @@ for it, as `twotower batch` without shards does for everybody. No process holds 
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
-import json
 import os
-import shutil
 import threading
 import time
-import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +20,17 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from modules import beam_tables, full_disk
+from modules import beam_tables
 from modules.data import columns, user_tables
 from modules.data.tables import Column, Part, TableError
 from modules.data.user_tables import UserRows
 from modules.errors import UserError
 from modules.push_destination import newest_version
-from pipeline import beam_service
+from pipeline import atomic, sharded_output
 from pipeline.config import Config, absolute
 from pipeline.recommender import Recommender
+from pipeline.sharded_output import REPORT
 
-_REPORT = "report"
 # Lines of the file of users that go on together.
 _LINES = 65_536
 _LOADING = threading.Lock()
@@ -59,10 +54,10 @@ class Question:
     """Where the files go."""
 
     def shard(self, user: bytes) -> int:
-        return zlib.crc32(user) % self.shards
+        return sharded_output.shard_of(user, self.shards)
 
     def file(self, shard: int) -> str:
-        return os.path.join(self.folder, f"part-{shard:05d}-of-{self.shards:05d}.parquet")
+        return sharded_output.file(self.folder, shard, self.shards)
 
 
 def _of_the_model(config: Config) -> str:
@@ -102,41 +97,24 @@ def write(config: Config, folder: str, shards: int, k: int, users: str | None, n
             k is larger than the model's answers, or a table cannot be read.
     """
     folder = os.path.abspath(folder)
-    if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        what = "has files already" if os.path.isdir(folder) else "is a file"
-        raise UserError(f"--output {folder}: {what}; name a new folder")
+    sharded_output.check(config, folder, "--shards")
     if users is not None:
         for _ in user_tables.listed(users):
             pass
-    if config.beam.runner == "dataflow":
-        raise UserError("--shards: Dataflow's workers do not see the folders of this machine; set another beam.runner")
-    beam_service.check(config.beam, config.root)
     asked_at = int(time.time()) if now is None else now
     version = int(newest_version(config.push_destination))
     settings = _of_the_model(config)
-    staging = f"{folder}.{uuid.uuid4().hex[:12]}.partial"
     try:
         model = _recommender(settings, version, asked_at)
         model.check_k(k)
-        os.makedirs(staging)
-        users = users and os.path.abspath(users)
-        question = Question(settings, version, asked_at, k, shards, users, staging)
-        with beam.Pipeline(options=PipelineOptions(list(config.beam.arguments()))) as pipeline:
-            _answer_everybody(pipeline, question, config, model.tables)
-        count = _total(os.path.join(staging, _REPORT))
-        _keep_only([question.file(shard) for shard in range(shards)], staging)
-        os.replace(staging, folder)
-    except UserError:
-        raise
-    except Exception as error:
-        refused = full_disk.refusal(error)
-        if refused is not None:
-            raise UserError(full_disk.in_words(refused, folder, "choose another disk with --output")) from None
-        if isinstance(error, OSError):
-            raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-        raise
+        with atomic.new_folder(folder) as staging:
+            users = users and os.path.abspath(users)
+            question = Question(settings, version, asked_at, k, shards, users, staging)
+            with beam.Pipeline(options=PipelineOptions(list(config.beam.arguments()))) as pipeline:
+                _answer_everybody(pipeline, question, config, model.tables)
+            count = sum(sharded_output.read_report(staging))
+            sharded_output.keep_only([question.file(shard) for shard in range(shards)], staging)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         _load.cache_clear()
     return count, version
 
@@ -153,27 +131,22 @@ def _answer_everybody(
             pipeline
             | f"List[{table}]" >> beam_tables.Parts(table, path)
             | f"Read[{table}]"
-            >> beam.ParDo(Read(question, tables.ids[table], tables.columns[table])).with_outputs(_REPORT, main="rows")
+            >> beam.ParDo(Read(question, tables.ids[table], tables.columns[table])).with_outputs(REPORT, main="rows")
         )
         together[table] = read.rows
-        reports.append(read[_REPORT])
+        reports.append(read[REPORT])
     if question.users is not None:
         listed = (
             pipeline
             | "Users" >> beam.Create([question.users], reshuffle=False)
-            | "List[users asked for]" >> beam.ParDo(_List(question)).with_outputs(_REPORT, main="rows")
+            | "List[users asked for]" >> beam.ParDo(_List(question)).with_outputs(REPORT, main="rows")
         )
         together["listed"] = listed.rows
-        reports.append(listed[_REPORT])
+        reports.append(listed[REPORT])
     problems = reports | "Problems" >> beam.Flatten()
     of_shards = together | "ByShard" >> beam.CoGroupByKey()
     answered = of_shards | "Answer" >> beam.ParDo(_Answer(question), beam.pvalue.AsList(problems))
-    _ = (
-        [problems, answered]
-        | "Reports" >> beam.Flatten()
-        | "OneReport" >> beam.combiners.ToList()
-        | "WriteReport" >> beam.Map(_write_json, os.path.join(question.folder, _REPORT))
-    )
+    sharded_output.write_report([problems, answered], question.folder)
 
 
 class Read(beam_tables.Read):
@@ -194,7 +167,7 @@ class Read(beam_tables.Read):
                 yield shard, (part.file, first_row, batch.take(pa.array(rows)))
 
     def unreadable(self, error: TableError) -> Any:
-        return beam.pvalue.TaggedOutput(_REPORT, (0, str(error)))
+        return beam.pvalue.TaggedOutput(REPORT, (0, str(error)))
 
 
 class _List(beam.DoFn):
@@ -215,7 +188,7 @@ class _List(beam.DoFn):
                 for shard, some in by_shard.items():
                     yield shard, (number, some)
         except UserError as error:
-            yield beam.pvalue.TaggedOutput(_REPORT, (0, str(error)))
+            yield beam.pvalue.TaggedOutput(REPORT, (0, str(error)))
 
 
 class _Answer(beam.DoFn):
@@ -247,37 +220,3 @@ class _Answer(beam.DoFn):
 def in_order(pieces: Iterable[tuple[int, int, pa.RecordBatch]]) -> list[pa.RecordBatch]:
     """What `Read` has yielded for a shard in whatever order, in that of the table, which settles equal times."""
     return [batch for *_, batch in sorted(pieces, key=lambda piece: piece[:2])]
-
-
-def _write_json(report: list[tuple[int, str]], path: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(report, file)
-
-
-def _total(path: str) -> int:
-    """The number of users that a report counts.
-
-    Raises:
-        UserError: It tells of problems.
-    """
-    with open(path, encoding="utf-8") as file:
-        report = json.load(file)
-    problems = sorted({problem for _, problem in report if problem})
-    if problems:
-        raise UserError("; ".join(problems))
-    return sum(count for count, _ in report)
-
-
-def _keep_only(paths: list[str], folder: str) -> None:
-    """Removes what else is in the folder: the report, and what attempts have left that a runner gave up.
-
-    Raises:
-        FileNotFoundError: One of the files is not there.
-    """
-    for path in paths:
-        if not os.path.exists(path):
-            raise FileNotFoundError(errno.ENOENT, "the workers' file is not seen from here", path)
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if path not in paths:
-            os.remove(path)

@@ -15,7 +15,7 @@ from modules import push_destination
 from modules.data.examples import EVAL, TRAIN, VALIDATION
 from pipeline.config import Config
 from pipeline.local_runner import PeakMemory
-from pipeline.runs import Artifact, Run, read_json
+from pipeline.runs import Run, read_json
 from pipeline.terminal import styled
 
 PROTOCOLS = {
@@ -53,7 +53,7 @@ def summarize(
     training = _report(run, "Trainer", "model_run")
     trials = _report(run, "Tuner", "tuner_results", list)
     infra = _output(run, "ServableValidator", "blessing")
-    pushed, deleted = _pushed(_output(run, "Pusher", "pushed_model"))
+    folder, deleted = pushed(run)
     gates = {}
     if evaluation:
         gates["Evaluator"] = {"blessed": not evaluation["failures"], "reasons": evaluation["failures"]}
@@ -86,9 +86,9 @@ def summarize(
         },
         "index": report,
         "gates": gates,
-        "pushed": pushed,
+        "pushed": folder,
         "deleted": deleted,
-        "taken_back": pushed is not None and not deleted and push_destination.is_taken_back(pushed),
+        "taken_back": folder is not None and not deleted and push_destination.is_taken_back(folder),
         "report": page(run),
         "stages": [
             {
@@ -110,8 +110,9 @@ def page(run: Run) -> str | None:
     return os.path.join(artifact.uri, REPORTS["RunReport", "page"]) if artifact else None
 
 
-def _pushed(artifact: Artifact | None) -> tuple[str | None, bool]:
+def pushed(run: Run) -> tuple[str | None, bool]:
     """The version's folder, None when nothing was pushed; and whether it has been deleted or damaged since."""
+    artifact = _output(run, "Pusher", "pushed_model")
     if artifact is None or not artifact.properties.get("pushed"):
         return None, False
     folder = str(artifact.properties["pushed_destination"])

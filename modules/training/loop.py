@@ -141,7 +141,7 @@ def fit(
         del search
         gc.collect()  # The search's tables and their moments would stand beside the refit's.
         final = run("refit", specification, train, None, epochs, report.calibration, start)
-        return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2)))
+        return Fit(final.model, replace(report, seconds=round(time.monotonic() - started, 2), saw_validation=True))
 
 
 def _encoders(specification: Specification) -> tuple[str, ...]:
@@ -260,6 +260,7 @@ class _Run:
             ndcg=ndcg,
             recall=recall,
             criterion=self._specification.training.criterion,
+            saw_validation=self._ranker is None,
         )
         return Fit(self.model, report)
 

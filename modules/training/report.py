@@ -44,6 +44,8 @@ class Report:
     recall: float
     criterion: str
     """The metric that validation chose by, such as ndcg@10."""
+    saw_validation: bool = False
+    """Whether the weights were fitted on the validation interactions too: scores of those queries are too good then."""
     encoders: Mapping[str, float] = field(default_factory=dict)
     """The same metric by history encoder, where validation chose between several; the best is that of the fit."""
 
