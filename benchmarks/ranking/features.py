@@ -58,9 +58,18 @@ class _World:
             "band": (_band(who["age"].to_numpy(float)), "query_age"),
         }
         self._user, self._users = pd.factorize(interactions["user"])
-        self._first = np.full(self._size, np.iinfo(np.int64).max)
-        np.minimum.at(self._first, self._item, self._time)
+        # Of each item whose interaction was the first, and when; and when somebody else's first one was.
+        self._first_user, self._first = self._firsts(np.ones(len(self._item), bool))
+        _, self._first_by_another = self._firsts(self._user != self._first_user[self._item])
         self._followers = _followers(self._user, self._item, self._time, self._size)
+
+    def _firsts(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Users and times of the items' first interactions among some, by item; -1 and the latest time for none."""
+        users, times = np.full(self._size, -1), np.full(self._size, np.iinfo(np.int64).max)
+        places = np.flatnonzero(among)
+        items, where = np.unique(self._item[places], return_index=True)
+        users[items], times[items] = self._user[places[where]], self._time[places[where]]
+        return users, times
 
     def of_query(self, rows: pd.DataFrame, user: str, asked: int, history: Sequence[str]) -> pd.DataFrame:
         """The features of one query's candidates."""
@@ -81,7 +90,7 @@ class _World:
             "release_year": rows["item_release_year"].to_numpy(float),
         }
         popularity = np.bincount(self._item[before], minlength=self._size)
-        values |= self._popularity(items, asked, before, popularity)
+        values |= self._popularity(items, own, asked, before, popularity)
         values |= self._group_shares(rows, items, before, popularity)
         values |= self._followed(items, own, asked, history, popularity)
         values |= self._content(rows["item"].tolist(), history)
@@ -92,7 +101,7 @@ class _World:
         return of_rows
 
     def _popularity(
-        self, items: np.ndarray, asked: int, before: np.ndarray, popularity: np.ndarray
+        self, items: np.ndarray, user: int, asked: int, before: np.ndarray, popularity: np.ndarray
     ) -> dict[str, np.ndarray]:
         shares = (popularity + 0.5) / (len(before) + 0.5 * self._size)
         values = {"popularity": np.log1p(popularity[items])}
@@ -102,8 +111,8 @@ class _World:
             # Smoothed as the retrieval's own lift is (modules/popularity.py).
             lift = np.log((recent + _PRIOR * shares) / (len(lately) + _PRIOR) / shares)
             values |= {f"lift_{name}": lift[items], f"recent_{name}": np.log1p(recent[items])}
-        age = (asked - self._first[items]) / DAY
-        values["days_since_first"] = np.where(self._first[items] < asked, age, np.nan)
+        first = np.where(self._first_user == user, self._first_by_another, self._first)[items]
+        values["days_since_first"] = np.where(first < asked, (asked - first) / DAY, np.nan)
         return values
 
     def _group_shares(
