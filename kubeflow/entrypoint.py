@@ -36,7 +36,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from kubeflow import transport
 from kubeflow.parameters import checked
-from modules import full_disk
+from modules import beam_signatures, full_disk
 from modules.errors import UserError
 from pipeline import beam_service, local_runner
 
@@ -147,7 +147,8 @@ def _execute(options: argparse.Namespace, executor_input: Any, beam_options: lis
         json_serialized_invocation_args=json_format.MessageToJson(executor_input),
         json_serialized_inputs_spec_args=options.json_serialized_inputs_spec_args,
     )
-    kubeflow_v2_run_executor.main((arguments, beam_options))
+    with beam_signatures.kept():
+        kubeflow_v2_run_executor.main((arguments, beam_options))
 
 
 def check_runner(executor_class_path: str, beam_options: Sequence[str]) -> None:

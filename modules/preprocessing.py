@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow.python.eager import wrap_function
 from tensorflow_transform import tf2_utils
 
+from modules import saved_model
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, USER, VALUE_SEPARATOR, WEIGHT
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.features import Columns, Features
@@ -168,11 +169,9 @@ class Preprocessor(tf.Module):
         self._features = tuple(features)
         self._own = {} if item_column is None else {item_column: tf.TensorSpec([None], tf.string, name=item_column)}
         keys = [key for feature in features for key in feature.keys]
-        # The tables that the graph reads must be tracked by what is saved.
-        self._transform = transform
-        self._encode = _pruned(
-            self._transform.transform_fn, list(self.signature()), keys if item_column is None else [*keys, LABEL]
-        )
+        wanted = keys if item_column is None else [*keys, LABEL]
+        self._encode, part = _pruned(transform.transform_fn, list(self.signature()), wanted)
+        self._tables = saved_model.resources(transform, [part])
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """The request tensors that a call takes."""
@@ -197,8 +196,8 @@ class Preprocessor(tf.Module):
 
 def _pruned(
     transform: Any, columns: Sequence[str], keys: Sequence[str]
-) -> Callable[[Mapping[str, tf.SparseTensor]], dict[str, Any]]:
-    """A function of some columns that computes some keys, and nothing else.
+) -> tuple[Callable[[Mapping[str, tf.SparseTensor]], dict[str, Any]], Any]:
+    """A function of some columns that computes some keys, and nothing else; and the part of the graph that it runs.
 
     Transform's own layer runs the whole graph for each request, sequences and the other tower's features included.
 
@@ -220,7 +219,8 @@ def _pruned(
     # A function waits for all of its look-ups, wanted or not, unless the outputs are taken from before that.
     flat = tf.nest.flatten(wanted, expand_composites=True)
     fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
-    part = whole.prune(feeds, fetches).graph
+    pruned = whole.prune(feeds, fetches)
+    part = pruned.graph
     nodes = part.as_graph_def()
     places = [tensor.name for tensor in part.inputs]
 
@@ -239,4 +239,4 @@ def _pruned(
             value.set_shape(tensor.shape)
         return tf.nest.pack_sequence_as(wanted, values, expand_composites=True)
 
-    return encode
+    return encode, pruned

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.text import Text
 
-from modules import full_disk, lock, manifest, push_destination
+from modules import beam_signatures, full_disk, lock, manifest, push_destination
 from modules.errors import UserError
 from pipeline import terminal
 from pipeline.terminal import styled
@@ -351,7 +351,8 @@ def run(
     PROGRESS.setLevel(logging.INFO)
     cache_utils.get_cached_outputs = intact_outputs
     try:
-        with lineage.run(run_id) if lineage else contextlib.nullcontext(), _libraries_uncollected():
+        telling = lineage.run(run_id) if lineage else contextlib.nullcontext()
+        with telling, _libraries_uncollected(), beam_signatures.kept():
             Runner().run_with_ir(compiled)
     finally:
         cache_utils.get_cached_outputs = cached_outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import math
 import os
@@ -68,6 +69,8 @@ class Recommender:
         now: Time of requests that name none, in seconds since 1970; by default when they are made.
         version: Another version than the newest.
 
+    The model itself is loaded by the first answer, or by `load`.
+
     Raises:
         UserError: Nothing has been pushed, or the pushed model wants columns that the configuration does not describe.
     """
@@ -82,19 +85,29 @@ class Recommender:
         self.tables = UserTables(config.tables, plan.users)
         self._path = os.path.join(destination, str(self.version))
         self.contract = read_servable(self._path)
-        self._model = load(self._path)
         described = {f.column: f for f in config.features.query}
-        wanted = self._model.signatures["serving_default"].structured_input_signature[1]
         self._wanted: dict[str, Encoding] = {}
-        for column, spec in wanted.items():
-            feature = described.get(column)
-            if feature is None or (spec.dtype.name, spec.shape.rank) != (feature.dtype, 2 if feature.is_list else 1):
+        for fitted in self.contract.embedding.features.query:
+            feature = described.get(fitted.column)
+            if feature is None or (fitted.dtype, fitted.is_list) != (feature.dtype, feature.is_list):
                 raise UserError(
-                    f"version {self.version} asks for {column!r}, which the configuration does not describe"
+                    f"version {self.version} asks for {fitted.column!r}, which the configuration does not describe"
                     f"{'' if feature is None else ' in the same way'}; use the configuration it was made with, "
                     "or run the pipeline again"
                 )
-            self._wanted[column] = feature
+            self._wanted[fitted.column] = feature
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        return load(self._path)
+
+    def load(self) -> None:
+        """Loads the model, as the first answer does: it takes seconds, and much that is wrong is known before it.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
+        _ = self._model
 
     def request(
         self, user: str | None, *, history: Sequence[str] | None = None, values: Mapping[str, Any] | None = None
@@ -181,6 +194,7 @@ class Recommender:
         Raises:
             UserError: A filter column is not one of `serving.filter_columns`.
         """
+        self.check_filters(filters or {})
         return self._answers(self._ask(requests, exclude, filters or {}))
 
     def explain(self, request: Request, items: Sequence[str]) -> list[Explanation]:
@@ -247,6 +261,14 @@ class Recommender:
         """Refuses a k that the model has no answers for."""
         check_k(k, self.contract.k, self.version)
 
+    def check_filters(self, columns: Iterable[str]) -> None:
+        """Refuses columns that the model does not filter by."""
+        known = self.contract.filter_columns
+        for column in columns:
+            if column not in known:
+                hint = meant(column, known, "add the column to serving.filter_columns and run again")
+                raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}{hint}")
+
     def _rows(self, batch: Sequence[tuple[str, Request]], k: int) -> pa.Table:
         outputs = self._ask([request for _, request in batch], (), {})
         ids, scores = (outputs[name].numpy()[:, :k] for name in ("item_id", "score"))
@@ -277,12 +299,7 @@ class Recommender:
             inputs["exclude"] = tf.constant([list(exclude)] * len(requests), tf.string, [len(requests), len(exclude)])
         if filters:
             signature = "recommend_filtered"
-            known = self.contract.filter_columns
-            for column in filters:
-                if column not in known:
-                    hint = meant(column, known, "add the column to serving.filter_columns and run again")
-                    raise UserError(f"filter {column!r}: the model filters by {', '.join(known) or 'nothing'}{hint}")
-            for column in known:
+            for column in self.contract.filter_columns:
                 values = list(filters.get(column, []))
                 inputs[f"filter_{column}"] = tf.constant(
                     [values] * len(requests), tf.string, [len(requests), len(values)]

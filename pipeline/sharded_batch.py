@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from modules import beam_tables
+from modules import beam_signatures, beam_tables
 from modules.data import columns, user_tables
 from modules.data.tables import Column, Part, TableError
 from modules.data.user_tables import UserRows
@@ -107,10 +107,12 @@ def write(config: Config, folder: str, shards: int, k: int, users: str | None, n
     try:
         model = _recommender(settings, version, asked_at)
         model.check_k(k)
+        model.load()
         with atomic.new_folder(folder) as staging:
             users = users and os.path.abspath(users)
             question = Question(settings, version, asked_at, k, shards, users, staging)
-            with beam.Pipeline(options=PipelineOptions(list(config.beam.arguments()))) as pipeline:
+            options = PipelineOptions(list(config.beam.arguments()))
+            with beam_signatures.kept(), beam.Pipeline(options=options) as pipeline:
                 _answer_everybody(pipeline, question, config, model.tables)
             count = sum(sharded_output.read_report(staging))
             sharded_output.keep_only([question.file(shard) for shard in range(shards)], staging)

@@ -63,6 +63,8 @@ def pytest_collection_finish() -> None:
     """What is imported by now is never garbage: each full collection would go through all of TensorFlow and TFX."""
     gc.collect()
     gc.freeze()
+    # What tests leave behind is large, and a twelfth of their time went into looking through it again and again.
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

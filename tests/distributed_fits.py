@@ -1,15 +1,19 @@
-"""Small fits on a checkerboard, for processes that are nothing else: `python tests/distributed_fits.py FOLDER`.
+"""Small fits on a checkerboard, in processes of their own: `python tests/distributed_fits.py FOLDER PROCESSES`.
 
-With TF_CONFIG it is one of several workers; without, it fits on one device and then by two replicas of this process.
+PROCESSES is JSON, a list of [TF_CONFIG, cases]; each process is forked when everything is imported. With a TF_CONFIG it
+is one of several workers; where that is null, it fits on one device and then by two replicas of its own.
 Each fit leaves FOLDER/<case>-<how>.npz, where how is `one`, `two` or `worker<n>`: what is learned, as early stopping
 chose it, by the variables' names; `loss` and `ndcg` of the epochs; `by_row`, the tables that were updated by row.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
+import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +90,8 @@ def run(case: str, distribution: Distribution, folder: Path, how: str) -> None:
     np.savez(folder / f"{case}-{how}.npz", **weights, **report)
 
 
-def main(folder: Path, cases: list[str]) -> None:
+def fit_all(folder: Path, cases: Sequence[str]) -> None:
+    """What one process does."""
     if "TF_CONFIG" in os.environ:
         cluster = Cluster.of_environment()
         cluster.wait_for_others(60)
@@ -103,5 +108,24 @@ def main(folder: Path, cases: list[str]) -> None:
         run(case, replicas, folder, "two")
 
 
+def start(folder: Path, tf_config: str | None, cases: Sequence[str]) -> int:
+    """Forks a process; TensorFlow starts its threads when it computes first."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        if tf_config is not None:
+            os.environ["TF_CONFIG"] = tf_config
+        fit_all(folder, cases)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    processes = [start(Path(sys.argv[1]), *each) for each in json.loads(sys.argv[2])]
+    statuses = [os.waitpid(process, 0)[1] for process in processes]
+    sys.exit(any(statuses))

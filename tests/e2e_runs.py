@@ -9,6 +9,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import plain_tensorflow
 
 from pipeline import cli, config, runs
 
@@ -28,9 +31,15 @@ class Outcome:
 
 
 def twotower(*arguments: str) -> Outcome:
-    """Runs one command with --json, as a shell would."""
+    """Runs one command with --json, as a shell would; a run's ServableValidator forks the process that it starts."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.ExitStack() as changed:
+        if arguments[0] == "run":
+            from components.servable_validator import executor
+
+            changed.enter_context(mock.patch.object(executor, "subprocess", plain_tensorflow))
+        changed.enter_context(contextlib.redirect_stdout(out))
+        changed.enter_context(contextlib.redirect_stderr(err))
         code = cli.main([*arguments, "--json"])
     text = out.getvalue().strip()
     return Outcome(code, json.loads(text) if text else None, err.getvalue())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
+import plain_tensorflow
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
@@ -220,7 +220,7 @@ class IndexLayerConformance:
         _, expected = module.search(*(tf.constant(ask[key]) for key in ("queries", "excluded", "allowed")))
         needs_scann = "Scann" in self.namespaces
         command = [sys.executable, "-c", textwrap.dedent(_FRESH), str(tmp_path), str(needs_scann)]
-        subprocess.run(command, check=True, capture_output=True)
+        plain_tensorflow.run(command, check=True)
         answer = json.loads((tmp_path / "answer.json").read_text())
         assert answer["rows"] == expected.numpy().tolist()
         assert answer["scann"] == bool(answer["foreign"]) == needs_scann, answer["foreign"]

@@ -16,7 +16,7 @@ from checkerboard import MODEL, TRAINING
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
-from modules import preprocessing
+from modules import beam_signatures, preprocessing
 from modules.data.examples import HELD_OUT, RELEVANT, SEQUENCE_PREFIX, WEIGHT
 from modules.encodings.features import Columns, Features
 from modules.settings import Model, Training
@@ -195,7 +195,7 @@ def make_world(features: Features) -> World:
         kind = {tf.string: object, tf.float32: np.float32, tf.int64: np.int64}
         return [{c: np.array(row.get(c, []), kind[kinds[c]]) for c in columns} for row in rows]
 
-    with tft_beam.Context(temp_dir=tempfile.mkdtemp()):
+    with beam_signatures.kept(), tft_beam.Context(temp_dir=tempfile.mkdtemp()):
         analysed = (arrays(splits["train"] + splits["catalogue"]), metadata)
         function = analysed | tft_beam.AnalyzeDataset(lambda inputs: preprocessing.preprocessing_fn(inputs, config))
         _ = function | tft_beam.WriteTransformFn(str(folder / "graph"))

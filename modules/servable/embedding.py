@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from modules import saved_model
 from modules.encodings.features import Features
 from modules.preprocessing import column_from_examples, requests_from_examples
 from modules.servable.contract import (
@@ -47,9 +48,7 @@ class Embedding(tf.Module):
         self.signatures = {name: loaded.signatures[name] for name in names}
         view = tf.train.TrackableView(loaded)
         self.fitted = {name: _at(view, key) for name, key in contract.variables.items()}
-        read = {id(tensor) for function in self.signatures.values() for tensor in function.captured_inputs}
-        # Variables and tables; what a function reads must be tracked by what is saved.
-        self.resources = [node for node in view.descendants() if id(_handle(node)) in read]
+        self.resources = saved_model.resources(loaded, self.signatures.values())
 
     def inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
         """What a signature takes, by name."""
@@ -138,8 +137,3 @@ def _at(view: tf.train.TrackableView, key: str) -> tf.Variable:
         name = re.sub(r"\.([S.])", lambda match: "/" if match[1] == "S" else ".", part)
         node = view.children(node)[name]
     return node
-
-
-def _handle(node: Any) -> Any:
-    """The tensor by which a function captures a variable or a table; None for other objects."""
-    return getattr(node, "handle", getattr(node, "resource_handle", None))

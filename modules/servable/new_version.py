@@ -7,6 +7,7 @@ version appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import time
@@ -54,7 +55,6 @@ class Opened:
     contract: ServableContract
     catalogue: EmbeddedCatalogue
     partitions: Partitions | None
-    embedding: Embedding
     users: UserSnapshot | None
     requests: Mapping[str, Sequence[Mapping[str, tf.Tensor]]]
     """Warm-up requests, by signature."""
@@ -65,6 +65,11 @@ class Opened:
     @property
     def path(self) -> str:
         return os.path.join(self.push_destination, self.version)
+
+    @functools.cached_property
+    def embedding(self) -> Embedding:
+        """Its towers. Loading them takes seconds, and much that is wrong with an update is known before."""
+        return Embedding(load(self.path), self.contract.embedding)
 
     def index(self, partitions: Partitions | None, catalogue: EmbeddedCatalogue) -> TopK:
         """The same kind of index over a catalogue that is divided so."""
@@ -166,7 +171,6 @@ def opened(push_destination: str, features: Features, serving: Serving) -> Itera
             contract=contract,
             catalogue=catalogue,
             partitions=partitions,
-            embedding=Embedding(load(path), contract.embedding),
             users=user_snapshot.read(path) if contract.known_users else None,
             requests=warmup.read(path),
             features=features,

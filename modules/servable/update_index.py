@@ -24,8 +24,8 @@ from modules.retrieval.tuning import SAMPLING_TOLERANCE, recall
 from modules.servable import catalogue as catalogues
 from modules.servable.catalogue import EmbeddedCatalogue
 from modules.servable.contract import QUERY_EMBEDDING
-from modules.servable.embedding import Embedding, candidate_requests
-from modules.servable.new_version import Updated, opened
+from modules.servable.embedding import candidate_requests
+from modules.servable.new_version import Opened, Updated, opened
 from modules.settings import Index, Serving
 
 _ADD = "--add"
@@ -99,18 +99,19 @@ def update(
             be added, the result could not be served (`catalogue.check`), or it misses the recall target.
     """
     with opened(push_destination, features, serving) as newest:
-        catalogue, embedding = newest.catalogue, newest.embedding
+        catalogue = newest.catalogue
         _check_ids(newest.version, set(catalogue.item_ids), set(new.examples), set(remove))
 
         removed = set(remove)
         kept = np.array([row for row, item_id in enumerate(catalogue.item_ids) if item_id not in removed], np.int64)
-        added = _embedded(embedding, new, features, serving, item_column, newest.contract.dimension)
+        added = _embedded(newest, new, item_column)
         updated = catalogue.only(kept).followed_by(added)
         catalogues.check(updated, features, serving)
         parts = newest.partitions
         divided = None if parts is None else parts.with_rows(kept, added.vectors[:])
         built = newest.index(divided, updated)
         # The query vectors of the warm-up requests, which are real ones.
+        embedding = newest.embedding
         queries = np.concatenate([embedding.query(**request).numpy() for request in newest.requests[QUERY_EMBEDDING]])
         recall_k = min(index.recall_k, len(updated.item_ids))
         reached = _recall(built, updated.vectors[:], queries, recall_k)
@@ -153,16 +154,14 @@ def _examples(batch: Any, id_column: str, wanted: Sequence[Column], file: str) -
     return items
 
 
-def _embedded(
-    embedding: Embedding, new: NewItems, features: Features, serving: Serving, item_column: str, dimension: int
-) -> EmbeddedCatalogue:
+def _embedded(newest: Opened, new: NewItems, item_column: str) -> EmbeddedCatalogue:
     """The new items as a catalogue; nobody has interacted with any of them yet."""
-    records = list(new.examples.values())
-    vectors = [np.zeros((0, dimension), np.float32)]
+    records, serving = list(new.examples.values()), newest.serving
+    vectors = [np.zeros((0, newest.contract.dimension), np.float32)]
     for start in range(0, len(records), _BATCH):
         chosen = tf.constant(records[start : start + _BATCH], tf.string)
-        requests = candidate_requests(chosen, features, item_column)
-        vectors.append(embedding.candidate(**requests)["embedding"].numpy())
+        requests = candidate_requests(chosen, newest.features, item_column)
+        vectors.append(newest.embedding.candidate(**requests)["embedding"].numpy())
     parsed = [tf.train.Example.FromString(record) for record in records]
     return EmbeddedCatalogue(
         list(new.examples),

@@ -38,7 +38,8 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     encoded_query = tf.function(query.__call__, autograph=False)
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
-    module.query_tower, module.candidate_tower = model.query_tower, model.candidate_tower
+    # Variables alone: of a Keras layer would be saved, and traced for it, calls that nobody makes.
+    module.towers = [*model.query_tower.variables, *model.candidate_tower.variables]
     module.popularity = tf.Variable(np.append(np.float32(0), frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -23,9 +23,14 @@ def recommender(config: Config, now: int | None = None) -> Any:
     """
     from pipeline.recommender import Recommender
 
+    return Recommender(config, now)
+
+
+def load(model: Any) -> None:
+    """Loads what `recommender` has found; before that comes what can be said without waiting for TensorFlow."""
     # What TensorFlow writes while it loads a model is of no use to who asks for recommendations.
     with local_runner.captured_output(os.devnull):
-        return Recommender(config, now)
+        model.load()
 
 
 def show(common: Common, answer: Sequence[Any], version: int, note: str = "", explanations: Sequence[Any] = ()) -> int:

@@ -80,6 +80,8 @@ def batch(
         raise UserError(f"--output {output}: is a directory; name a file, or give --shards for a folder of files")
     chosen = None if users is None else list(user_tables.listed(users))
     model = asking.recommender(common.load(), now)
+    model.check_k(k)
+    asking.load(model)
     count = model.write_batch(output, k, model.requests(chosen))
     return _answer(common, output, count, model.version)
 

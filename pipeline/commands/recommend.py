@@ -51,8 +51,10 @@ def recommend(
         raise UserError("--user: is empty; leave it out for an anonymous request")
     model = asking.recommender(common.load())
     model.check_k(k)
+    model.check_filters(wanted)
     values = {column: model.given(column, texts) for column, texts in given.items()}
     request = model.request(user, history=None if history is None else listed(history), values=values)
+    asking.load(model)
     (answer,) = model.recommend([request], exclude=listed(exclude), filters=wanted)
     note = ""
     if user is not None and not request.history:

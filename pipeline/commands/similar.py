@@ -17,6 +17,7 @@ def similar(common: Common, item: str, k: int) -> int:
     """Items like an item, from the pushed model."""
     model = asking.recommender(common.load())
     model.check_k(k)
+    asking.load(model)
     (answer,) = model.similar([item])
     if not answer:
         raise UserError(f"--item {item}: the model's catalogue has no such item{model.meant_item(item)}")

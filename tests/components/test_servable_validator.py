@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import plain_tensorflow
 import pytest
 from known_towers import DIMENSION, SERVING, save_servable
 from tfx.components.pusher.executor import Executor as Pusher
@@ -75,12 +76,20 @@ def test_a_good_servable_is_blessed(known_world, known_embedding, tmp_path):
     assert 0 < verdict.validation["latency_ms"]["p50"] <= verdict.validation["latency_ms"]["p99"]
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The process that tries a servable is forked from one that has imported TensorFlow."""
+    monkeypatch.setattr(executor, "subprocess", plain_tensorflow)
+
+
+@pytest.mark.usefixtures("forked")
 def test_a_good_scann_servable_is_blessed(known_world, known_embedding, tmp_path):
     index = Scann(train_scann(known_world.catalogue().vectors, "tree"), SearchParameters(3, 50))
     _save(known_world, known_embedding, tmp_path, index, layer="scann")
     assert _validate(tmp_path).blessed
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_scann_servable_that_claims_to_be_stock_is_refused(known_world, known_embedding, tmp_path):
     index = Scann(train_scann(known_world.catalogue().vectors, "tree"), SearchParameters(3, 50))
     _save(known_world, known_embedding, tmp_path, index, layer="stock", ops=())
@@ -89,6 +98,7 @@ def test_a_scann_servable_that_claims_to_be_stock_is_refused(known_world, known_
     assert "does not load" in verdict.reasons[0] and "Scann" in verdict.reasons[0]
 
 
+@pytest.mark.usefixtures("forked")
 def test_limits_that_are_missed_are_named_with_the_figures(known_world, known_embedding, tmp_path):
     _save(known_world, known_embedding, tmp_path)
     serving = SERVING.model_copy(update={"latency_p99_ms": 0.0001})
@@ -99,6 +109,7 @@ def test_limits_that_are_missed_are_named_with_the_figures(known_world, known_em
     assert latency.startswith("latency p99 of single requests is") and latency.endswith("latency_p99_ms 0.0001")
 
 
+@pytest.mark.usefixtures("forked")
 def test_answers_of_another_shape_or_contract_are_refused(known_world, known_embedding, tmp_path):
     _save(known_world, known_embedding, tmp_path, k=21, return_columns=(), contract_version=CONTRACT_VERSION + 1)
     verdict = _validate(tmp_path)
@@ -109,6 +120,7 @@ def test_answers_of_another_shape_or_contract_are_refused(known_world, known_emb
     assert not verdict.blessed
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_catalogue_that_is_not_the_servables_is_refused(known_world, known_embedding, tmp_path):
     _save(known_world, known_embedding, tmp_path, catalogue_size=149)
     verdict = _validate(tmp_path)
@@ -116,6 +128,7 @@ def test_a_catalogue_that_is_not_the_servables_is_refused(known_world, known_emb
     assert not verdict.blessed
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_corrupt_servable_is_refused(known_world, known_embedding, tmp_path):
     path = _save(known_world, known_embedding, tmp_path)
     data = next((path / "variables").glob("variables.data*"))
@@ -124,6 +137,7 @@ def test_a_corrupt_servable_is_refused(known_world, known_embedding, tmp_path):
     assert not verdict.blessed and "does not load" in verdict.reasons[0]
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "servable" / "Format-Serving").mkdir(parents=True)
     verdict = _validate(tmp_path)

@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
-from modules import preprocessing
+from modules import beam_signatures, preprocessing
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, USER, VALUE_SEPARATOR, WEIGHT
 from modules.encodings import items
 from modules.encodings.features import Columns, Features
@@ -161,7 +161,7 @@ def transformed(world):
         return [{c: np.array(row.get(c, []), kinds[c]) for c in spec} for row in rows]
 
     output = tempfile.mkdtemp()
-    with tft_beam.Context(temp_dir=tempfile.mkdtemp()):
+    with beam_signatures.kept(), tft_beam.Context(temp_dir=tempfile.mkdtemp()):
         function = (instances(users + world.items), metadata) | tft_beam.AnalyzeDataset(
             lambda inputs: preprocessing.preprocessing_fn(inputs, CONFIG)
         )

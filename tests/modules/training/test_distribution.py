@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,28 +28,20 @@ PROGRAM = Path(__file__).parents[2] / "distributed_fits.py"
 OF_WORKERS = ("sampled by row",)
 
 
-def start(folder: Path, cases: tuple[str, ...], **environment: str) -> subprocess.Popen[str]:
-    with (folder / f"log{len(list(folder.iterdir()))}").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(folder), *cases], env=os.environ | environment, stdout=log, stderr=log
-        )
-
-
-def finish(folder: Path, *processes: subprocess.Popen[str]) -> None:
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(codes), "\n".join(log.read_text()[-2000:] for log in folder.glob("log*"))
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, np.ndarray]]:
     """Case and how → what `distributed_fits` writes."""
     folder = tmp_path_factory.mktemp("fits")
-    finish(folder, start(folder, CASES))
-    finish(folder, *(start(folder, OF_WORKERS, TF_CONFIG=content) for content in tf_configs(2)))
+    processes = [(None, CASES), *((config, OF_WORKERS) for config in tf_configs(2))]
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(processes)]
+    log = folder / "log"
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as process:
+        try:
+            code = process.wait(400)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, log.read_text()[-4000:]
     return lambda case, how: dict(np.load(folder / f"{case}-{how}.npz"))
 
 

@@ -51,7 +51,7 @@ class Load:
                     self.failures.append(f"version {answer.version} answered as {marks}")
                 self.answered |= marks
                 # Without a pause the server's processors would be busy with us alone.
-                time.sleep(0.01)
+                time.sleep(0.03)
 
 
 @contextmanager
