@@ -25,7 +25,7 @@ def test_a_run_after_cleaning_takes_what_stayed_and_makes_again_what_went(small:
     assert run()[0] == 0 and run() == (0, set())
 
     found = twotower("runs", "compare", "last~2", "last", "--config", small.config_path).answer
-    assert {"key": "evaluation.floors", "old": {"ndcg@5": 0.98}, "new": {}} in found["configuration"]
+    assert found["configuration"] == [{"key": "evaluation.floors.ndcg@5", "old": 0.98, "new": None}]
     stages = {each["stage"]: each for each in found["stages"]}
     assert stages["Trainer"]["same_outputs"] and not stages["Evaluator"]["same_outputs"]
     assert stages["Evaluator"]["old_peak_memory_bytes"] > 10**8 and stages["Evaluator"]["new_seconds"] is None
@@ -55,16 +55,14 @@ def test_an_earlier_version_is_asked_updated_and_listed_again(small: Small, tmp_
     first = int(small.serve_in(tmp_path / "served").name)
     options = ["--config", small.config_path, "--set", f"output.push={tmp_path / 'served'}"]
     ask = ["recommend", *options, "--user", "4", "--k", "5"]
-    before = twotower(*ask).answer["items"]
-    removed = before[0]["item_id"]
+    before = [item["item_id"] for item in twotower(*ask).answer["items"]]
+    removed = before[0]
     second = twotower("update-index", *options, "--remove", removed).answer["version"]
-    assert removed not in {item["item_id"] for item in twotower(*ask).answer["items"]}
-
     done = twotower("rollback", *options)
     assert done.code == 0, done.errors
     third = done.answer["version"]
     answer = twotower(*ask).answer
-    assert answer["items"] == before and answer["model_version"] == third
+    assert [item["item_id"] for item in answer["items"]] == before and answer["model_version"] == third
     listed = twotower("rollback", "--list", *options).answer["versions"]
     assert [(each["version"], each["made_by"], each["made_from"], each["state"]) for each in listed] == [
         (third, "rollback", first, "served"),
