@@ -108,7 +108,11 @@ def _for_ranker(
     shards: int,
     run: str | None,
 ) -> int:
+    from pipeline import runs
+
     config = common.load()
+    # Nothing is made below a root where nothing has run, a log neither.
+    runs.read_runs(config, last=1)
 
     def write() -> Outcome:
         from pipeline import ranker_hand_off

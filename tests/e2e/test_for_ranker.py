@@ -223,4 +223,4 @@ def test_a_mistake_is_one_line(small: Small, tmp_path: Path, arguments: list[str
     run = ["--run", small.outcome.answer["run"]] if "--for-ranker" in arguments and "--run" not in arguments else []
     outcome = twotower("batch", "--config", small.config_path, *where, *k, *run, *arguments)
     assert outcome.code == 2 and words in outcome.errors and outcome.errors.count("\n") == 1, outcome.errors
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and not Path("elsewhere").exists()

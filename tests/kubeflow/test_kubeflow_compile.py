@@ -398,7 +398,8 @@ def test_a_setting_reaches_the_stages_that_read_it_and_changes_no_other(tmp_path
     before = settings_of()
     for override, readers in {
         "serving.latency_p99_ms=5": {"ServableValidator"},
-        "serving.exclude_history=false": {"ScannIndexBuilder"},
+        # Where answers hold the history, a repeat is learned, and counts as a hit.
+        "serving.exclude_history=false": {"Trainer", "ScannIndexBuilder", "Evaluator"},
         "training.learning_rate=0.1": {"Trainer"},
         "features.query.age.dimension=3": {"Trainer"},
         "evaluation.floors={ndcg@5: 0.1}": {"Evaluator"},
