@@ -96,12 +96,12 @@ class BruteForce(_TensorFlow):
         yield [(1, 1)]
 
 
-def _tree_efforts(leaves: int, k: int) -> Efforts:
+def _tree_efforts(leaves: int, k: int, factors: Sequence[float] = (1, 2, 4, 8, 16)) -> Efforts:
     searched = max(2, leaves // 512)
     while searched < leaves:
-        yield [(searched, factor * k) for factor in (1, 2, 4, 8, 16)]
+        yield [(searched, round(factor * k)) for factor in factors]
         searched = math.ceil(2**0.5 * searched)
-    yield [(leaves, 16 * k)]
+    yield [(leaves, round(factors[-1] * k))]
 
 
 class Stock(_TensorFlow):
@@ -113,8 +113,8 @@ class Stock(_TensorFlow):
         self._trace(Tree(vectors, trained))
 
     def efforts(self) -> Efforts:
-        # It scores exactly at once: there is nothing to reorder.
-        return ([efforts[0]] for efforts in _tree_efforts(self.partitions, self.k))
+        factors = (1, 1.4, 2, 2.8, 4, 5.6, 8, 16, 32)
+        return _tree_efforts(self.partitions, self.k, factors)
 
 
 class ScannOp(_TensorFlow):

@@ -28,9 +28,10 @@ SMALLEST_TRAINED = 100
 # The rule of thumb in ScaNN's documentation: brute force, from here on asymmetric hashing, from there on a tree.
 _EXACT_BELOW = 20_000
 _QUANTIZED_BELOW = 100_000
-# A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what a
-# partition tree finds among rare members is neither the best of them nor enough.
-_FEW = 1 / 16
+FEW = 1 / 16
+"""A filter that leaves at most this share of the catalogue is answered exactly: reading so few rows is cheap, and what
+a partition tree finds among rare members is neither the best of them nor enough."""
+
 _CACHED_DISTANCES = 2**20
 # Scores of all items that are in memory at once: 64 MiB.
 _SCORES_AT_ONCE = 2**24
@@ -54,9 +55,10 @@ class SearchParameters:
     """How much of an index a search looks at: more finds more and takes longer."""
 
     partitions_to_search: int | tf.Tensor = 1
-    """Leaves of the tree whose members are scored."""
+    """Leaves of the tree whose members may be scored."""
     reorder: int | tf.Tensor = 1
-    """Candidates of the approximate pass that are scored again exactly; the stock tree scores exactly at once."""
+    """Candidates of the approximate pass that are scored again exactly. The stock tree scores exactly at once: the
+    members of the best cells, until there are so many, and of the cells whose centres score nearly as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ class TopK(tf.Module, abc.ABC):
             scores, rows = self._find(queries, k, excluded, None, parameters)
         else:
             exist = tf.math.count_nonzero(allowed, axis=1, dtype=tf.int32)
-            few = exist <= int(_FEW * self.size)
+            few = exist <= int(FEW * self.size)
             shape = [tf.shape(queries)[0], k]
             scores, rows = tf.cond(
                 tf.reduce_all(few),

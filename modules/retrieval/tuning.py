@@ -45,8 +45,9 @@ _FIRST_MEMBERS = 2
 _STEPS_AFTER_SUCCESS = 1
 # Catalogues of as many items or more are not built in layers that nobody asked for.
 _COMPARED_BELOW = 100_000
-# Candidates to rescore, as multiples of k.
+# Candidates to rescore, as multiples of k. Of the stock tree, whose members are scored once: finer steps.
 _REORDER_FACTORS = (1, 2, 4, 8, 16)
+_SCORED_FACTORS = (1, 1.4, 2, 2.8, 4, 5.6, 8, 11, 16, 32)
 SAMPLING_TOLERANCE = 0.01
 """What a recall may lack on queries that the index was not tuned with: a sample's recall varies."""
 _BATCH = 64
@@ -84,6 +85,8 @@ class Trial(BaseModel):
     partitions_to_search: int | None
     reorder: int | None
     recall: float
+    recall_error: float = 0.0
+    """Standard error of the recall, for what other queries would have; 0 in reports of before there was one."""
     latency_ms: Latency
     build_seconds: float
     """Training and building; of a few settings that share an index, each has its whole time."""
@@ -203,7 +206,8 @@ def build_index(
 
     Returns:
         The index, its search parameters, and the report. The setting is the fastest for single queries of those that
-        reach the recall target. When none does, it is the one with the best recall, and the report says so.
+        reach the recall target by a standard error. When none does, it is the one with the best recall, and the report
+        says so where that is below the target.
     """
     recall_k = min(settings.recall_k, len(vectors))
     k = max(k, recall_k)
@@ -228,10 +232,11 @@ def build_index(
         if parameters is None or beaten is None:
             return
         search = candidate.search(parameters)
-        reached = recall(_scores(search, evaluation), exact_evaluation)
+        reached, error = _mean(recalls(_scores(search, evaluation), exact_evaluation))
         logging.info("%s/%s: recall@%d %.4f", kind.layer, kind.strategy, recall_k, reached)
         latency = _latency(search, evaluation, _REPORTED_CALLS)
-        measured = MeasuredLayer(**{**beaten.model_dump(), "recall": reached, "latency_ms": latency})
+        of_eval = {"recall": reached, "recall_error": error, "latency_ms": latency}
+        measured = MeasuredLayer(**{**beaten.model_dump(), **of_eval})
         found[kind.layer, kind.strategy] = _Found(kind, parameters, beaten, measured)
 
     for kind in _kinds(vectors, settings, strategy):
@@ -275,9 +280,14 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _better(trial: Trial, than: Trial, target: float) -> bool:
-    if min(trial.recall, than.recall) >= target:
+    if _reaches(trial, target) and _reaches(than, target):
         return trial.latency_ms.single.p50 < than.latency_ms.single.p50
     return trial.recall > than.recall
+
+
+def _reaches(trial: Trial, target: float) -> bool:
+    """Whether other queries are likely to have the recall as well: of many settings, the cheapest is a lucky one."""
+    return trial.recall - trial.recall_error >= target
 
 
 def _kinds(vectors: Vectors, settings: Index, strategy: Strategy) -> Iterator[_Kind]:
@@ -330,6 +340,8 @@ def _trials(
     memory = _bytes(candidate.index)
     succeeded = 0
     reorders = _reorders(candidate, settings, k)
+    # From more to less: with all members of too few partitions there is nothing more to try.
+    falling = reorders[0] > reorders[-1]
     # A single parameter can take finer steps, and the first success is the cheapest.
     factor, further = (2.0, _STEPS_AFTER_SUCCESS) if len(reorders) > 1 else (2**0.5, 0)
     for partitions in _partitions(candidate, settings, k, factor):
@@ -337,21 +349,24 @@ def _trials(
         for reorder in reorders:
             parameters = SearchParameters(partitions, reorder)
             search = candidate.search(parameters)
+            found, error = _mean(recalls(_scores(search, validation), exact))
             trial = Trial(
                 layer=candidate.kind.layer,
                 strategy=candidate.kind.strategy,
                 partitions=candidate.kind.leaves,
                 spherical=candidate.kind.spherical,
                 partitions_to_search=partitions if candidate.kind.strategy == "tree" else None,
-                reorder=reorder if _rescores(candidate) else None,
-                recall=recall(_scores(search, validation), exact),
+                reorder=None if candidate.kind.strategy == "exact" else reorder,
+                recall=found,
+                recall_error=error,
                 latency_ms=_latency(search, validation, _TRIED_CALLS),
                 build_seconds=candidate.seconds,
                 bytes=memory,
             )
             yield parameters, trial
-            reached = trial.recall >= settings.recall_target
-            if reached:
+            enough = _reaches(trial, settings.recall_target)
+            reached |= enough
+            if enough != falling:
                 break
         succeeded += reached
         if succeeded > further:
@@ -371,21 +386,18 @@ def _partitions(candidate: _Candidate, settings: Index, k: int, factor: float) -
     yield leaves
 
 
-def _rescores(candidate: _Candidate) -> bool:
-    """Whether candidates are scored twice, which `reorder` bounds."""
-    kind = candidate.kind
-    return kind.strategy == "quantized" or (kind.strategy == "tree" and kind.layer == "scann")
-
-
 def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
-    """Numbers of candidates to score exactly; without a limit of the settings, in the end the whole catalogue."""
-    size = candidate.index.size
-    if not _rescores(candidate):
+    """Numbers of candidates to score exactly, in the order to try them."""
+    kind, size = candidate.kind, candidate.index.size
+    if kind.strategy == "exact":
         return [1]
     if settings.reorder:
         return [min(settings.reorder, size)]
+    if kind.layer == "stock" and kind.strategy == "tree":
+        return list(dict.fromkeys([size, *(min(round(factor * k), size) for factor in _SCORED_FACTORS[::-1])]))
     tried = [min(factor * k, size) for factor in _REORDER_FACTORS]
-    return list(dict.fromkeys([*tried, size] if candidate.kind.strategy == "quantized" else tried))
+    # Without a limit of the settings, in the end the whole catalogue.
+    return list(dict.fromkeys([*tried, size] if kind.strategy == "quantized" else tried))
 
 
 def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
@@ -407,7 +419,12 @@ def _scores(search: _Search, queries: QuerySample) -> np.ndarray:
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """Mean over queries of the share of the exact best rows that were found.
+    """Mean over queries of `recalls`."""
+    return _mean(recalls(found, exact))[0]
+
+
+def recalls(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """[Q] or fewer: of each query that has any, the share of the exact best rows that were found.
 
     Args:
         found: [Q, k] scores.
@@ -416,11 +433,16 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """
     exist = np.isfinite(exact).sum(axis=1)
     found, exact, exist = found[exist > 0], exact[exist > 0], exist[exist > 0]
-    if not len(exist):
-        return 1.0
     least = exact[np.arange(len(exact)), exist - 1][:, np.newaxis]
     hits = (found >= least - _TIE * np.maximum(1.0, np.abs(least))).sum(axis=1)
-    return float(np.mean(np.minimum(hits, exist) / exist))
+    return np.minimum(hits, exist) / exist
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """The mean of some recalls and its standard error; nothing was missed where there are none."""
+    if not len(values):
+        return 1.0, 0.0
+    return float(np.mean(values)), float(np.std(values) / len(values) ** 0.5)
 
 
 def _latency(search: _Search, queries: QuerySample, calls: Mapping[int, int]) -> Latency:

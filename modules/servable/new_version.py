@@ -78,6 +78,9 @@ class Opened:
             return BruteForce(vectors)
         parameters = SearchParameters(contract.partitions_to_search, contract.reorder)
         if partitions is not None:
+            if contract.reorder == 1:
+                # Of before partitions had cells: all members of so many partitions.
+                parameters = SearchParameters(contract.partitions_to_search, len(vectors))
             return stock(vectors, "tree", parameters, partitions)
         return stock(vectors, resolve_strategy(contract.strategy, len(vectors)), parameters)
 

@@ -28,8 +28,8 @@ class Index(Settings):
     partitions_to_search: int | None = Field(None, ge=1, le=10_000_000)
     """By default, as `reorder`, from the fastest setting that reaches the recall target on validation queries."""
     reorder: int | None = Field(None, ge=1, le=10_000_000)
-    """Candidates of the approximate pass that are scored again exactly. The stock layer's tree scores exactly at once
-    and takes no notice of it."""
+    """Candidates of the approximate pass that are scored again exactly. The stock layer's tree scores exactly at once:
+    the members of the best cells, until there are so many, and of those that are nearly as good."""
     dimensions_per_block: int = Field(2, ge=1, le=16_384)
     """Dimensions that share one code of the asymmetric hash."""
     seed: Seed = 42
