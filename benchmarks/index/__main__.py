@@ -1,4 +1,4 @@
-"""Compares the index layers with brute force, ScaNN's own searchers, faiss, hnswlib and usearch at equal recall.
+"""Compares the index layers with brute force, ScaNN's searchers, faiss, hnswlib and usearch at equal recall.
 
 Each system lives in a process of its own; they are timed in turns, a few calls each, so that whatever else the machine
 does meets all of them, and medians are taken. Building may use every processor, searching as many threads as asked.
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1, help="of a search (default 1)")
     parser.add_argument("--bench-python", default=str(_ROOT / ".venv-bench" / "bin" / "python"), metavar="PYTHON",
-                        help="interpreter that has faiss, hnswlib and usearch (default .venv-bench)")  # fmt: skip
+                        help="interpreter that has the peers' libraries (default .venv-bench)")  # fmt: skip
     parser.add_argument("--output", default=str(_ROOT / "bench-results" / "index"), metavar="FOLDER")
     parser.add_argument("--partitions", type=int, metavar="N",
                         help="of every system that has them (default 2 √items)")  # fmt: skip

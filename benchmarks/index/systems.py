@@ -113,7 +113,7 @@ class Stock(_TensorFlow):
         self._trace(Tree(vectors, trained))
 
     def efforts(self) -> Efforts:
-        factors = (1, 1.4, 2, 2.8, 4, 5.6, 8, 16, 32)
+        factors = (1, 1.4, 2, 2.8, 4, 5.6, 8, 16, 32, 64)
         return _tree_efforts(self.partitions, self.k, factors)
 
 
@@ -133,7 +133,7 @@ class ScannPybind(System):
     def build(self, vectors: np.ndarray) -> None:
         from scann.scann_ops.py import scann_ops_pybind
 
-        from modules.retrieval.scann import hashing_settings, tree_settings
+        from modules.retrieval.scann_settings import hashing_settings, tree_settings
 
         builder = scann_ops_pybind.builder(vectors, self.k, "dot_product")
         builder = builder.tree(**tree_settings(len(vectors), self.partitions), spherical=self.spherical)
@@ -151,6 +151,12 @@ class ScannPybind(System):
 
     def bytes(self) -> int:
         return self.size * self.dimension * 4 + self.size * -(-self.dimension // 4)
+
+
+class ScannCore(ScannPybind):
+    """The same search as a library of its own, without TensorFlow, under the same names."""
+
+    in_bench_environment = True
 
 
 class FaissIvfPq(System):
@@ -275,6 +281,7 @@ SYSTEMS: dict[str, type[System]] = {
     "stock": Stock,
     "scann_op": ScannOp,
     "scann_pybind": ScannPybind,
+    "scann_core": ScannCore,
     "faiss_ivfpq": FaissIvfPq,
     "faiss_hnsw": FaissHnsw,
     "hnswlib": Hnswlib,

@@ -25,11 +25,11 @@ from modules.retrieval.vectors import Vectors, as_tensor, parts, zeros
 
 # Members of one cell lie in blocks of this many, so that a cell is read as a few long runs of memory. Larger blocks
 # pad more (half a block per cell on average), smaller ones make the gather slower.
-_BLOCK = 16
+_BLOCK = 8
 # Members of a cell on average, and the fewest that a partition is divided for. Smaller cells have more centres to
 # compare with, and pad more.
-_CELL = 128
-_SMALL_CELL = 32
+_CELL = 64
+_SMALL_CELL = 16
 _ROUNDS = 6
 _EXTENT = 3
 

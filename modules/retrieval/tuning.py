@@ -15,7 +15,8 @@ from absl import logging
 from pydantic import BaseModel
 
 from modules.retrieval.brute_force import BruteForce
-from modules.retrieval.scann import Scann, TrainedScann, default_partitions, train_partitions, train_scann
+from modules.retrieval.scann import Scann, TrainedScann, train_partitions, train_scann
+from modules.retrieval.scann_settings import default_partitions
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import (
     SMALLEST_TRAINED,

@@ -56,7 +56,7 @@ def test_partitions_reach_the_process_of_a_system(tmp_path: Path, monkeypatch):
     main()
     (stock,) = json.loads((tmp_path / "results.json").read_text())
     # Of two there is one effort: to search both.
-    assert [effort for effort, _, _ in stock["tried"]] == [[2, 640]]
+    assert [effort for effort, _, _ in stock["tried"]] == [[2, 1280]]
 
 
 @pytest.mark.slow
