@@ -337,39 +337,47 @@ def _kinds(vectors: Vectors, settings: Index, strategy: Strategy) -> Iterator[_K
 def _trials(
     candidate: _Candidate, settings: Index, recall_k: int, k: int, validation: QuerySample, exact: np.ndarray
 ) -> Iterator[tuple[SearchParameters, Trial]]:
-    """Tries search parameters: more and more partitions, and for each number of them more and more to reorder."""
+    """Tries search parameters: more and more partitions, and for each number of them what is the least to reorder."""
     memory = _bytes(candidate.index)
     succeeded = 0
     reorders = _reorders(candidate, settings, k)
-    # From more to less: with all members of too few partitions there is nothing more to try.
-    falling = reorders[0] > reorders[-1]
     # A single parameter can take finer steps, and the first success is the cheapest.
     factor, further = (2.0, _STEPS_AFTER_SUCCESS) if len(reorders) > 1 else (2**0.5, 0)
+
+    def attempt(partitions: int, reorder: int) -> tuple[SearchParameters, Trial]:
+        parameters = SearchParameters(partitions, reorder)
+        search = candidate.search(parameters)
+        found, error = _mean(recalls(_scores(search, validation), exact))
+        return parameters, Trial(
+            layer=candidate.kind.layer,
+            strategy=candidate.kind.strategy,
+            partitions=candidate.kind.leaves,
+            spherical=candidate.kind.spherical,
+            partitions_to_search=partitions if candidate.kind.strategy == "tree" else None,
+            reorder=None if candidate.kind.strategy == "exact" else reorder,
+            recall=found,
+            recall_error=error,
+            latency_ms=_latency(search, validation, _TRIED_CALLS),
+            build_seconds=candidate.seconds,
+            bytes=memory,
+        )
+
     for partitions in _partitions(candidate, settings, k, factor):
-        reached = False
-        for reorder in reorders:
-            parameters = SearchParameters(partitions, reorder)
-            search = candidate.search(parameters)
-            found, error = _mean(recalls(_scores(search, validation), exact))
-            trial = Trial(
-                layer=candidate.kind.layer,
-                strategy=candidate.kind.strategy,
-                partitions=candidate.kind.leaves,
-                spherical=candidate.kind.spherical,
-                partitions_to_search=partitions if candidate.kind.strategy == "tree" else None,
-                reorder=None if candidate.kind.strategy == "exact" else reorder,
-                recall=found,
-                recall_error=error,
-                latency_ms=_latency(search, validation, _TRIED_CALLS),
-                build_seconds=candidate.seconds,
-                bytes=memory,
-            )
-            yield parameters, trial
-            enough = _reaches(trial, settings.recall_target)
-            reached |= enough
-            if enough != falling:
-                break
-        succeeded += reached
+        # The most first: where it is not enough, these partitions do not hold what is looked for.
+        least, enough = 0, len(reorders) - 1
+        tried = attempt(partitions, reorders[enough])
+        yield tried
+        if not _reaches(tried[1], settings.recall_target):
+            continue
+        while least < enough:
+            middle = (least + enough) // 2
+            tried = attempt(partitions, reorders[middle])
+            yield tried
+            if _reaches(tried[1], settings.recall_target):
+                enough = middle
+            else:
+                least = middle + 1
+        succeeded += 1
         if succeeded > further:
             return
 
@@ -388,17 +396,21 @@ def _partitions(candidate: _Candidate, settings: Index, k: int, factor: float) -
 
 
 def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
-    """Numbers of candidates to score exactly, in the order to try them."""
+    """Numbers of candidates to score exactly, rising."""
     kind, size = candidate.kind, candidate.index.size
     if kind.strategy == "exact":
         return [1]
     if settings.reorder:
         return [min(settings.reorder, size)]
     if kind.layer == "stock" and kind.strategy == "tree":
-        return list(dict.fromkeys([size, *(min(round(factor * k), size) for factor in _SCORED_FACTORS[::-1])]))
-    tried = [min(factor * k, size) for factor in _REORDER_FACTORS]
-    # Without a limit of the settings, in the end the whole catalogue.
-    return list(dict.fromkeys([*tried, size] if kind.strategy == "quantized" else tried))
+        return _rising(_SCORED_FACTORS, k, size)
+    # In the end the whole catalogue, but not by ScaNN's op.
+    return _rising(_REORDER_FACTORS, k, size)[: None if kind.strategy == "quantized" else len(_REORDER_FACTORS)]
+
+
+def _rising(factors: Sequence[float], k: int, size: int) -> list[int]:
+    """Multiples of k up to `size`, and that."""
+    return list(dict.fromkeys([*(min(round(factor * k), size) for factor in factors), size]))
 
 
 def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
