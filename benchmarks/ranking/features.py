@@ -1,188 +1,203 @@
 """What a ranking model reads of a query and a candidate: nothing that was not known when the query was asked.
 
 The rows of `twotower batch --for-ranker` bring the retrieval's score, the query's and the item's own columns. Here
-comes what other users' interactions before the time of asking say of the two: popularity then, what followed the newest
-items of the history, who else took the item; and what the history has of the item's genres. Of the user's own, only the
-history counts: on a random split what is asked for can be older than the asking.
+comes what the towers do not read: the stars that people gave, what was popular just before the query, which items
+others took together and one after the other, all of it counted up to the query and not up to the last training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 DAY = 86_400
 _WINDOWS = {"month": 30 * DAY, "week": 7 * DAY, "day": DAY}
+_SESSION = 1_800
 # Items after which another one counts as its follower, and newest items of a history whose followers are looked up.
-_FOLLOWS, _NEWEST = 5, (1, 5, 20)
+_FOLLOWS, _NEWEST = 5, (1, 3, 10, 30)
 _PRIOR = 20.0
-_BANDS = [18, 25, 35, 45, 50, 56]
+_LIKED = 4.0
+# Trees see a row alone: how it stands among its query's candidates has to be told.
+_PLACED = ("popularity", "lift_month", "lift_week", "stars", "followers_1", "followers_10", "alike", "alike_newest")
 
 
-def features(
-    candidates: pd.DataFrame, queries: pd.DataFrame, interactions: pd.DataFrame, users: pd.DataFrame
-) -> pd.DataFrame:
-    """[N] rows of numbers, NaN where there is none, and categories as codes; in the order of the candidates.
+def features(candidates: pd.DataFrame, queries: pd.DataFrame, interactions: pd.DataFrame) -> pd.DataFrame:
+    """[N, F] float32, NaN where there is nothing to say; in the order of the candidates.
+
+    Memory grows with the square of the items: for a catalogue of thousands.
 
     Args:
-        candidates: The hand-off's table, a query's rows together.
+        candidates: The hand-off's table, a query's rows together. Of a temporal split: what its users did before a
+            query is in the query's history, so that no candidate of theirs is counted already.
         queries: The hand-off's table.
-        interactions: `user`, `item`, `timestamp` of everybody.
-        users: `user`, `gender` and `age`.
+        interactions: `user`, `item`, `timestamp`, `rating` of everybody.
     """
-    world = _World(candidates, interactions.sort_values("timestamp", kind="stable"), users)
-    of_query = queries.set_index("query")
-    parts = [
-        world.of_query(rows, of_query.at[key, "user"], int(of_query.at[key, "time"]), list(of_query.at[key, "history"]))
-        for key, rows in candidates.groupby("query", sort=False)
-    ]
-    return pd.concat(parts).loc[candidates.index]
+    interactions = interactions.sort_values("timestamp", kind="stable")
+    names = pd.Index(pd.unique(pd.concat([candidates["item"], interactions["item"]])))
+    past, films = _Past(interactions, names), _Films(candidates, names)
+    rated = interactions.drop_duplicates(["user", "item"]).set_index(["user", "item"])["rating"].to_dict()
+    places = candidates.groupby("query", sort=False).indices
+    columns: dict[str, np.ndarray] = {}
+    for query in queries.sort_values("time", kind="stable").itertuples():
+        rows = places.get(query.query)
+        if rows is None:
+            continue
+        past.advance(query.time)
+        of_query = candidates.iloc[rows]
+        items = names.get_indexer(of_query["item"])
+        history = names.get_indexer(list(query.history))
+        stars = np.array([rated[query.user, item] for item in query.history], float)
+        values = _retrieved(of_query) | past.popularity(items, query.time) | past.together(items, history, stars)
+        values |= films.content(items, history, stars)
+        values |= {f"{name}_place": _places(values[name]) for name in _PLACED}
+        for name, of_name in values.items():
+            if name not in columns:
+                columns[name] = np.full(len(candidates), np.nan, np.float32)
+            columns[name][rows] = of_name
+    return pd.DataFrame(columns, index=candidates.index)
 
 
-class _World:
-    """The interactions as arrays, oldest first, so that those before a time are the first ones."""
+def _retrieved(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What the rows themselves say."""
+    score = rows["score"].to_numpy(float)
+    return {
+        "score": score,
+        "rank": rows["rank"].to_numpy(float),
+        "below_best": score - score.max(),
+        "standardized": (score - score.mean()) / (score.std() + 1e-9),
+        "history_age": np.log1p(rows["query_history_age"].to_numpy(float)),
+        "age": rows["query_age"].to_numpy(float),
+    }
 
-    def __init__(self, candidates: pd.DataFrame, interactions: pd.DataFrame, users: pd.DataFrame) -> None:
-        names = pd.Index(pd.unique(pd.concat([candidates["item"], interactions["item"]])))
-        self._names, self._size = names, len(names)
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """[K] the share of the candidates that are better."""
+    return np.argsort(np.argsort(-np.nan_to_num(values), kind="stable"), kind="stable") / len(values)
+
+
+@dataclass
+class _Own:
+    """What somebody has done so far, oldest first."""
+
+    items: list[int] = field(default_factory=list)
+    liked: list[int] = field(default_factory=list)
+
+
+class _Past:
+    """Everybody's interactions before a moment, counted; the moment moves forward only.
+
+    Args:
+        interactions: Oldest first.
+        names: [C] ids of the items.
+    """
+
+    def __init__(self, interactions: pd.DataFrame, names: pd.Index) -> None:
+        self._size = size = len(names)
         self._time = interactions["timestamp"].to_numpy()
         self._item = names.get_indexer(interactions["item"])
-        first = candidates.drop_duplicates("item").set_index("item")
-        self._genres = {item: list(genres) for item, genres in first["item_genres"].items() if genres is not None}
-        self._year = first["item_release_year"].to_dict()
-        who = users.drop_duplicates("user").set_index("user").reindex(interactions["user"])
-        self._groups = {
-            "gender": (who["gender"].to_numpy(object), "query_gender"),
-            "band": (_band(who["age"].to_numpy(float)), "query_age"),
-        }
-        self._user, self._users = pd.factorize(interactions["user"])
-        # Of each item whose interaction was the first, and when; and when somebody else's first one was.
-        self._first_user, self._first = self._firsts(np.ones(len(self._item), bool))
-        _, self._first_by_another = self._firsts(self._user != self._first_user[self._item])
-        self._followers = _followers(self._user, self._item, self._time, self._size)
+        self._rating = interactions["rating"].to_numpy(float)
+        self._user, users = pd.factorize(interactions["user"])
+        self._people = [_Own() for _ in users]
+        # How many interactions are before the moment.
+        self._now = 0
+        self._count, self._stars = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        self._likes, self._first = np.zeros(size, np.float32), np.full(size, np.nan)
+        # [C, C] people who took both; who liked both; and how often the second came soon after the first.
+        self._both, self._liked, self._followed = (np.zeros((size, size), np.float32) for _ in range(3))
 
-    def _firsts(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Users and times of the items' first interactions among some, by item; -1 and the latest time for none."""
-        users, times = np.full(self._size, -1), np.full(self._size, np.iinfo(np.int64).max)
-        places = np.flatnonzero(among)
-        items, where = np.unique(self._item[places], return_index=True)
-        users[items], times[items] = self._user[places[where]], self._time[places[where]]
-        return users, times
+    def advance(self, moment: int) -> None:
+        """Counts what happened before a moment, and nothing of that very second."""
+        end = int(np.searchsorted(self._time, moment))
+        for place in range(self._now, end):
+            item, own = self._item[place], self._people[self._user[place]]
+            if not self._count[item]:
+                self._first[item] = self._time[place]
+            self._both[item, own.items] += 1
+            self._both[own.items, item] += 1
+            self._followed[own.items[-_FOLLOWS:], item] += 1
+            if self._rating[place] >= _LIKED:
+                self._liked[item, own.liked] += 1
+                self._liked[own.liked, item] += 1
+                self._likes[item] += 1
+                own.liked.append(item)
+            own.items.append(item)
+            self._count[item] += 1
+            self._stars[item] += self._rating[place]
+        self._now = max(self._now, end)
 
-    def of_query(self, rows: pd.DataFrame, user: str, asked: int, history: Sequence[str]) -> pd.DataFrame:
-        """The features of one query's candidates."""
-        own = self._users.get_indexer([user])[0]
-        # Places of what others did before the asking, oldest first.
-        before = np.flatnonzero(self._user[: np.searchsorted(self._time, asked)] != own)
-        items = self._names.get_indexer(rows["item"])
-        score = rows["score"].to_numpy(float)
-        values: dict[str, np.ndarray] = {
-            "score": score,
-            "rank": rows["rank"].to_numpy(float),
-            "below_best": score - score.max(),
-            "standardized": (score - score.mean()) / (score.std() + 1e-9),
-            "history_length": np.full(len(rows), np.log1p(len(history))),
-            "history_age": np.log1p(rows["query_history_age"].to_numpy(float)),
-            "age": rows["query_age"].to_numpy(float),
-            "gender": (rows["query_gender"] == "F").to_numpy(float),
-            "release_year": rows["item_release_year"].to_numpy(float),
-        }
-        popularity = np.bincount(self._item[before], minlength=self._size)
-        values |= self._popularity(items, own, asked, before, popularity)
-        values |= self._group_shares(rows, items, before, popularity)
-        values |= self._followed(items, own, asked, history, popularity)
-        values |= self._content(rows["item"].tolist(), history)
-        of_rows = pd.DataFrame(values, index=rows.index)
-        # Trees see a row alone: how it stands among its query's candidates has to be told.
-        for name in ("popularity", "lift_month", "followers_1", "followers_5", "genres"):
-            of_rows[f"{name}_place"] = of_rows[name].rank(pct=True)
-        return of_rows
-
-    def _popularity(
-        self, items: np.ndarray, user: int, asked: int, before: np.ndarray, popularity: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        shares = (popularity + 0.5) / (len(before) + 0.5 * self._size)
-        values = {"popularity": np.log1p(popularity[items])}
+    def popularity(self, items: np.ndarray, moment: int) -> dict[str, np.ndarray]:
+        """How popular and how well rated some items [K] are, and since when they are there."""
+        shares = (self._count + 0.5) / (self._now + 0.5 * self._size)
+        values = {"popularity": np.log1p(self._count[items]), "stars": self._mean_stars()[items]}
         for name, seconds in _WINDOWS.items():
-            lately = before[np.searchsorted(before, np.searchsorted(self._time, asked - seconds)) :]
-            recent = np.bincount(self._item[lately], minlength=self._size)
+            lately = self._item[np.searchsorted(self._time, moment - seconds) : self._now]
+            recent = np.bincount(lately, minlength=self._size)
             # Smoothed as the retrieval's own lift is (modules/popularity.py).
-            lift = np.log((recent + _PRIOR * shares) / (len(lately) + _PRIOR) / shares)
-            values |= {f"lift_{name}": lift[items], f"recent_{name}": np.log1p(recent[items])}
-        first = np.where(self._first_user == user, self._first_by_another, self._first)[items]
-        values["days_since_first"] = np.where(first < asked, (asked - first) / DAY, np.nan)
-        return values
+            values[f"lift_{name}"] = np.log((recent + _PRIOR * shares) / (len(lately) + _PRIOR) / shares)[items]
+        return values | {"days_since_first": (moment - self._first[items]) / DAY}
 
-    def _group_shares(
-        self, rows: pd.DataFrame, items: np.ndarray, before: np.ndarray, popularity: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """By how much the item is more, in log, with people like who asks than with all."""
+    def together(self, items: np.ndarray, history: np.ndarray, stars: np.ndarray) -> dict[str, np.ndarray]:
+        """How some items [K] go with a history [L] and the stars that it was given."""
         values = {}
-        for name, (group, column) in self._groups.items():
-            own = rows[column].iloc[0]
-            alike = group[before] == (own if name == "gender" else _band(np.array([float(own)]))[0])
-            counts = np.bincount(self._item[before][alike], minlength=self._size)
-            overall = alike.mean() if len(before) else 0.0
-            share = (counts + _PRIOR * overall) / (popularity + _PRIOR)
-            values[f"share_{name}"] = np.log((share + 1e-9) / (overall + 1e-9))[items]
+        for newest in _NEWEST:
+            followers = self._followed[np.ix_(history[-newest:], items)].sum(0)
+            values[f"followers_{newest}"] = followers / np.sqrt(self._count[items] + _PRIOR)
+        cosine = _cosine(self._both, self._count, history, items)
+        values |= {"alike": _mean(cosine), "alike_newest": _mean(cosine[-20:])}
+        liked = stars >= _LIKED
+        values["alike_liked"] = _mean(_cosine(self._liked, self._likes, history[liked], items))
+        values["alike_disliked"] = _mean(cosine[stars <= 2])
+        # What the item-item neighbourhood predicts of the stars, beside what these items have on average.
+        above = stars - self._mean_stars()[history]
+        values["stars_above"] = above @ cosine / (cosine.sum(0) + 1e-3)
         return values
 
-    def _followed(
-        self, items: np.ndarray, user: int, asked: int, history: Sequence[str], popularity: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """How often, in log, others took the item soon after one of the newest items of the history."""
-        starts, follower, times, whose = self._followers
-        counts, values = np.zeros(self._size), {}
-        newest = self._names.get_indexer(list(reversed(history)))
-        for place in range(max(_NEWEST)):
-            if place < len(newest) and newest[place] >= 0:
-                start, end = starts[newest[place]], starts[newest[place] + 1]
-                some = slice(start, start + int(np.searchsorted(times[start:end], asked)))
-                counts += np.bincount(follower[some][whose[some] != user], minlength=self._size)
-            if place + 1 in _NEWEST:
-                found = counts[items]
-                values[f"followers_{place + 1}"] = np.log1p(found)
-                values[f"followers_{place + 1}_share"] = found / (popularity[items] + _PRIOR)
-        return values
-
-    def _content(self, items: Sequence[str], history: Sequence[str]) -> dict[str, np.ndarray]:
-        """What the history has of the item's genres and of its time."""
-        values = {}
-        for name, some in (("genres", history), ("genres_newest", history[-10:])):
-            profile: dict[str, float] = {}
-            for item in some:
-                for genre in self._genres.get(item, ()):
-                    profile[genre] = profile.get(genre, 0.0) + 1.0 / len(some)
-            of_items = [[profile.get(genre, 0.0) for genre in self._genres.get(item, ())] for item in items]
-            values[name] = np.array([np.mean(each) if each else np.nan for each in of_items])
-        years = [self._year[item] for item in history[-20:] if item in self._year]
-        typical = np.nanmean(years) if np.isfinite(years).any() else np.nan
-        own = np.array([self._year.get(item, np.nan) for item in items], float)
-        return values | {"years_from_history": own - typical}
+    def _mean_stars(self) -> np.ndarray:
+        overall = self._stars.sum() / max(1, self._now)
+        return (self._stars + 10 * overall) / (self._count + 10)
 
 
-def _band(ages: np.ndarray) -> np.ndarray:
-    return np.searchsorted(_BANDS, ages, side="right")
+def _cosine(pairs: np.ndarray, counts: np.ndarray, history: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """[L, K] of the items of a history with others; of few people little."""
+    return pairs[np.ix_(history, items)] / np.sqrt(np.outer(counts[history] + 5, counts[items] + 5))
 
 
-def _followers(
-    user: np.ndarray, item: np.ndarray, time: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What users took soon after each item.
+def _mean(values: np.ndarray) -> np.ndarray:
+    """[K] the mean over a history, NaN over none."""
+    return values.mean(0) if len(values) else np.full(values.shape[1], np.nan)
 
-    Returns:
-        Where an item's part begins [C + 1]; and [M] followers, their times, rising in each part, and whose they are.
+
+class _Films:
+    """What the items table says.
+
+    Args:
+        candidates: `item`, `item_genres`, `item_release_year`.
+        names: [C] ids of the items.
     """
-    # Stable: a user's rows stay oldest first.
-    order = np.argsort(user, kind="stable")
-    columns = np.stack([item, item, time, user])[:, order]
-    pairs = []
-    for distance in range(1, _FOLLOWS + 1):
-        pair = np.concatenate([columns[:1, :-distance], columns[1:, distance:]])
-        pairs.append(pair[:, columns[3, distance:] == columns[3, :-distance]])
-    first, follower, moment, whose = np.concatenate(pairs, axis=1)
-    order = np.lexsort((moment, first))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=size))])
-    return starts, follower[order], moment[order], whose[order]
+
+    def __init__(self, candidates: pd.DataFrame, names: pd.Index) -> None:
+        first = candidates.drop_duplicates("item").set_index("item").reindex(names)
+        of_items = [genres if isinstance(genres, (Sequence, np.ndarray)) else () for genres in first["item_genres"]]
+        every = pd.Index(sorted({genre for genres in of_items for genre in genres}))
+        self._genres = np.zeros((len(names), len(every)), np.float32)
+        for place, genres in enumerate(of_items):
+            self._genres[place, every.get_indexer(list(genres))] = 1 / max(1, len(genres))
+        self._year = first["item_release_year"].to_numpy(float)
+
+    def content(self, items: np.ndarray, history: np.ndarray, stars: np.ndarray) -> Mapping[str, np.ndarray]:
+        """How the genres and years of some items [K] are those of a history [L]."""
+        genres, seen, years = self._genres[items], self._genres[history], self._year[history[-20:]]
+        typical = np.nanmean(years) if np.isfinite(years).any() else np.nan
+        above = stars - (stars.mean() if len(stars) else 0)
+        return {
+            "genres": _mean(seen @ genres.T),
+            "genres_newest": _mean(seen[-10:] @ genres.T),
+            "genres_liked": genres @ (above @ seen / (seen.sum(0) + 3)),
+            "release_year": self._year[items],
+            "years_from_history": self._year[items] - typical,
+            "history_length": np.full(len(items), np.log1p(len(history))),
+            "own_stars": np.full(len(items), stars[-20:].mean() if len(stars) else np.nan),
+        }

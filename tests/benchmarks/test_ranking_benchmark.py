@@ -1,84 +1,102 @@
-"""The second stage: features that know no future, a model that is judged by users it has not seen, the last rules."""
+"""The second stage: features that know no future, a model that is judged on queries it has not seen, the last rules."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from benchmarks.ranking import __main__ as benchmark
-from benchmarks.ranking import last_stage, ranker
+from benchmarks.ranking import last_stage
 from benchmarks.ranking.features import DAY, features
+from benchmarks.ranking.ranker import Ranker
 
 
 @pytest.fixture
-def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Candidates, queries, interactions and users of a world of 12 items."""
+def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Candidates, queries and interactions of a world of 12 items; the queries are each user's last three."""
     rng = np.random.default_rng(5)
     rows = [
-        {"user": f"u{user}", "item": f"i{item}", "timestamp": int(10 * DAY + time * DAY)}
+        {"user": f"u{user}", "item": f"i{item}", "timestamp": int(10 * DAY + time * DAY), "rating": float(stars)}
         for user in range(8)
-        for item, time in zip(rng.permutation(12)[:6], np.sort(rng.integers(0, 300, 6)), strict=True)
+        for item, time, stars in zip(
+            rng.permutation(12)[:6], np.sort(rng.integers(0, 60, 6)), rng.integers(1, 6, 6), strict=True
+        )
     ]
     interactions = pd.DataFrame(rows)
     queries, candidates = [], []
     for user, of_user in interactions.groupby("user"):
-        *history, last = of_user.to_dict("records")
-        seen = [row["item"] for row in history]
-        queries.append({"query": f"{user}/0", "user": user, "time": last["timestamp"], "history": seen,
-                        "relevant_items": [last["item"]]})  # fmt: skip
-        for rank, item in enumerate((f"i{n}" for n in range(12) if f"i{n}" not in seen), 1):
-            candidates.append({"query": f"{user}/0", "user": user, "time": last["timestamp"], "item": item,
-                               "rank": rank, "score": -float(rank), "label": int(item == last["item"]), "weight": 1.0,
-                               "query_age": 30.0, "query_gender": "F", "query_history_age": 5.0,
-                               "item_genres": [f"g{int(item[1:]) % 3}"], "item_release_year": 1990.0})  # fmt: skip
-    users = pd.DataFrame([{"user": f"u{n}", "gender": "FM"[n % 2], "age": 20 + n} for n in range(8)])
-    return pd.DataFrame(candidates), pd.DataFrame(queries), interactions, users
+        own = of_user.to_dict("records")
+        for number, asked in enumerate(range(3, 6)):
+            key, seen, relevant = f"{user}/{number}", [row["item"] for row in own[:asked]], own[asked]
+            queries.append({"query": key, "user": user, "time": relevant["timestamp"], "history": seen,
+                            "relevant_items": [relevant["item"]]})  # fmt: skip
+            for rank, item in enumerate((f"i{n}" for n in range(12) if f"i{n}" not in seen), 1):
+                candidates.append({"query": key, "user": user, "time": relevant["timestamp"], "item": item,
+                                   "rank": rank, "score": -float(rank), "label": int(item == relevant["item"]),
+                                   "weight": 1.0, "query_age": 30.0, "query_history_age": 5.0,
+                                   "item_genres": [f"g{int(item[1:]) % 3}"],
+                                   "item_release_year": 1990.0 + int(item[1:])})  # fmt: skip
+    return pd.DataFrame(candidates), pd.DataFrame(queries), interactions
 
 
 def test_features_count_what_was_there_before_the_query(tables):
-    candidates, queries, interactions, users = tables
-    found = features(candidates, queries, interactions, users)
-    for (_, row), values in zip(candidates.iterrows(), found.to_dict("records"), strict=True):
-        earlier = interactions[(interactions["timestamp"] < row["time"]) & (interactions["user"] != row["user"])]
+    candidates, queries, interactions = tables
+    found = features(candidates, queries, interactions)
+    stars = interactions.set_index(["user", "item"])["rating"]
+    for place in range(0, len(candidates), 7):
+        row, values = candidates.iloc[place], found.iloc[place].to_dict()
+        earlier = interactions[interactions["timestamp"] < row["time"]]
         of_item = earlier[earlier["item"] == row["item"]]
         assert values["popularity"] == pytest.approx(np.log1p(len(of_item)))
-        month = of_item["timestamp"] >= row["time"] - 30 * DAY
-        assert values["recent_month"] == pytest.approx(np.log1p(month.sum()))
+        mean = (of_item["rating"].sum() + 10 * earlier["rating"].mean()) / (len(of_item) + 10) if len(earlier) else 0
+        assert values["stars"] == pytest.approx(mean)
         if len(of_item):
-            first = (row["time"] - of_item["timestamp"].min()) / DAY
-            assert values["days_since_first"] == pytest.approx(first)
+            assert values["days_since_first"] == pytest.approx((row["time"] - of_item["timestamp"].min()) / DAY)
         else:
             assert np.isnan(values["days_since_first"])
         [query] = queries[queries["query"] == row["query"]].to_dict("records")
+        history = query["history"]
         genre = row["item_genres"][0]
-        share = np.mean([f"g{int(item[1:]) % 3}" == genre for item in query["history"]])
-        assert values["genres"] == pytest.approx(share)
-        newest, followers = query["history"][-1], 0
-        for _, of_user in earlier.groupby("user"):
-            items = of_user["item"].tolist()
-            followers += sum(
-                item == row["item"] and newest in items[max(0, place - 5) : place] for place, item in enumerate(items)
-            )
-        assert values["followers_1"] == pytest.approx(np.log1p(followers))
+        assert values["genres"] == pytest.approx(np.mean([f"g{int(item[1:]) % 3}" == genre for item in history]))
+        assert values["own_stars"] == pytest.approx(np.mean([stars[row["user"], item] for item in history]))
+        people = [of_user for _, of_user in earlier.groupby("user")]
+        took = [set(of_user["item"]) for of_user in people]
+        counts = pd.Series([item for items in took for item in items], dtype=object).value_counts()
+        alike = [
+            sum({item, row["item"]} <= items for items in took)
+            / np.sqrt((counts.get(item, 0) + 5) * (counts.get(row["item"], 0) + 5))
+            for item in history
+        ]
+        assert values["alike"] == pytest.approx(np.mean(alike))
+        followers = sum(
+            item == row["item"] and history[-1] in of_user["item"].tolist()[max(0, place - 5) : place]
+            for of_user in people
+            for place, item in enumerate(of_user["item"])
+        )
+        assert values["followers_1"] == pytest.approx(followers / np.sqrt(len(of_item) + 20))
 
 
 def test_features_depend_on_neither_labels_nor_the_future(tables):
-    candidates, queries, interactions, users = tables
-    first = queries.sort_values("time").iloc[0]
-    rows = candidates[candidates["query"] == first["query"]]
-    one = queries[queries["query"] == first["query"]]
-    before = features(rows, one, interactions, users)
-    others = [user for user in users["user"] if user != first["user"]]
-    later = pd.DataFrame({"user": others[0], "item": [f"i{n}" for n in range(12)], "timestamp": first["time"]})
-    own = pd.DataFrame({"user": first["user"], "item": rows["item"], "timestamp": first["time"] - 1})
-    swapped = rows.assign(label=1 - rows["label"])
-    one = one.assign(relevant_items=[["i0"]])
-    after = features(swapped, one, pd.concat([interactions, later, own], ignore_index=True), users)
-    pd.testing.assert_frame_equal(before, after)
+    candidates, queries, interactions = tables
+    before = features(candidates, queries, interactions)
+    asked = queries.set_index("query")["time"]
+    for key in (queries.sort_values("time")["query"].iloc[place] for place in (0, 12)):
+        ours = candidates["query"] == key
+        # All that happens from the query's second on is another world; its history, which is in it, stays.
+        [query] = queries[queries["query"] == key].to_dict("records")
+        own = (interactions["user"] == query["user"]) & interactions["item"].isin(query["history"])
+        known = interactions[(interactions["timestamp"] < asked[key]) | own]
+        rest = interactions.drop(known.index)
+        later = rest.assign(item=rest["item"].to_numpy()[::-1], rating=6 - rest["rating"])
+        swapped = candidates.assign(label=1 - candidates["label"])
+        one = queries[queries["query"] == key].assign(relevant_items=[["i0"]])
+        after = features(swapped, one, pd.concat([known, later], ignore_index=True))
+        pd.testing.assert_frame_equal(before[ours], after[ours])
 
 
-def test_a_model_corrects_the_retrieval_for_users_that_it_has_not_seen():
+def test_a_model_corrects_the_retrieval_on_queries_that_it_has_not_seen():
     rng = np.random.default_rng(1)
     rows = []
     for query in range(150):
@@ -87,27 +105,38 @@ def test_a_model_corrects_the_retrieval_for_users_that_it_has_not_seen():
         rows += [{"user": f"u{query}", "query": f"u{query}/0", "item": f"i{n}", "rank": n + 1, "score": -0.1 * n,
                   "label": int(label[n]), "weight": 1.0, "told": told[n]} for n in range(12)]  # fmt: skip
     table = pd.DataFrame(rows)
-    scores = ranker.held_out_scores(table, table[["told"]], rounds=20)
-    relevant = {key: set(some["item"][some["label"] == 1]) for key, some in table.groupby("query")}
-    user_of = {key: key.removesuffix("/0") for key in relevant}
+    learned, judged = table.iloc[: 100 * 12], table.iloc[100 * 12 :].reset_index(drop=True)
+    # Queries without a positive teach nothing.
+    learned = pd.concat([learned.assign(query="none/" + learned["query"], label=0), learned], ignore_index=True)
+    scores = Ranker(learned, learned[["told"]], rounds=30).scores(judged, judged[["told"]])
+    relevant = {key: set(some["item"][some["label"] == 1]) for key, some in judged.groupby("query")}
     retrieved, ranked = (
-        benchmark.ndcg(benchmark.rankings(table, by), relevant, user_of) for by in (table["score"].to_numpy(), scores)
+        benchmark.ndcg(benchmark.rankings(judged, by), relevant) for by in (judged["score"].to_numpy(), scores)
     )
     assert ranked.mean() > retrieved.mean() + 0.1
-    # A user's own queries have no part in the model that ranks them.
-    held_out = ranker.fold_of(table["user"].tolist()) == 0
-    changed = table.assign(label=np.where(held_out, 1 - table["label"], table["label"]))
-    np.testing.assert_array_equal(
-        ranker.held_out_scores(changed, table[["told"]], rounds=20)[held_out], scores[held_out]
-    )
 
 
 def test_ndcg_counts_what_was_not_retrieved():
     relevant = {"a/0": {"x"}, "b/0": {"y", "z"}, "c/0": {"gone"}, "d/0": set()}
-    user_of = {"a/0": "a", "b/0": "b", "c/0": "b", "d/0": "b"}
-    values = benchmark.ndcg({"a/0": ["p", "x"], "b/0": ["y", "q", "z"]}, relevant, user_of)
-    ideal = 1 + 1 / np.log2(3)
-    np.testing.assert_allclose(values, [1 / np.log2(3), (1.5 / ideal + 0) / 2])
+    values = benchmark.ndcg({"a/0": ["p", "x"], "b/0": ["y", "q", "z"]}, relevant)
+    np.testing.assert_allclose(values, [1 / np.log2(3), 1.5 / (1 + 1 / np.log2(3)), 0])
+
+
+def test_an_interval_allows_for_queries_of_one_user_that_are_alike():
+    values = np.random.default_rng(3).normal(size=40)
+    users = [f"u{n}" for n in range(40)]
+    alone = benchmark.interval(values, users)
+    half = scipy.stats.t.interval(0.95, 39, values.mean(), scipy.stats.sem(values))[1] - values.mean()
+    assert alone == pytest.approx({"mean": values.mean(), "half_width": half})
+    # The same query nine times tells no more than once.
+    assert benchmark.interval(np.repeat(values, 9), np.repeat(users, 9).tolist()) == pytest.approx(alone)
+    # Of users with different numbers of queries: nearly what the bootstrap over users finds.
+    counts = np.random.default_rng(4).integers(1, 20, 40)
+    rows = np.repeat(values, counts)
+    drawn = np.random.default_rng(5).integers(0, 40, (4000, 40))
+    means = (values * counts)[drawn].sum(1) / counts[drawn].sum(1)
+    found = benchmark.interval(rows, np.repeat(users, counts).tolist())["half_width"]
+    assert found == pytest.approx(1.96 * means.std(), rel=0.15)
 
 
 def test_the_last_stage_lets_nothing_pass_that_a_rule_forbids():
