@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,9 @@ from modules.intervals import DEFAULT_CONFIDENCE, Moments
 from pipeline import local_runner
 from pipeline.config import Config, load
 from pipeline.ranker_rows import CANDIDATES, QUERIES
+
+if TYPE_CHECKING:
+    from pipeline.ranker_hand_off import Split
 
 _K = 10
 _LIMITED = "item_genres"
@@ -101,7 +105,7 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def _hand_off(config: Config, output: Path, split: str, k: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _hand_off(config: Config, output: Path, split: Split, k: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The candidates and the queries of a split, as `twotower batch --for-ranker` writes them."""
     folder = output / "rows" / split
     shutil.rmtree(folder, ignore_errors=True)
