@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     local_runner.quiet_libraries()
     folder = options.output.resolve()
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
     overrides = [*_PROTOCOL, f"output.root={folder / 'runs'}", f"output.push={folder / 'served'}", *options.overrides]
     ours.run(options.config, overrides)
     config = load(options.config, overrides)
@@ -109,7 +110,6 @@ def _hand_off(config: Config, output: Path, split: Split, k: int) -> tuple[pd.Da
     """The candidates and the queries of a split, as `twotower batch --for-ranker` writes them."""
     folder = output / "rows" / split
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(exist_ok=True)
     with local_runner.captured_output(str(output / "log")):
         from pipeline import ranker_hand_off
 
