@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import checkerboard
 import numpy as np
@@ -16,6 +17,7 @@ from tensorflow.python.framework import config as framework_config
 
 from modules.errors import UserError
 from modules.towers.query import BlendWeights
+from modules.training import loop
 from modules.training.calibration import CHOICES, WORTH, Calibration, Ranker
 from modules.training.loop import fit
 
@@ -217,6 +219,35 @@ def test_a_fit_that_died_goes_on_and_ends_with_the_same_weights(small, tmp_path,
     assert [e.loss for e in resumed.report.history] == [e.loss for e in whole.report.history]
     assert resumed.report.calibration == whole.report.calibration
     for a, b in zip(weights(resumed.model), weights(whole.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("older", ["state", "epoch", "shape", "path"])
+def test_nothing_is_taken_from_a_checkpoint_of_older_code(small, fitted, tmp_path, monkeypatch, caplog, older):
+    spec, of, asked = small
+    spec = changed(spec, epochs=3, refit=False)
+    folder = str(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        if older == "state":
+            # Nothing but the epochs, in a list.
+            def dumps(content):
+                return json.dumps(content["epochs"] if isinstance(content, dict) else content)
+
+            patch.setattr(loop, "json", SimpleNamespace(dumps=dumps))
+        if older in ("state", "epoch"):
+            patch.setattr(loop, "asdict", lambda epoch: {k: v for k, v in asdict(epoch).items() if k != "gained"})
+            patch.setattr(loop, "fields", lambda of: [field for field in fields(of) if field.name != "gained"])
+        if older == "path":
+            checkpoint = tf.train.Checkpoint
+            patch.setattr(tf.train, "Checkpoint", lambda best, **others: checkpoint(best_weights=best, **others))
+        before = spec.with_settings({"model.dimension": 24}) if older == "shape" else spec
+        die_after(0, lambda: fit(before, of, asked, folder), monkeypatch)
+    with caplog.at_level(logging.INFO, "twotower.progress"):
+        anew = fit(spec, of, asked, folder)
+    assert anew.report.resumed_from_epoch == 0
+    said = [record.getMessage() for record in caplog.records if "checkpoint" in record.getMessage()]
+    assert said == ["training begins anew: the checkpoint of the killed one was written by other code"]
+    for a, b in zip(weights(anew.model), weights(fitted.model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
