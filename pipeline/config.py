@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from modules.encodings.features import Features
 from modules.errors import UserErrors
@@ -58,7 +58,7 @@ class Config(Settings):
     model: Model = Model()
     training: Training = Training()
     tuner: Tuner = Tuner()
-    index: Index = Index()
+    index: Index = Field(Index(), validate_default=True)
     serving: Serving = Serving()
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
@@ -75,6 +75,15 @@ class Config(Settings):
     def push_destination(self) -> str:
         """The folder with one numbered folder per pushed version: the `base_path` that TF Serving watches."""
         return absolute(f"{self.output.push}/{self.name}")
+
+    @field_validator("index")
+    @classmethod
+    def _as_many_answers_as_the_model_is_chosen_for(cls, index: Index, info: ValidationInfo) -> Index:
+        if "recall_k" in index.model_fields_set or "training" not in info.data:
+            return index
+        # Not noted as set: a person's own settings are told from defaults by that.
+        values = dict(index) | {"recall_k": info.data["training"].metric_k}
+        return Index.model_construct(index.model_fields_set, **values)
 
     @field_validator("evaluation")
     @classmethod

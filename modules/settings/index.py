@@ -19,7 +19,8 @@ class Index(Settings):
     recall_target: float = Field(0.95, gt=0, le=1)
     """Share of the exact top k that the index must find, on real queries."""
     recall_k: Answers = 10
-    """Give as many as whoever reads the answers takes: of a hundred, an index for ten may leave out many."""
+    """By default `training.metric_k`: as many as the model is chosen for. Of a hundred answers, an index for ten may
+    leave out many."""
     partitions: int | None = Field(None, ge=1, le=10_000_000)
     """Number of leaves; by default the faster of the square root of the catalogue's size and four times that."""
     spherical: bool | None = None

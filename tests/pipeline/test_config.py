@@ -10,7 +10,7 @@ import pytest
 
 from modules.errors import UserError
 from pipeline import cli
-from pipeline.config import load
+from pipeline.config import Config, load
 
 DEFAULT = "configs/movielens-100k.yaml"
 
@@ -21,6 +21,23 @@ def test_the_default_uses_every_kind_of_feature_the_data_set_has():
         "user_id", "age", "gender", "occupation", "timestamp", "history", "history_age"
     }  # fmt: skip
     assert {f.column for f in config.features.candidate} == {"item_id", "title", "genres", "release_year"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "recall_k"),
+    [
+        ((), 10),
+        (("training.metric=recall", "training.metric_k=100"), 100),
+        (("training.metric_k=50", "index.strategy=tree"), 50),
+        (("training.metric_k=100", "index.recall_k=20"), 20),
+    ],
+)
+def test_the_index_is_for_as_many_answers_as_the_model_is_chosen_for(overrides, recall_k):
+    config = load(DEFAULT, overrides)
+    assert config.index.recall_k == recall_k
+    assert Config.model_validate(config.model_dump(by_alias=True)) == config
+    # What was written remains what was written.
+    assert ("recall_k" in config.model_dump(exclude_unset=True).get("index", {})) == (recall_k == 20)
 
 
 @pytest.mark.parametrize(
