@@ -7,10 +7,12 @@ import json
 import re
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import grpc
@@ -78,7 +80,52 @@ class RestServer(ThreadingHTTPServer):
         self.pages = pages
         self.has_cors = has_cors
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.is_stopping = False
+        self._open: set[socket.socket] = set()
+        self._idle: set[socket.socket] = set()
+        """Those of `_open` that wait for a request."""
+        self._changed = threading.Condition()
         super().__init__(address, _Handler)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Stops listening, answers what is under way, and closes every connection.
+
+        Args:
+            grace_seconds: After these a request that is under way is given up.
+        """
+        self.shutdown()
+        self.server_close()
+        with self._changed:
+            self.is_stopping = True
+            # What was sent already can still be read; then the connection ends as if its client had closed it.
+            _end(self._idle, socket.SHUT_RD)
+            if not self._changed.wait_for(lambda: not self._open, grace_seconds):
+                _end(self._open, socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            self._open.add(request)
+            self._idle.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._changed:
+            self._idle.discard(request)
+            self._open.discard(request)
+            self._changed.notify_all()
+
+    def begins(self, connection: socket.socket) -> None:
+        """Notes that a request has come."""
+        with self._changed:
+            self._idle.discard(connection)
+
+    def waits(self, connection: socket.socket) -> bool:
+        """Notes that the next request is waited for; False where none may come any more."""
+        with self._changed:
+            if not self.is_stopping:
+                self._idle.add(connection)
+            return not self.is_stopping
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Logs what nobody expected; Python's own would print a traceback for every client that hangs up."""
@@ -103,8 +150,11 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle_one_request()
         except (ConnectionError, TimeoutError):
             self.close_connection = True
+        if not self.server.waits(self.connection):
+            self.close_connection = True
 
     def parse_request(self) -> bool:
+        self.server.begins(self.connection)
         self.command = self.requestline = ""
         if not str(self.raw_requestline, "iso-8859-1").split():
             # Python's server would hang up without a word.
@@ -241,6 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         # To a request of an older version as well: no client of today reads an answer without headers.
         self.request_version = self.protocol_version
+        self.close_connection |= self.server.is_stopping
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
@@ -258,6 +309,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def version_string(self) -> str:
         return "twotower development server"
+
+
+def _end(connections: Iterable[socket.socket], how: int) -> None:
+    for connection in connections:
+        # Its client may have closed it.
+        with contextlib.suppress(OSError):
+            connection.shutdown(how)
 
 
 class _TooLarge(Exception):

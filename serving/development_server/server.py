@@ -107,11 +107,11 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Stops listening, answers what is under way, and gives the memory back."""
+        """Stops listening, answers what is under way, closes every connection, and gives the memory back."""
         self._stopping.set()
-        self._grpc.stop(_GRACE_SECONDS).wait()
-        self._rest.shutdown()
-        self._rest.server_close()
+        stopped = self._grpc.stop(_GRACE_SECONDS)
+        self._rest.stop(_GRACE_SECONDS)
+        stopped.wait()
         for thread in self._threads:
             thread.join()
         self.models.close()

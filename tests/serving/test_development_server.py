@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -315,8 +318,6 @@ def test_http_oddities(running: Server):
 
 
 def test_a_connection_is_kept_alive_after_an_error(running: Server):
-    import http.client
-
     connection = http.client.HTTPConnection(running.rest_address, timeout=10)
     for body, expected in ((b"{", 400), (b'{"signature_name": "total", "inputs": 1}', 200)) * 2:
         connection.request("POST", "/v1/models/tiny:predict", body)
@@ -324,6 +325,33 @@ def test_a_connection_is_kept_alive_after_an_error(running: Server):
         response.read()
         assert response.status == expected and connection.sock is not None
     connection.close()
+
+
+def test_a_server_that_stops_answers_what_is_under_way_and_closes_every_connection(base_path: Path):
+    body = b'{"signature_name": "total", "inputs": 1}'
+    head = f"POST /v1/models/tiny:predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Server(Options("tiny", str(base_path), grpc_port=0, rest_port=0)) as server, contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", int(server.rest_address.rpartition(":")[2]))
+        silent, kept_alive, under_way = (
+            opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)
+        )
+        kept_alive.sendall(head + body)
+        assert b'{"outputs": 2}' in kept_alive.recv(2**16)
+        under_way.sendall(head + body[:10])
+        time.sleep(0.1)  # The server has read the first half.
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        assert silent.recv(1) == kept_alive.recv(1) == b""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=30)
+        assert stopping.is_alive(), "one is under way"
+        under_way.sendall(body[10:])
+        answer = http.client.HTTPResponse(under_way)
+        answer.begin()
+        assert (answer.status, answer.read(), answer.headers["Connection"]) == (200, b'{"outputs": 2}', "close")
+        under_way.close()
+        stopping.join(30)
+        assert not stopping.is_alive()
 
 
 def test_a_changed_configuration_file_is_read_again(base_path: Path, versions: Path, tmp_path: Path):
