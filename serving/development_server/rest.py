@@ -162,6 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return super().parse_request()
 
+    def handle_expect_100(self) -> bool:
+        """Sends it at once, for what is written is held back: such a client waits before it sends a body."""
+        goes_on = super().handle_expect_100()
+        self.wfile.flush()
+        return goes_on
+
     def finish(self) -> None:
         """Reads on for a moment: closed with a part unread, a connection is reset, and its client loses the answer."""
         super().finish()

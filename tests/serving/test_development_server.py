@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,23 +328,23 @@ def test_a_connection_is_kept_alive_after_an_error(running: Server):
 
 def test_a_server_that_stops_answers_what_is_under_way_and_closes_every_connection(base_path: Path):
     body = b'{"signature_name": "total", "inputs": 1}'
-    head = f"POST /v1/models/tiny:predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/models/tiny:predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n".encode()
     with Server(Options("tiny", str(base_path), grpc_port=0, rest_port=0)) as server, contextlib.ExitStack() as opened:
         address = ("127.0.0.1", int(server.rest_address.rpartition(":")[2]))
         silent, kept_alive, under_way = (
             opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)
         )
-        kept_alive.sendall(head + body)
+        kept_alive.sendall(head + b"\r\n" + body)
         assert b'{"outputs": 2}' in kept_alive.recv(2**16)
-        under_way.sendall(head + body[:10])
-        time.sleep(0.1)  # The server has read the first half.
+        under_way.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert under_way.recv(2**16).endswith(b" 100 Continue\r\n\r\n")
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         assert silent.recv(1) == kept_alive.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address, timeout=30)
         assert stopping.is_alive(), "one is under way"
-        under_way.sendall(body[10:])
+        under_way.sendall(body)
         answer = http.client.HTTPResponse(under_way)
         answer.begin()
         assert (answer.status, answer.read(), answer.headers["Connection"]) == (200, b'{"outputs": 2}', "close")
