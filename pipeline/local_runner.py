@@ -176,6 +176,12 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
+def keep_peak_memory(execution: Any, peak: int) -> None:
+    """Notes a stage's peak memory, in bytes, in what the metadata store has of its execution."""
+    # An int_value has 32 bits in PostgreSQL and MySQL.
+    execution.custom_properties[PEAK_MEMORY_PROPERTY].double_value = peak
+
+
 def run(
     pipeline: object,
     stream: TextIO,
@@ -316,7 +322,7 @@ def run(
                         (execution,) = store.store.get_executions_by_id([info.execution_id])
                         peak = memory.of_stages.get(node_id) if memory is not None else None
                         if peak is not None and execution.last_known_state == states.COMPLETE:
-                            execution.custom_properties[PEAK_MEMORY_PROPERTY].int_value = peak
+                            keep_peak_memory(execution, peak)
                             store.store.put_executions([execution])
                         if configuration and number == 0:
                             # TFX has made the context for the first stage.

@@ -324,6 +324,7 @@ def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Cont
     stages = []
     for execution in executions:
         parameters = _values(execution)
+        peak = parameters.pop(PEAK_MEMORY_PROPERTY, None)
         nodes = [c.name for c in store.get_contexts_by_execution(execution.id) if c.name.startswith(f"{pipeline}.")]
         stages.append(
             Stage(
@@ -332,7 +333,7 @@ def _read_run(store: ml_metadata.MetadataStore, context: metadata_store_pb2.Cont
                 seconds=max(0, execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
                 inputs=tuple(of_execution[execution.id, False]),
                 outputs=tuple(of_execution[execution.id, True]),
-                peak_memory_bytes=parameters.pop(PEAK_MEMORY_PROPERTY, None),
+                peak_memory_bytes=None if peak is None else int(peak),
                 parameters=parameters,
                 execution=execution.id,
             )

@@ -16,7 +16,7 @@ import world
 from ml_metadata.proto import metadata_store_pb2
 
 from modules.errors import UserError
-from pipeline import cli, runs
+from pipeline import cli, local_runner, runs
 from pipeline.config import load
 
 pytestmark = [
@@ -74,6 +74,13 @@ def test_what_runs_register_is_read_from_a_database_that_is_made_on_the_way(serv
     (pipeline,) = store.put_contexts([metadata_store_pb2.Context(type_id=types["pipeline"], name="small-world")])
     (run,) = store.put_contexts([metadata_store_pb2.Context(type_id=types["pipeline_run"], name="first")])
     store.put_parent_contexts([metadata_store_pb2.ParentContext(child_id=run, parent_id=pipeline)])
+    kind = store.put_execution_type(metadata_store_pb2.ExecutionType(name="E"))
+    execution = metadata_store_pb2.Execution(type_id=kind, name="Trainer")
+    local_runner.keep_peak_memory(execution, 5_000_000_001)
+    (number,) = store.put_executions([execution])
+    association = metadata_store_pb2.Association(context_id=run, execution_id=number)
+    store.put_attributions_and_associations([], [association])
+    assert runs.read_runs(load(path))[0].stages[0].peak_memory_bytes == 5_000_000_001
     done = runs_of(path)
     assert done.returncode == 0 and "first" in done.stdout and done.stderr == ""
 
