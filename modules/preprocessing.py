@@ -14,12 +14,15 @@ from modules import saved_model
 from modules.data.examples import HELD_OUT, LABEL, RELEVANT, SEQUENCE_PREFIX, TIME, USER, VALUE_SEPARATOR, WEIGHT
 from modules.encodings.base import MISSING_TIMESTAMP, Encoding
 from modules.encodings.features import Columns, Features
-from modules.encodings.history import History, newest_first
+from modules.encodings.history import FlatHistory, History
 from modules.encodings.items import ItemIds
 from modules.encodings.values import present, scalar
 
 # Wide enough for no two users to share a number.
 _USERS = 2**62
+# What a feature is encoded from has this name and its column's bytes in Transform's graph: there a request's own values
+# come in.
+_READ = "read."
 _MISSING = {"string": "", "float32": math.nan, "int64": MISSING_TIMESTAMP}
 
 
@@ -79,12 +82,23 @@ def _encode(
     # Learned from the training period: from each interaction, or else from each user or item once.
     learned = feature.learn(own if each is None else each, items)
     if raw is not None:
+        own = _named(own, feature)
         outputs |= zip(feature.keys, feature.encode(own, learned, items), strict=True)
     if sequence is not None:
         for key, values in zip(feature.keys, feature.encode(each, learned, items), strict=True):
             # [N, …] of all users together, row by row → each user's own in one list.
             outputs[SEQUENCE_PREFIX + key] = _widened(sequence, values, feature.encoded[key].width)
     return outputs
+
+
+def _named(read: tf.Tensor | tf.SparseTensor, feature: Encoding) -> tf.Tensor | tf.SparseTensor:
+    if isinstance(read, tf.SparseTensor):
+        return read.with_values(_named(read.values, feature))
+    return tf.identity(read, _name_of(feature))
+
+
+def _name_of(feature: Encoding) -> str:
+    return _READ + feature.column.encode().hex()
 
 
 def _widened(sequence: tf.SparseTensor, values: tf.Tensor, width: int) -> tf.SparseTensor:
@@ -168,9 +182,10 @@ class Preprocessor(tf.Module):
         super().__init__()
         self._features = tuple(features)
         self._own = {} if item_column is None else {item_column: tf.TensorSpec([None], tf.string, name=item_column)}
+        self._history = next((f for f in features if isinstance(f, History)), None)
         keys = [key for feature in features for key in feature.keys]
         wanted = keys if item_column is None else [*keys, LABEL]
-        self._encode, part = _pruned(transform.transform_fn, list(self.signature()), wanted)
+        self._encode, part = _pruned(transform.transform_fn, features, list(self._own), wanted)
         self._tables = saved_model.resources(transform, [part])
 
     def signature(self) -> dict[str, tf.TensorSpec]:
@@ -179,32 +194,41 @@ class Preprocessor(tf.Module):
 
     def __call__(self, requests: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encodes requests [B], while a function is traced; keys and shapes as the features' `encoded` says."""
-        batch = tf.shape(next(iter(requests.values())), out_type=tf.int64)[0]
-        # One value in each row, also where it is missing: what reads a column takes the two for the same.
-        places = tf.stack([tf.range(batch), tf.zeros([batch], tf.int64)], axis=1)
-        shape = tf.stack([batch, 1])
-        raw = {
-            name: tf.SparseTensor(places, requests[name], shape) if spec.shape.rank == 1 else present(requests[name])
-            for name, spec in self.signature().items()
-        }
-        encoded = self._encode(raw)
-        for feature in self._features:
-            if isinstance(feature, History):
-                encoded[feature.column] = newest_first(encoded[feature.column], feature.max_length)
+        encoded, history = self.flat(requests)
+        if history is not None and self._history is not None:
+            encoded[self._history.column] = history.dense(self._history.max_length)
         return encoded
+
+    def flat(self, requests: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], FlatHistory | None]:
+        """The same with the history, where there is one, as `FlatHistory`."""
+        read: dict[str, tf.Tensor] = {}
+        for feature in self._features:
+            raw = requests[feature.column]
+            if feature is self._history:
+                there = tf.where(raw != "")
+                read[feature.column] = tf.gather_nd(raw, there)
+            else:
+                read[feature.column] = feature.read(raw if raw.shape.rank == 1 else present(raw))
+        encoded = self._encode(read, {name: present(requests[name]) for name in self._own})
+        if self._history is None:
+            return encoded, None
+        ids = encoded.pop(self._history.column)
+        batch = tf.shape(requests[self._history.column], tf.int64)[0]
+        return encoded, FlatHistory.of(there[:, 0], ids, batch)
 
 
 def _pruned(
-    transform: Any, columns: Sequence[str], keys: Sequence[str]
-) -> tuple[Callable[[Mapping[str, tf.SparseTensor]], dict[str, Any]], Any]:
-    """A function of some columns that computes some keys, and nothing else; and the part of the graph that it runs.
+    transform: Any, features: Sequence[Encoding], columns: Sequence[str], keys: Sequence[str]
+) -> tuple[Callable[[Mapping[str, tf.Tensor], Mapping[str, tf.SparseTensor]], dict[str, tf.Tensor]], Any]:
+    """A function of some features that computes some keys, and nothing else; and the part of the graph that it runs.
 
     Transform's own layer runs the whole graph for each request, sequences and the other tower's features included.
 
     Args:
         transform: `transform_fn` of Transform's SavedModel.
-        columns: Whose values are given.
-        keys: What is wanted; it follows from these columns.
+        features: What each of them reads is given, dense; of the history its values [N].
+        columns: Whose raw values are given beside that.
+        keys: What is wanted; it follows from these features and columns. Of the history it is the ids [N].
     """
     graph = transform.graph
     inputs = tf.nest.pack_sequence_as(
@@ -213,19 +237,21 @@ def _pruned(
         expand_composites=True,
     )
     outputs = tf.nest.pack_sequence_as(transform.structured_outputs, graph.outputs, expand_composites=True)
-    wanted = {key: outputs[key] for key in keys}
+    wanted = {key: outputs[key].values if isinstance(outputs[key], tf.SparseTensor) else outputs[key] for key in keys}
     whole = wrap_function.WrappedFunction(graph, wrap_function.VariableHolder(share_variables=True))
-    feeds = tf.nest.flatten({column: inputs[column] for column in columns}, expand_composites=True)
+    feeds = [graph.get_tensor_by_name(f"{_name_of(feature)}:0") for feature in features]
+    feeds += tf.nest.flatten({column: inputs[column] for column in columns}, expand_composites=True)
     # A function waits for all of its look-ups, wanted or not, unless the outputs are taken from before that.
-    flat = tf.nest.flatten(wanted, expand_composites=True)
+    flat = tf.nest.flatten(wanted)
     fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
     pruned = whole.prune(feeds, fetches)
     part = pruned.graph
     nodes = part.as_graph_def()
     places = [tensor.name for tensor in part.inputs]
 
-    def encode(raw: Mapping[str, tf.SparseTensor]) -> dict[str, Any]:
-        given = tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True)
+    def encode(read: Mapping[str, tf.Tensor], raw: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
+        given = [read[feature.column] for feature in features]
+        given += tf.nest.flatten({column: raw[column] for column in columns}, expand_composites=True)
         tables = [tf.compat.v1.get_default_graph().capture(table) for table in part.external_captures]
         # Its nodes become the caller's own. TensorFlow would run a call of it as a graph apart, folding nothing in it.
         values = tf.import_graph_def(
@@ -237,6 +263,6 @@ def _pruned(
         # Pruning forgets them.
         for value, tensor in zip(values, flat, strict=True):
             value.set_shape(tensor.shape)
-        return tf.nest.pack_sequence_as(wanted, values, expand_composites=True)
+        return tf.nest.pack_sequence_as(wanted, values)
 
     return encode, pruned

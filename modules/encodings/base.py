@@ -131,7 +131,10 @@ class Embedded(Encoding):
 
 
 def term(
-    encoding: Encoding, inputs: Mapping[str, tf.Tensor], embedding: Callable[[tf.Tensor], tf.Tensor] | None
+    encoding: Encoding,
+    inputs: Mapping[str, tf.Tensor],
+    embedding: Callable[[tf.Tensor], tf.Tensor] | None,
+    missing_is_zero: bool = False,
 ) -> tf.Tensor:
     """[B, width] what a tower projects for a feature: the mean embedding of its ids beside its numbers.
 
@@ -139,6 +142,7 @@ def term(
         encoding: The feature.
         inputs: Transformed features.
         embedding: Ids of any shape → their embeddings; None for a feature without ids.
+        missing_is_zero: Whether the embedding of id 0 is 0, so that nothing need be taken out.
     """
     import tensorflow as tf
 
@@ -149,6 +153,10 @@ def term(
             parts.append(values)
             continue
         assert embedding is not None
+        if missing_is_zero and encoded.shape == ():
+            # The mean of one.
+            parts.append(embedding(inputs[key]))
+            continue
         parts.append(tf.math.divide_no_nan(total_of_ids(values, embedding), count_of_ids(values)))
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 

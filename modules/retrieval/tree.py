@@ -53,6 +53,9 @@ class Tree(TopK):
         parameters: How much a search looks at.
     """
 
+    # tf.map_fn does not.
+    _takes_no_queries = False
+
     def __init__(self, vectors: Vectors, partitions: Partitions, parameters: SearchParameters | None = None) -> None:
         super().__init__(len(vectors), parameters)
         self.partitions = partitions

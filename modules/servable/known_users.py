@@ -24,7 +24,7 @@ class KnownUsers(tf.Module):
     Args:
         snapshot: What is known, of one user at least.
         features: What a query has.
-        item_ids: [C] strings, the id of each row of the catalogue.
+        item_ids: [1 + C] strings: "", then the id of each row of the catalogue.
         file: Where the lookup table's file is written.
     """
 
@@ -78,7 +78,7 @@ class KnownUsers(tf.Module):
         given = requests[self._history.column]
         places = self._places.unless(given, user)
         rows = places.with_flat_values(tf.gather(self._rows, places.flat_values))
-        items = rows.with_flat_values(tf.gather(self._item_ids, rows.flat_values)).to_tensor("")
+        items = rows.with_flat_values(tf.gather(self._item_ids, rows.flat_values - NO_ROW)).to_tensor("")
         # At most one of the two has something; empty strings are padding wherever they are.
         completed[self._history.column] = tf.concat([items, given], axis=1)
         if self._age is not None:

@@ -86,8 +86,8 @@ class ServableModule(tf.Module):
         self._serving = serving
         self._evaluation_k = evaluation_k
         self._item_rows = line_numbers(os.path.join(assets, ITEM_IDS_FILE), catalogue.item_ids, default=NO_ROW)
-        self._item_ids = variable(_bytes(catalogue.item_ids))
-        self._returned = {column: variable(_bytes(catalogue.returned[column])) for column in serving.return_columns}
+        self._item_ids = _of_rows(catalogue.item_ids)
+        self._returned = {column: _of_rows(catalogue.returned[column]) for column in serving.return_columns}
         self._filters = {
             column: Filter(catalogue.filterable[column], os.path.join(assets, _FILTER_VALUES_FILE.format(number)))
             for number, column in enumerate(serving.filter_columns)
@@ -154,7 +154,7 @@ class ServableModule(tf.Module):
         exclude = requests.pop(EXCLUDE, None)
         filters = {column: requests.pop(FILTER_PREFIX + column, None) for column in self._filters}
         queries = self.embedding.query(**requests)
-        kept_out = [tf.zeros([tf.shape(queries)[0], 0], tf.int32)]
+        kept_out = []
         history = self._features.history
         if history is not None and self._serving.exclude_history:
             kept_out.append(self.rows(requests[history.column]) if seen is None else seen)
@@ -166,7 +166,7 @@ class ServableModule(tf.Module):
                 has_one = self._filters[column].rows_with(wanted, self.size)
                 allowed = has_one if allowed is None else allowed & has_one
         searched = self._limited or self.index
-        scores, rows = searched.search(queries, self._serving.k, tf.concat(kept_out, axis=1), allowed)
+        scores, rows = searched.search(queries, self._serving.k, _side_by_side(kept_out, queries), allowed)
         return self._answer(scores, rows)
 
     def _similar_items(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -208,11 +208,11 @@ class ServableModule(tf.Module):
         }
 
     def _answer(self, scores: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        returned = {column: _strings(values, rows) for column, values in self._returned.items()}
+        returned = {column: _at(values, rows) for column, values in self._returned.items()}
         return {ITEM_ID: self._ids(rows), SCORE: scores, **returned}
 
     def _ids(self, rows: tf.Tensor) -> tf.Tensor:
-        return _strings(self._item_ids, rows)
+        return _at(self._item_ids, rows)
 
 
 def save(
@@ -251,9 +251,17 @@ def _with_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **inputs: function(**inputs)
 
 
-def _strings(values: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
-    return tf.where(rows == NO_ROW, "", tf.gather(values, tf.maximum(rows, 0)))
+def _side_by_side(rows: Sequence[tf.Tensor], queries: tf.Tensor) -> tf.Tensor:
+    """Rows [B, ...] of each kind in one tensor; [B, 0] of none."""
+    if not rows:
+        return tf.zeros([tf.shape(queries)[0], 0], tf.int32)
+    return rows[0] if len(rows) == 1 else tf.concat(rows, axis=1)
 
 
-def _bytes(values: Sequence[str]) -> np.ndarray:
-    return np.array([value.encode() for value in values], object)
+def _of_rows(values: Sequence[str]) -> tf.Variable:
+    """[1 + C] strings: what `NO_ROW` has, then what each row has."""
+    return variable(np.array([b"", *(value.encode() for value in values)], object))
+
+
+def _at(values: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    return tf.gather(values, rows - NO_ROW)

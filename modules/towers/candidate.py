@@ -57,6 +57,7 @@ class CandidateTower(tf_keras.layers.Layer):
         super().__init__(name="candidate_tower")
         self.layout = VectorLayout.of(model, 0 if factors is None else factors.rank)
         self._normalize = model.normalize
+        self.is_exported = False
         width = learned_width(model.dimension, model.normalize)
         self._id = next((f for f in features if is_item_id(f, columns)), None)
         self._item_ids = item_ids
@@ -118,7 +119,10 @@ class CandidateTower(tf_keras.layers.Layer):
         if self._id is not None:
             assert self._item_ids is not None
             ids = tf.cast(inputs[self._id.column], tf.int32)
-            vectors += self._item_ids(ids) * tf.cast(ids > 0, tf.float32)[:, tf.newaxis]
+            # See `QueryTower`.
+            table = self._item_ids.embeddings
+            rows = tf.gather(table.read_value(), ids) if self.is_exported else self._item_ids(ids)
+            vectors += rows * tf.cast(ids > 0, tf.float32)[:, tf.newaxis]
             if not self._normalize:
                 bias = tf.gather(self.bias, inputs["label"])[:, tf.newaxis]
         return finish(self._residual(vectors), None if self._normalize else bias)

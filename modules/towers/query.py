@@ -75,6 +75,8 @@ class QueryTower(tf_keras.layers.Layer):
         cardinalities: Rows of the embedding table of each feature that has ids, by column.
         item_ids: Embeddings of the items, shared with the candidate tower; None where nothing reads them.
         dense_history: Whether a history is a row of a [B, V] matrix, which is multiplied with the table, or gathered.
+            Once exported it is gathered, from what is read of a table: rows gathered from a variable itself make
+            TensorFlow copy it whole each time that it is read from then on, as `ServedQueryTower` does.
         factors: Of the item-item model, if there is one.
         seed: Of the initial weights.
     """
@@ -93,8 +95,9 @@ class QueryTower(tf_keras.layers.Layer):
         self.features = tuple(features)
         self.layout = VectorLayout.of(model, 0 if factors is None else factors.rank)
         self.dense_history = dense_history
-        self._history = history_of(features)
-        self._age = history_age_of(features)
+        self.is_exported = False
+        self.history = history_of(features)
+        self.age = history_age_of(features)
         self._item_ids = item_ids
         self._normalize = model.normalize
         self._gap = model.inactivity_gap
@@ -102,21 +105,21 @@ class QueryTower(tf_keras.layers.Layer):
         self._width = learned_width(model.dimension, model.normalize)
         others = [f for f in features if not f.of_history]
         self.terms = FeatureTerms(others, self._width, cardinalities, seed)
-        self._residual = Residual(model.query_layers, self._width, seed)
+        self.residual = Residual(model.query_layers, self._width, seed)
         self.constant = self.add_weight(name="constant", shape=[self._width], initializer="zeros")
         self.encoder: HistoryEncoder | None = None
-        if self._history is not None:
+        if self.history is not None:
             self.cold_start = self.add_weight(
                 name="cold_start", shape=[self._width], initializer="zeros", trainable=False
             )
-        if self._history is not None and model.history_encoder == "transformer":
-            self.encoder = HistoryEncoder(self._width, model, self._history.max_length, seed + 7)
-        elif self._history is not None:
+        if self.history is not None and model.history_encoder == "transformer":
+            self.encoder = HistoryEncoder(self._width, model, self.history.max_length, seed + 7)
+        elif self.history is not None:
             self.history_scale = self.add_weight(
                 name="history_scale", shape=[], initializer=tf_keras.initializers.Constant(_HISTORY_SCALE)
             )
         self._item_item = None if factors is None else fixed(factors.history, "item_item_history")
-        start = asdict(BlendWeights.default(model, self._age is not None))
+        start = asdict(BlendWeights.default(model, self.age is not None))
         self._blend = {name: fixed(value, f"blend_{name}") for name, value in start.items()}
 
     @property
@@ -127,7 +130,7 @@ class QueryTower(tf_keras.layers.Layer):
     @property
     def weights_in_use(self) -> tuple[str, ...]:
         """Names of the blend weights that have an effect on this tower, whatever their values."""
-        has_history, has_item_item = self._history is not None, self._item_item is not None
+        has_history, has_item_item = self.history is not None, self._item_item is not None
         effect = {
             "lift": self._has_lift,
             "cold_start_lift": self._has_lift and has_history,
@@ -183,44 +186,41 @@ class QueryTower(tf_keras.layers.Layer):
         """
         rows = tf.shape(next(iter(inputs.values())))[0]
         vectors = self.constant + self.terms(inputs, rows, dropout, seed, share)
-        if self._history is not None:
-            assert self._item_ids is not None
-            history = share.cut(tf.cast(inputs[self._history.column], tf.int32))
+        if self.history is not None:
+            history = share.cut(tf.cast(inputs[self.history.column], tf.int32))
             vectors += tf.cast(_is_empty(history), tf.float32) * self.cold_start
         if self.encoder is not None:
-            assert self._item_ids is not None
-            table = self._item_ids.embeddings
             if places is None:
-                vectors += self.encoder(history, table)
+                vectors += self.encoder(history, self.item_table)
             else:
-                vectors += share.cut(self.encoder.at_places(places, table, None if seed is None else seed + 3))
-        elif self._history is not None:
-            assert self._item_ids is not None
+                at_places = self.encoder.at_places(places, self.item_table, None if seed is None else seed + 3)
+                vectors += share.cut(at_places)
+        elif self.history is not None:
             weights = self._weights_of_mean(inputs, recency, closeness, share)
-            vectors += self.history_scale * self._sum(self._item_ids.embeddings, history, weights)
-        return finish(self._residual(vectors), None if self._normalize else tf.ones([share.size(rows), 1]))
+            vectors += self.history_scale * self._sum(self.item_table, history, weights)
+        return finish(self.residual(vectors), None if self._normalize else tf.ones([share.size(rows), 1]))
 
     def item_item(self, inputs: Mapping[str, tf.Tensor], recency: tf.Tensor | float) -> tf.Tensor:
         """The item-item part before its weight, [B, R]; `recency` as in `BlendWeights`."""
-        assert self._item_item is not None and self._history is not None
-        history = tf.cast(inputs[self._history.column], tf.int32)
-        return self._sum(self._item_item, history, _by_rank(history, recency))
+        assert self._item_item is not None and self.history is not None
+        history = tf.cast(inputs[self.history.column], tf.int32)
+        return self._sum(self.factors, history, _by_rank(history, recency))
 
     def lift(
         self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor | float, cold_start_weight: tf.Tensor | float
     ) -> tf.Tensor:
         """[B, 1]: what meets the candidates' recent popularity lift."""
         lift = tf.fill([tf.shape(next(iter(inputs.values())))[0], 1], weight)
-        if self._age is not None:
+        if self.age is not None:
             lift *= self.inactivity(inputs)
-        if self._history is not None:
-            lift = tf.where(_is_empty(inputs[self._history.column]), cold_start_weight, lift)
+        if self.history is not None:
+            lift = tf.where(_is_empty(inputs[self.history.column]), cold_start_weight, lift)
         return lift
 
     def inactivity(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """[B, 1] from 0, in-session, to 1, inactive for long: age / (age + `model.inactivity_gap`)."""
-        assert self._age is not None
-        age = inputs[self._age.column][:, tf.newaxis]
+        assert self.age is not None
+        age = inputs[self.age.column][:, tf.newaxis]
         return age / (age + self._gap)
 
     def summands(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -231,7 +231,7 @@ class QueryTower(tf_keras.layers.Layer):
         names are those of `VectorLayout`. A length to which `model.normalize` brings the sum divides each summand.
         """
         layout, weights = self.layout, self._blend
-        if self._residual.is_identity:
+        if self.residual.is_identity:
             terms = self._terms_of_learned(inputs)
             if self._normalize:
                 length = tf.norm(tf.add_n(list(terms.values())), axis=1, keepdims=True)
@@ -255,43 +255,55 @@ class QueryTower(tf_keras.layers.Layer):
 
         Only where `is_sum_of_items`.
         """
-        assert self._history is not None and self._item_ids is not None and self.is_sum_of_items
-        history, blend = tf.cast(inputs[self._history.column], tf.int32), self._blend
+        assert self.history is not None and self.is_sum_of_items
+        history, blend = tf.cast(inputs[self.history.column], tf.int32), self._blend
         weights = self.history_scale * self._weights_of_mean(inputs, blend["recency"])
         if self._normalize:
             length = tf.norm(tf.add_n(list(self._terms_of_learned(inputs).values())), axis=1, keepdims=True)
             weights = tf.math.divide_no_nan(weights, length)
-        of_places = weights[:, :, tf.newaxis] * tf.gather(self._item_ids.embeddings, history)
+        of_places = weights[:, :, tf.newaxis] * tf.gather(self.item_table, history)
         places = _placed(of_places, 0, self.layout.width)
         if self._item_item is not None:
             weights = blend["item_item"] * _by_rank(history, blend["item_item_recency"])
-            of_places = weights[:, :, tf.newaxis] * tf.gather(self._item_item, history)
+            of_places = weights[:, :, tf.newaxis] * tf.gather(self.factors, history)
             places += _placed(of_places, self.layout.item_item.start, self.layout.width)
         return places
 
     @property
     def is_sum_of_features(self) -> bool:
         """Whether each query feature adds a summand of its own: no layers bend what they add up to."""
-        return self._residual.is_identity
+        return self.residual.is_identity
 
     @property
     def is_sum_of_items(self) -> bool:
         """Whether each item of a history adds a summand of its own."""
         return self.is_sum_of_features and self.encoder is None
 
+    @property
+    def item_table(self) -> tf.Tensor:
+        """[V, width] embeddings of the items."""
+        assert self._item_ids is not None
+        return self._item_ids.embeddings.read_value() if self.is_exported else self._item_ids.embeddings
+
+    @property
+    def factors(self) -> tf.Tensor | None:
+        """[V, R]: what the items of a history add to the item-item part; None without such a part."""
+        if self._item_item is None:
+            return None
+        return self._item_item.read_value() if self.is_exported else self._item_item
+
     def _terms_of_learned(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """[B, width] each: what is added up before `finish`, under the weights that serve."""
         rows = tf.shape(next(iter(inputs.values())))[0]
         terms = {"constant": tf.tile(self.constant[tf.newaxis], [rows, 1]), **self.terms.each(inputs)}
-        if self._history is None:
+        if self.history is None:
             return terms
-        assert self._item_ids is not None
-        history, table = tf.cast(inputs[self._history.column], tf.int32), self._item_ids.embeddings
+        history, table = tf.cast(inputs[self.history.column], tf.int32), self.item_table
         terms["cold_start"] = tf.cast(_is_empty(history), tf.float32) * self.cold_start
         if self.encoder is not None:
-            return terms | {self._history.column: self.encoder(history, table)}
+            return terms | {self.history.column: self.encoder(history, table)}
         weights = self._weights_of_mean(inputs, self._blend["recency"])
-        return terms | {self._history.column: self.history_scale * self._sum(table, history, weights)}
+        return terms | {self.history.column: self.history_scale * self._sum(table, history, weights)}
 
     def _weights_of_mean(
         self,
@@ -301,9 +313,9 @@ class QueryTower(tf_keras.layers.Layer):
         share: Share = WHOLE,
     ) -> tf.Tensor:
         """[b, H] weights of a history's items in their mean; arguments as `learned` has them."""
-        assert self._history is not None
-        history = share.cut(tf.cast(inputs[self._history.column], tf.int32))
-        if self._age is not None and not _is_zero(recency):
+        assert self.history is not None
+        history = share.cut(tf.cast(inputs[self.history.column], tf.int32))
+        if self.age is not None and not _is_zero(recency):
             recency = recency * (1.0 - share.cut(self.inactivity(inputs)))
         weights = _by_rank(history, recency) * (1.0 if closeness is None else share.cut(closeness))
         return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -100,6 +101,27 @@ class FeatureTerms(tf_keras.layers.Layer):
     def each(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """[B, width] of each feature, by column: what `call` adds up where nothing is hidden."""
         return {feature.column: self._term(feature, inputs) for feature in self._features}
+
+    @property
+    def width(self) -> int:
+        """Of the vectors."""
+        return self._width
+
+    @property
+    def kernel(self) -> np.ndarray:
+        """[N, width]: the projections of all features, one below the other."""
+        kernels = [self._projections[feature.column].kernel.numpy() for feature in self._features]
+        return np.concatenate([np.zeros([0, self._width], np.float32), *kernels])
+
+    def clear_missing(self) -> None:
+        """Sets the rows of tables that stand for missing values to 0; `call` never reads them."""
+        for table in self.tables:
+            table.scatter_update(tf.IndexedSlices(tf.zeros([1, table.shape[1]]), [0]))
+
+    def numbers(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """What is to be multiplied with `kernel`, [B, ...] each and N side by side, after `clear_missing`."""
+        embeddings = self._embeddings
+        return [term_of(f, inputs, embeddings.get(f.column), missing_is_zero=True) for f in self._features]
 
     def _term(self, feature: Encoding, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         return self._projections[feature.column](term_of(feature, inputs, self._embeddings.get(feature.column)))

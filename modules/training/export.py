@@ -14,6 +14,7 @@ from modules.preprocessing import Preprocessor
 from modules.servable import embedding
 from modules.servable.contract import CANDIDATE_EMBEDDING, CANDIDATES, EXPLAIN_EMBEDDING, QUERY_EMBEDDING
 from modules.towers.explanation import explain
+from modules.towers.served import ServedQueryTower
 from modules.towers.two_tower import TwoTower
 from modules.training.dataset import Specification
 from modules.training.warm_start import fitted_variables
@@ -30,20 +31,25 @@ def export(model: TwoTower, specification: Specification, tft_output: tft.TFTran
     """
     # A few requests are cheaper gathered than as rows of the whole vocabulary.
     model.query_tower.dense_history = False
+    model.query_tower.is_exported = model.candidate_tower.is_exported = True
     features, columns = specification.features, specification.columns
     transform = tf.saved_model.load(tft_output.transform_savedmodel_dir)
     query = Preprocessor(transform, features.query)
     candidate = Preprocessor(transform, features.candidate, columns.item)
-    # Traced once for the signatures that begin with it.
     encoded_query = tf.function(query.__call__, autograph=False)
+    served = ServedQueryTower(model.query_tower) if model.query_tower.encoder is None else None
     module = tf.Module()
     module.query_preprocessor, module.candidate_preprocessor = query, candidate
     # Variables alone: of a Keras layer would be saved, and traced for it, calls that nobody makes.
     module.towers = [*model.query_tower.variables, *model.candidate_tower.variables]
+    if served is not None:
+        module.served = served.kernel
     module.popularity = tf.Variable(np.append(np.float32(0), frequency(tft_output)), trainable=False)
 
     def query_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"embedding": model.query_tower(encoded_query(requests))}
+        if served is None:
+            return {"embedding": model.query_tower(encoded_query(requests))}
+        return {"embedding": served(*query.flat(requests))}
 
     def explain_embedding(**requests: tf.Tensor) -> dict[str, tf.Tensor]:
         candidates, history = requests.pop(CANDIDATES), None
