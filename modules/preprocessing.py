@@ -246,8 +246,9 @@ def _pruned(
     fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
     pruned = whole.prune(feeds, fetches)
     part = pruned.graph
-    nodes = part.as_graph_def()
-    places = [tensor.name for tensor in part.inputs]
+    # Without what leads to a feed: it would be asked for where a check in it has to run.
+    nodes = tf.compat.v1.graph_util.extract_sub_graph(part.as_graph_def(), [t.op.name for t in part.outputs])
+    needed = {node.name for node in nodes.node}
 
     def encode(read: Mapping[str, tf.Tensor], raw: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
         given = [read[feature.column] for feature in features]
@@ -256,7 +257,7 @@ def _pruned(
         # Its nodes become the caller's own. TensorFlow would run a call of it as a graph apart, folding nothing in it.
         values = tf.import_graph_def(
             nodes,
-            dict(zip(places, [*given, *tables], strict=True)),
+            {p.name: v for p, v in zip(part.inputs, [*given, *tables], strict=True) if p.op.name in needed},
             [tensor.name for tensor in part.outputs],
             name="transform",
         )

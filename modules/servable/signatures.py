@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from modules.encodings.features import Features
 from modules.preprocessing import requests_from_examples
-from modules.retrieval.top_k import NO_ROW, TopK, best, first, variable, without
+from modules.retrieval.top_k import NO_ROW, TopK, best, variable, without
 from modules.retrieval.vectors import parts
 from modules.servable import catalogue as catalogues
 from modules.servable import embedding as embeddings
@@ -195,8 +195,12 @@ class ServableModule(tf.Module):
         scores, rows, rows_with_seen = (each[:, :k] for each in found)
         # Rows are in the order of popularity, so the most popular unseen items are the first rows that are not seen.
         width = tf.minimum(k + tf.shape(seen)[1], self.size)
-        by_popularity = tf.tile(-tf.range(tf.cast(width, tf.float32))[tf.newaxis], [batch, 1])
-        _, popular = first(without(by_popularity, tf.where(seen < width, seen, NO_ROW)), k)
+        is_seen = without(tf.zeros([batch, width]), tf.where(seen < width, seen, NO_ROW)) < 0
+        unseen = tf.where(~is_seen)
+        rows_of = tf.RaggedTensor.from_value_rowids(
+            unseen[:, 1], unseen[:, 0], tf.cast(batch, tf.int64), validate=False
+        )
+        popular = tf.cast(rows_of.to_tensor(NO_ROW, shape=[None, k]), tf.int32)
         head = (rows != NO_ROW) & (rows < int(np.ceil(HEAD_SHARE * self.size)))
         return {
             "classes": self._ids(rows),
