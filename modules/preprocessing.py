@@ -246,9 +246,11 @@ def _pruned(
     fetches, _ = tf2_utils.strip_and_get_tensors_and_control_dependencies(flat)
     pruned = whole.prune(feeds, fetches)
     part = pruned.graph
-    # Without what leads to a feed: it would be asked for where a check in it has to run.
-    nodes = tf.compat.v1.graph_util.extract_sub_graph(part.as_graph_def(), [t.op.name for t in part.outputs])
-    needed = {node.name for node in nodes.node}
+    needed = _leading_to(part.outputs)
+    nodes = part.as_graph_def()
+    kept = [node for node in nodes.node if node.name in needed]
+    del nodes.node[:]
+    nodes.node.extend(kept)
 
     def encode(read: Mapping[str, tf.Tensor], raw: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
         given = [read[feature.column] for feature in features]
@@ -267,3 +269,18 @@ def _pruned(
         return tf.nest.pack_sequence_as(wanted, values)
 
     return encode, pruned
+
+
+def _leading_to(outputs: Sequence[tf.Tensor]) -> set[str]:
+    """Names of the operations that outputs need.
+
+    A pruned graph has what led to its feeds as well, and a check among that would run and want what nobody gives.
+    """
+    needed: set[str] = set()
+    left = [tensor.op for tensor in outputs]
+    while left:
+        operation = left.pop()
+        if operation.name not in needed:
+            needed.add(operation.name)
+            left += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    return needed

@@ -67,7 +67,7 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> KnownUsers:
     ]
     taken = take(UserTables(tables, attributes), attributes, CATALOGUE, FEATURES, COLUMNS, 10)
     assert taken.unknown == 1
-    ids = tf.Variable([item.encode() for item in CATALOGUE])
+    ids = tf.Variable([b"", *(item.encode() for item in CATALOGUE)])
     return KnownUsers(taken.users, FEATURES, ids, str(folder / "ids.txt"))
 
 
