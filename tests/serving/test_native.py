@@ -145,10 +145,17 @@ def test_requests_are_timed_by_their_history_and_beside_the_tutorials_model(
     version = small.outcome.answer["pushed"]
     assert requests.main([version, "--histories", "1,5", "--rounds", "1", "--seconds", "0"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == [requests.TUTORIAL, "history of 1", "history of 5"]
+    limited = "history of 1, at most 2 of genres"
+    assert [line.split("  ")[0] for line in lines] == [requests.TUTORIAL, "history of 1", "history of 5", limited]
     assert all(float(figure) > 0 for line in lines for figure in line.split()[-4:])
     with pytest.raises(SystemExit, match="100000 is more than the catalogue's"):
         requests.main([version, "--histories", "100000"])
+    assert requests.main([version, "--catalogue", "150", "--rounds", "1", "--seconds", "0"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    kinds = [requests.BOTH, requests.SEARCH, requests.TOWER, "whole request"]
+    assert [line.split("  ")[0] for line in lines] == kinds
+    with pytest.raises(SystemExit, match="79 is less than the 80 items"):
+        requests.main([version, "--catalogue", "79"])
 
     items = [f"item {n}" for n in range(50)]
     requests.export_tutorial(tmp_path / "tutorial", items, k=5)
