@@ -65,6 +65,7 @@ class Tree(TopK):
         self._cell_centroids = variable(cells.centroids.reshape(count, -1))
         self._cells = variable(cells.extents.reshape(count, -1))
         self._spread = variable(cells.spread)
+        self._partition_of = variable(partitions.of_row)
         self._rows = variable(cells.rows.reshape(-1, _BLOCK))
         places = np.flatnonzero(cells.rows != NO_ROW)
         place_of = np.empty(len(vectors), np.int32)
@@ -96,9 +97,10 @@ class Tree(TopK):
         searched = tf.minimum(parameters.partitions_to_search, int(self._partition_centroids.shape[0]))
         by_partition = tf.matmul(queries, self._partition_centroids, transpose_b=True)
         _, partitions = tf.math.top_k(by_partition, searched, sorted=False)
-        depth = self._depth(k, excluded)
-        batch = tf.shape(queries)[0]
-        members = tf.fill([batch], self._depth(tf.maximum(k, parameters.reorder), excluded))
+        # So many more than are asked for are enough: most of a long history is in other partitions.
+        surplus = self._excluded_among(partitions, excluded)
+        depth = tf.minimum(k + tf.reduce_max(surplus), self.size)
+        members = tf.maximum(k, parameters.reorder) + surplus
         if allowed is not None:
             # As many that may come back as without a filter.
             share = tf.cast(tf.math.count_nonzero(allowed, axis=1) / self.size, tf.float32)
@@ -109,10 +111,22 @@ class Tree(TopK):
         # One query after another: what one looks at stays in the processor's cache from its gathering to its scoring.
         scores, rows = tf.map_fn(
             lambda one: self._search_one(one, depth, tables, allowed),
-            (queries, partitions, members, margins, tf.range(batch)),
+            (queries, partitions, members, margins, tf.range(tf.shape(queries)[0])),
             fn_output_signature=(tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32)),
         )
         return best(scores, rows, k, excluded, allowed)
+
+    def _excluded_among(self, partitions: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
+        """[B] int32: how many of a query's excluded rows [B, E] are in the partitions [B, P] that it looks at."""
+        count = int(self._partition_centroids.shape[0])
+        start = count * tf.range(tf.shape(partitions)[0])[:, tf.newaxis]
+        looked_at = tf.reshape(start + partitions, [-1, 1])
+        is_looked_at = tf.tensor_scatter_nd_update(
+            tf.zeros([count * tf.shape(partitions)[0]], tf.bool), looked_at, tf.ones_like(looked_at[:, 0], tf.bool)
+        )
+        theirs = tf.gather(self._partition_of, tf.maximum(excluded, 0))
+        is_there = tf.gather(is_looked_at, start + theirs) & (excluded != NO_ROW)
+        return tf.math.count_nonzero(is_there, axis=1, dtype=tf.int32)
 
     def _search_one(
         self,
