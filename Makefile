@@ -98,7 +98,7 @@ native: $(READY)
 bench-serving: $(READY)
 	$(BIN)/python -m benchmarks.serving --config $(CONFIG) $(ARGS)
 
-# By the native probe; ARGS="VERSION_FOLDER --histories 10,500" for others.
+# By the native probe; ARGS="VERSION_FOLDER --histories 10,500" for others, ARGS="--catalogue 1000000" for a large one.
 bench-requests: $(READY)
 	@$(BIN)/python -m benchmarks.serving.requests --config $(CONFIG) $(ARGS)
 
