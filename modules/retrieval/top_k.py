@@ -352,13 +352,11 @@ def first(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     return scores, tf.where(tf.math.is_inf(scores), NO_ROW, columns)
 
 
-def padded_top_k(
-    scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor, width: tf.Tensor | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The `depth` best of some rows [N], in any order, padded with −inf and -1 to `width`, by default to `depth`."""
+def padded_top_k(scores: tf.Tensor, rows: tf.Tensor, depth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `depth` best of some rows [N], in any order, padded with −inf and -1."""
     count = tf.minimum(depth, tf.size(rows))
     scores, columns = tf.math.top_k(scores, count, sorted=False)
-    padding = [[0, (depth if width is None else width) - count]]
+    padding = [[0, depth - count]]
     return (
         tf.pad(scores, padding, constant_values=-np.inf),
         tf.pad(tf.gather(rows, columns), padding, constant_values=NO_ROW),
