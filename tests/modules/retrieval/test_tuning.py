@@ -5,6 +5,9 @@ import pytest
 from known_towers import World
 
 from modules.retrieval import tuning
+from modules.retrieval.scann import train_partitions
+from modules.retrieval.stock import stock
+from modules.retrieval.top_k import SearchParameters
 from modules.retrieval.tuning import QuerySample
 from modules.retrieval.vectors import VectorFile
 from modules.settings import Index
@@ -36,6 +39,37 @@ def test_recall_counts_scores_that_tie_with_the_last_of_the_best():
     assert tuning.recall(exact, exact) == 1.0
     assert tuning.recall(found, exact) == pytest.approx((1.0 + 0.5) / 2), "a query without any candidate has no recall"
     assert tuning.recall(found[2:], exact[2:]) == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["quantized", "tree"])
+def test_the_least_is_scored_that_reaches_the_target_by_a_standard_error(strategy):
+    world = World(3000)
+    queries = QuerySample(world.user_vectors, np.full((len(world.users), 1), -1, np.int32))
+    partitions = {"partitions": 50, "spherical": False} if strategy == "tree" else {}
+    _, _, report = tuning.build_index(
+        world.item_vectors, queries, queries, Index(strategy=strategy, recall_target=0.9, **partitions), k=10
+    )
+    exact = -np.sort(-(world.user_vectors @ world.item_vectors.T), axis=1)[:, :10]
+    tried = [t for t in report.tried if (t.layer, t.strategy) == ("stock", strategy)]
+    assert tried
+    for trial in tried:
+        index = stock(world.item_vectors, strategy, None, train_partitions(world.item_vectors, partitions=50))
+        parameters = SearchParameters(trial.partitions_to_search or 1, trial.reorder)
+        scores, _ = index.search(queries.vectors, 10, queries.excluded, parameters=parameters)
+        shares = tuning.recalls(scores.numpy(), exact)
+        assert trial.recall == pytest.approx(shares.mean(), abs=1e-6)
+        assert trial.recall_error == pytest.approx(shares.std() / np.sqrt(len(shares)), abs=1e-6)
+    for searched in {t.partitions_to_search for t in tried}:
+        of = sorted((t for t in tried if t.partitions_to_search == searched), key=lambda t: t.reorder)
+        enough = [t.recall - t.recall_error >= 0.9 for t in of]
+        assert enough == sorted(enough), "more that is scored finds more"
+        # Between the last that is too little and the first that will do nothing was left out.
+        if True in enough and enough[0] is False:
+            place = enough.index(True)
+            steps = tuning._SCORED_FACTORS if strategy == "tree" else tuning._REORDER_FACTORS
+            values = sorted({*(min(round(10 * factor), 3000) for factor in steps), 3000})
+            assert values.index(of[place].reorder) == values.index(of[place - 1].reorder) + 1
 
 
 @pytest.mark.slow
