@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from modules.training.calibration import (
     new_item_offset,
     surely_better,
 )
+from modules.training.checkpoints import Checkpoints
 from modules.training.dataset import Queries, Specification
 from modules.training.distribution import Distribution
 from modules.training.lazy_adamw import LazyAdamW
@@ -56,8 +56,6 @@ _GAIN = 0.75
 _ROUNDS = 3
 # A refit that goes on from the search's weights takes this share of its epochs.
 _GO_ON = 0.25
-# Where a checkpoint has `_Run._state`.
-_STATE = "state/.ATTRIBUTES/VARIABLE_VALUE"
 # Biases and constants are few and well determined; decay would only pull them off the data.
 NO_DECAY = ("item_bias", "history_scale", "constant")
 
@@ -217,15 +215,12 @@ class _Run:
             self._board.set_model(self.model)
             self._board.on_train_begin()
         self._best_weights = [tf.Variable(v, trainable=False) for v in self._chosen]
-        self._state = tf.Variable("", dtype=tf.string, trainable=False)
         asked = len(queries) if queries is not None else 0
         self._gained = tf.Variable(tf.zeros([asked]), trainable=False)  # The metric of the last epoch that gained.
-        kept = tf.train.Checkpoint(
-            model=self.model, optimizer=self._optimizer, averages=self._averages, best=self._best_weights,
-            state=self._state, gained=self._gained,
+        self._checkpoints = Checkpoints(
+            checkpoint, model=self.model, optimizer=self._optimizer, averages=self._averages, best=self._best_weights,
+            gained=self._gained,
         )  # fmt: skip
-        self._kept, self._layout = kept, _layout(kept)
-        self._saver = tf.train.CheckpointManager(kept, checkpoint, max_to_keep=1) if checkpoint else None
         self._epochs: list[Epoch] = []
         self._resumed_from = 0
         # TFRS's task is written for autograph, nothing else of a step is, and translating the source takes seconds.
@@ -247,9 +242,7 @@ class _Run:
             epoch = self._epoch(number)
             self._epochs.append(epoch)
             self._say(number, epoch)
-            if self._saver is not None:
-                self._state.assign(json.dumps({"layout": self._layout, "epochs": [asdict(e) for e in self._epochs]}))
-                self._saver.save(number)
+            self._checkpoints.save(self._epochs)
         if self._board is not None:
             self._board.on_train_end()
         _assign(self._chosen, self._best_weights)
@@ -313,15 +306,7 @@ class _Run:
         return since >= self._patience
 
     def _restore(self) -> None:
-        newest = self._saver.latest_checkpoint if self._saver is not None else None
-        if newest:
-            # Read before anything is restored: of a checkpoint that fits in part, weights would be taken.
-            state = json.loads(tf.train.load_checkpoint(newest).get_tensor(_STATE))
-            if isinstance(state, dict) and state["layout"] == self._layout:
-                self._kept.restore(newest)
-                self._epochs = [Epoch(**e) for e in state["epochs"]]
-            else:
-                _PROGRESS.info("training begins anew: the checkpoint of the killed one was written by other code")
+        self._epochs = self._checkpoints.restore()
         # Fresh variables are equal on all workers; what was restored, or came by a warm start, the chief has alone.
         is_fresh = not self._epochs and not self._warm_started
         if self._distribution.spans_processes and not self._distribution.from_chief(is_fresh):
@@ -493,21 +478,6 @@ def _build(specification: Specification, frequency: np.ndarray, factors: item_it
         specification.cardinalities, specification.item_rows, specification.catalogue.features,
         specification.catalogue.is_candidate, frequency, factors, specification.training.seed,
     )  # fmt: skip
-
-
-def _layout(kept: tf.train.Checkpoint) -> str:
-    """Hash of what a checkpoint holds: where each variable is, its dtype and shape, and what is kept of an epoch."""
-    view = tf.train.TrackableView(kept)
-    variables, found, seen = [], [("", kept)], {id(kept)}
-    for path, node in found:
-        for name, child in sorted(view.children(node).items()):
-            if id(child) not in seen:
-                seen.add(id(child))
-                found.append((f"{path}/{name}", child))
-        if isinstance(node, tf.Variable):
-            variables.append([path, node.dtype.name, node.shape.as_list()])
-    content = [sorted(field.name for field in fields(Epoch)), variables]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _assign(variables: Sequence[tf.Variable], values: Sequence[Any]) -> None:
