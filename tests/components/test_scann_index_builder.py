@@ -128,7 +128,7 @@ def test_a_forced_tree_reaches_the_recall_target(layer, tmp_path):
     trials = [t for t in result.report["tried"] if (t["layer"], t["strategy"]) == (layer, "tree")]
     kinds = {(t["partitions"], t["spherical"]) for t in trials}
     assert kinds == {(45, False), (45, True), (180, False), (180, True)}, "the catalogue's square root, four times that"
-    enough = [t for t in trials if t["recall"] >= 0.9]
+    enough = [t for t in trials if t["recall"] - t["recall_error"] >= 0.9]
     assert chosen["latency_ms"]["single"]["p50"] > 0 and len(enough) < len(trials)
     fastest = min(enough, key=lambda t: t["latency_ms"]["single"]["p50"])
     setting = ("partitions", "spherical", "partitions_to_search", "reorder")
