@@ -17,7 +17,7 @@ from tensorflow.python.framework import config as framework_config
 
 from modules.errors import UserError
 from modules.towers.query import BlendWeights
-from modules.training import loop
+from modules.training import checkpoints
 from modules.training.calibration import CHOICES, WORTH, Calibration, Ranker
 from modules.training.loop import fit
 
@@ -233,10 +233,12 @@ def test_nothing_is_taken_from_a_checkpoint_of_older_code(small, fitted, tmp_pat
             def dumps(content):
                 return json.dumps(content["epochs"] if isinstance(content, dict) else content)
 
-            patch.setattr(loop, "json", SimpleNamespace(dumps=dumps))
+            patch.setattr(checkpoints, "json", SimpleNamespace(dumps=dumps))
         if older in ("state", "epoch"):
-            patch.setattr(loop, "asdict", lambda epoch: {k: v for k, v in asdict(epoch).items() if k != "gained"})
-            patch.setattr(loop, "fields", lambda of: [field for field in fields(of) if field.name != "gained"])
+            patch.setattr(
+                checkpoints, "asdict", lambda epoch: {k: v for k, v in asdict(epoch).items() if k != "gained"}
+            )
+            patch.setattr(checkpoints, "fields", lambda of: [field for field in fields(of) if field.name != "gained"])
         if older == "path":
             checkpoint = tf.train.Checkpoint
             patch.setattr(tf.train, "Checkpoint", lambda best, **others: checkpoint(best_weights=best, **others))
