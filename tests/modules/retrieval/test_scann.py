@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from index_conformance import DIMENSION, IndexLayerConformance, clustered
 
-from modules.retrieval import scann
+from modules.retrieval import scann_settings
 from modules.retrieval.scann import Scann, train_partitions, train_scann
 
 # The layers of stock ops, which are built from what ScaNN learns, keep the same promises in test-fast.
@@ -50,8 +50,8 @@ def test_partitions_alone_are_those_of_the_tree_with_codes(spherical):
 
 
 def test_partitions_learned_from_a_sample_take_all_vectors_by_nearest_centre(monkeypatch):
-    monkeypatch.setattr(scann, "_LEAST_SAMPLE", 500)
-    monkeypatch.setattr(scann, "_SAMPLE_PER_PARTITION", 8)
+    monkeypatch.setattr(scann_settings, "_LEAST_SAMPLE", 500)
+    monkeypatch.setattr(scann_settings, "_SAMPLE_PER_PARTITION", 8)
     vectors = clustered(4000)
     partitions, again = (train_partitions(vectors, partitions=50) for _ in range(2))
     assert len(partitions.centroids) == 50

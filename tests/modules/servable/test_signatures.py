@@ -312,7 +312,7 @@ def test_a_fresh_process_with_tensorflow_alone_answers(world, embedding, tmp_pat
     shutil.copytree(embedding, copied)
     catalogue = world.catalogue()
     partitions = train_scann(catalogue.vectors, "tree").partitions
-    index = Tree(catalogue.vectors, partitions, SearchParameters(partitions_to_search=1000))
+    index = Tree(catalogue.vectors, partitions, SearchParameters(partitions_to_search=1000, reorder=1000))
     path = save_servable(world, copied, tmp_path / "1", _SERVING, index)
     shutil.rmtree(copied)
 
