@@ -147,7 +147,8 @@ def _parts(version: Path, size: int, to_search: int, folder: Path) -> Iterator[t
     own, _ = catalogue.read(str(version))
     items = _enlarged(own, size)
     partitions = train_partitions(items.vectors)
-    index = stock(items.vectors, "tree", SearchParameters(partitions_to_search=to_search), partitions)
+    # All members of so many partitions.
+    index = stock(items.vectors, "tree", SearchParameters(to_search, reorder=size), partitions)
     asked = warmup.read(str(version))[_SIGNATURE]
     requests = dict.fromkeys((_SIGNATURE, QUERY_EMBEDDING), asked)
     whole, alone = folder / "whole", folder / "search"

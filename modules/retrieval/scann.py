@@ -116,7 +116,7 @@ class Scann(InOrder):
     """
 
     namespaces = ("Scann",)
-    _takes_no_queries = False
+    _takes_empty_batches = False
 
     def __init__(self, trained: TrainedScann, parameters: SearchParameters) -> None:
         super().__init__(int(trained.state.dataset.shape[0]), parameters)

@@ -105,8 +105,8 @@ class TopK(tf.Module, abc.ABC):
     """Namespaces of custom ops, which `tf.saved_model.SaveOptions` must be told about."""
     partitions: Partitions | None = None
     """Of a partition tree: what it takes to give the tree other rows."""
-    _takes_no_queries = True
-    """Whether `_find` takes an empty batch; to spare it one costs a request a dozen operations."""
+    _takes_empty_batches = True
+    """Whether `_find` does; to spare it one costs a request a dozen operations."""
 
     def __init__(self, size: int, parameters: SearchParameters | None = None) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class TopK(tf.Module, abc.ABC):
             Scores [B, k] float32, best first, padded with −inf, and rows [B, k] int32, padded with -1.
         """
         parameters, enough = parameters or self.parameters, enough or k
-        if self._takes_no_queries:
+        if self._takes_empty_batches:
             return self._search(queries, k, excluded, allowed, parameters, enough)
         # An empty batch gets one query that is dropped again.
         batch = tf.shape(queries)[0]

@@ -31,6 +31,7 @@ _BLOCK = 8
 _CELL = 64
 _SMALL_CELL = 16
 _ROUNDS = 6
+# Numbers that say where a cell lies, see `_Cells.extents`.
 _EXTENT = 3
 
 
@@ -41,8 +42,7 @@ class Tree(TopK):
     else. A search compares the query with the centres of the partitions, then with those of the best partitions' cells,
     and scores the members of the best cells: of those that hold `reorder` members, and of those whose centre's score is
     less by at most a standard deviation of a member's score around its cell's centre. So a query whose best items are
-    spread over many cells looks at many more members than one whose best items are together. With equally many for
-    each, the mean query looks at twice as many for the same recall.
+    spread over many cells looks at many more members than one whose best items are together.
 
     ScaNN's codes are of no use here: gathering their look-up tables with stock ops takes longer than scoring vectors,
     and few cells hold what is looked for.
@@ -54,7 +54,7 @@ class Tree(TopK):
     """
 
     # tf.map_fn does not.
-    _takes_no_queries = False
+    _takes_empty_batches = False
 
     def __init__(self, vectors: Vectors, partitions: Partitions, parameters: SearchParameters | None = None) -> None:
         super().__init__(len(vectors), parameters)
@@ -223,15 +223,14 @@ def _count(conditions: tf.Tensor) -> tf.Tensor:
 def _divide(vectors: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Lloyd's k-means: [N] int32 cell of each vector, and [count or fewer, D] centres, none without a vector."""
     if count <= 1:
-        return np.zeros(len(vectors), np.int32), vectors.mean(axis=0, keepdims=True)[: len(vectors)]
+        return np.zeros(len(vectors), np.int32), vectors.mean(axis=0, keepdims=True)
     centres = vectors[generator.choice(len(vectors), count, replace=False)]
     for _ in range(_ROUNDS):
         of_row = nearest(centres, vectors)
         sizes = np.bincount(of_row, minlength=len(centres))
         used = np.flatnonzero(sizes)
         starts = (np.cumsum(sizes) - sizes)[used]
-        centres = np.add.reduceat(vectors[np.argsort(of_row, kind="stable")], starts) / sizes[used, None].astype(
-            np.float32
-        )
+        sums = np.add.reduceat(vectors[np.argsort(of_row, kind="stable")], starts)
+        centres = sums / sizes[used, np.newaxis].astype(np.float32)
         of_row = np.searchsorted(used, of_row).astype(np.int32)
     return of_row, centres

@@ -281,9 +281,10 @@ def frontier(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _better(trial: Trial, than: Trial, target: float) -> bool:
-    if _reaches(trial, target) and _reaches(than, target):
-        return trial.latency_ms.single.p50 < than.latency_ms.single.p50
-    return trial.recall > than.recall
+    reaches, other_reaches = _reaches(trial, target), _reaches(than, target)
+    if reaches != other_reaches:
+        return reaches
+    return trial.latency_ms.single.p50 < than.latency_ms.single.p50 if reaches else trial.recall > than.recall
 
 
 def _reaches(trial: Trial, target: float) -> bool:
@@ -365,15 +366,15 @@ def _trials(
     for partitions in _partitions(candidate, settings, k, factor):
         # The most first: where it is not enough, these partitions do not hold what is looked for.
         least, enough = 0, len(reorders) - 1
-        tried = attempt(partitions, reorders[enough])
-        yield tried
-        if not _reaches(tried[1], settings.recall_target):
+        parameters, trial = attempt(partitions, reorders[enough])
+        yield parameters, trial
+        if not _reaches(trial, settings.recall_target):
             continue
         while least < enough:
             middle = (least + enough) // 2
-            tried = attempt(partitions, reorders[middle])
-            yield tried
-            if _reaches(tried[1], settings.recall_target):
+            parameters, trial = attempt(partitions, reorders[middle])
+            yield parameters, trial
+            if _reaches(trial, settings.recall_target):
                 enough = middle
             else:
                 least = middle + 1
@@ -402,15 +403,11 @@ def _reorders(candidate: _Candidate, settings: Index, k: int) -> list[int]:
         return [1]
     if settings.reorder:
         return [min(settings.reorder, size)]
-    if kind.layer == "stock" and kind.strategy == "tree":
-        return _rising(_SCORED_FACTORS, k, size)
-    # In the end the whole catalogue, but not by ScaNN's op.
-    return _rising(_REORDER_FACTORS, k, size)[: None if kind.strategy == "quantized" else len(_REORDER_FACTORS)]
-
-
-def _rising(factors: Sequence[float], k: int, size: int) -> list[int]:
-    """Multiples of k up to `size`, and that."""
-    return list(dict.fromkeys([*(min(round(factor * k), size) for factor in factors), size]))
+    is_tree = kind.strategy == "tree"
+    factors = _SCORED_FACTORS if is_tree and kind.layer == "stock" else _REORDER_FACTORS
+    tried = [min(round(factor * k), size) for factor in factors]
+    # In the end the whole catalogue, but not by ScaNN's op, which would score as many of few partitions again.
+    return list(dict.fromkeys(tried if is_tree and kind.layer == "scann" else [*tried, size]))
 
 
 def _traced(index: TopK, k: int, dimension: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:

@@ -70,6 +70,8 @@ class MaxPerValue(tf.Module):
         depth = max(k, min(_OVERFETCH * k, self._index.size))
         scores, rows = self._index.search(queries, depth, excluded, allowed, enough=k)
         own = self._index.parameters
+        # What it is multiplied with still fits into int32.
+        deepest = (2**31 - 1) // max(own.partitions_to_search, own.reorder)
 
         def more(
             scores: tf.Tensor, rows: tf.Tensor, short: tf.Tensor, effort: tf.Tensor
@@ -96,8 +98,7 @@ class MaxPerValue(tf.Module):
                 tf.tensor_scatter_nd_update(scores, where, taken_scores),
                 tf.tensor_scatter_nd_update(rows, where, taken),
                 tf.tensor_scatter_nd_update(short, where, still),
-                # Never past what fits into int32.
-                tf.minimum(_DEEPER * effort, 2**10),
+                tf.minimum(_DEEPER * effort, min(2**10, deepest)),
             )
 
         # Each time takes one item at least.

@@ -13,24 +13,39 @@ from modules.retrieval.vectors import VectorFile
 from modules.settings import Index
 
 
-def test_the_frontier_is_what_no_other_setting_beats():
-    def trial(recall: float, milliseconds: float) -> tuning.Trial:
-        latency = tuning.Percentiles(p50=milliseconds, p99=milliseconds)
-        return tuning.Trial(
-            layer="stock",
-            strategy="tree",
-            partitions=9,
-            spherical=False,
-            partitions_to_search=1,
-            reorder=1,
-            recall=recall,
-            latency_ms=tuning.Latency(single=latency, batch_64=latency),
-            build_seconds=1,
-            bytes=1,
-        )
+def trial(recall: float, milliseconds: float, error: float = 0.0) -> tuning.Trial:
+    latency = tuning.Percentiles(p50=milliseconds, p99=milliseconds)
+    return tuning.Trial(
+        layer="stock",
+        strategy="tree",
+        partitions=9,
+        spherical=False,
+        partitions_to_search=1,
+        reorder=1,
+        recall=recall,
+        recall_error=error,
+        latency_ms=tuning.Latency(single=latency, batch_64=latency),
+        build_seconds=1,
+        bytes=1,
+    )
 
+
+def test_the_frontier_is_what_no_other_setting_beats():
     trials = [trial(0.5, 2), trial(0.9, 3), trial(0.9, 2.5), trial(0.7, 1), trial(0.95, 9), trial(0.94, 10)]
     assert [(t.recall, t.latency_ms.single.p50) for t in tuning.frontier(trials)] == [(0.7, 1), (0.9, 2.5), (0.95, 9)]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (trial(0.96, 1), trial(0.99, 2)),
+        # What may be luck loses to what is not, however fast, and however high by itself.
+        (trial(0.96, 2, 0.01), trial(0.97, 1, 0.05)),
+        (trial(0.94, 2), trial(0.93, 1)),
+    ],
+)
+def test_the_fastest_of_those_that_surely_reach_the_target_is_best(better: tuning.Trial, worse: tuning.Trial):
+    assert tuning._better(better, worse, 0.95) and not tuning._better(worse, better, 0.95)
 
 
 def test_recall_counts_scores_that_tie_with_the_last_of_the_best():
@@ -53,8 +68,8 @@ def test_the_least_is_scored_that_reaches_the_target_by_a_standard_error(strateg
     exact = -np.sort(-(world.user_vectors @ world.item_vectors.T), axis=1)[:, :10]
     tried = [t for t in report.tried if (t.layer, t.strategy) == ("stock", strategy)]
     assert tried
+    index = stock(world.item_vectors, strategy, None, train_partitions(world.item_vectors, partitions=50))
     for trial in tried:
-        index = stock(world.item_vectors, strategy, None, train_partitions(world.item_vectors, partitions=50))
         parameters = SearchParameters(trial.partitions_to_search or 1, trial.reorder)
         scores, _ = index.search(queries.vectors, 10, queries.excluded, parameters=parameters)
         shares = tuning.recalls(scores.numpy(), exact)

@@ -25,7 +25,7 @@ from modules.retrieval.scann import Scann, train_scann
 from modules.retrieval.stock import stock
 from modules.retrieval.top_k import SearchParameters
 from modules.servable import catalogue as catalogues
-from modules.servable import replay, update_users, user_snapshot
+from modules.servable import new_version, replay, update_users, user_snapshot
 from modules.servable.contract import SERVABLE_PATH, read_servable
 from modules.servable.embedding import read_variables
 from modules.servable.update_index import NewItems, Update, update
@@ -196,6 +196,18 @@ def test_every_stock_index_is_updated(layer, strategy, tmp_path):
         assert [counts[genre] for genre in GENRES[:3]] == [6, 6, 6]
     else:
         assert found == pushed.best("u2", there)
+
+
+def test_a_version_of_before_partitions_had_cells_looks_at_all_their_members(tmp_path):
+    world = World(600)
+    _push(world, tmp_path, "stock", "tree", SearchParameters(1000, 1))
+    pushed = Pushed(world, tmp_path / "served")
+    with new_version.opened(str(pushed.destination), FEATURES, SERVING) as version:
+        index = version.index(version.partitions, version.catalogue)
+        queries = world.user_vectors
+        scores, _ = index.search(queries, 20, np.zeros((len(queries), 0), np.int32))
+        exact = -np.sort(-(queries @ version.catalogue.vectors[:].T), axis=1)[:, :20]
+        np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_a_version_of_another_contract_or_of_scanns_own_ops_is_refused(pushed, tmp_path):
